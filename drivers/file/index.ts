@@ -1,0 +1,219 @@
+/**
+ * The `file` protocol: a regular file or block device of the host, through Node's asynchronous file I/O.
+ *
+ * Owns one descriptor. Reads past the end are zeros, writes past the end grow the file.
+ */
+import { constants } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
+import { BlockError, toBlockError } from '../../src/base/block-error.ts';
+import { type GuestOffset, type HostOffset, hostOffset } from '../../src/base/units.ts';
+import type {
+  DriverDescriptor,
+  DriverInstance,
+  Mapping,
+  OpenPathRequest,
+  WriteZeroesOptions,
+} from '../../src/block/driver.ts';
+import { FALLOC, fallocate, SEEK, seekDataOrHole } from '../../src/os/linux.ts';
+
+const ZERO_CHUNK_BYTES = 1 << 20;
+
+class HostFile implements DriverInstance {
+  readonly clusterBytes = 1;
+  readonly backingLink = null;
+  readonly growsOnWrite = true;
+  readonly #handle: FileHandle;
+  readonly #path: string;
+  readonly #flushes: boolean;
+  #lengthBytes: number;
+  /** What the host's file system turned out not to have, so that it is asked once. */
+  readonly #lacks = new Set<'punch' | 'zero' | 'allocate'>();
+  /** A failed fdatasync has lost data for good: the kernel reports it once, this node for ever. */
+  #flushFailure: BlockError | null = null;
+
+  constructor(handle: FileHandle, path: string, lengthBytes: number, flushes: boolean) {
+    this.#handle = handle;
+    this.#path = path;
+    this.#lengthBytes = lengthBytes;
+    this.#flushes = flushes;
+  }
+
+  get lengthBytes(): number {
+    return this.#lengthBytes;
+  }
+
+  get hostFd(): number {
+    return this.#handle.fd;
+  }
+
+  mapping(_offset: GuestOffset, lengthBytes: number): Mapping {
+    return { kind: 'opaque', lengthBytes };
+  }
+
+  async read(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    let done = 0;
+    while (done < buffer.length) {
+      const { bytesRead } = await this.#handle.read(
+        buffer,
+        done,
+        buffer.length - done,
+        offset + done,
+      );
+      if (bytesRead === 0) break;
+      done += bytesRead;
+    }
+    buffer.fill(0, done);
+  }
+
+  async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    let done = 0;
+    while (done < buffer.length) {
+      const { bytesWritten } = await this.#handle.write(
+        buffer,
+        done,
+        buffer.length - done,
+        offset + done,
+      );
+      if (bytesWritten === 0)
+        throw this.#error('io', `wrote nothing of ${buffer.length - done} bytes`, offset);
+      done += bytesWritten;
+    }
+    this.#lengthBytes = Math.max(this.#lengthBytes, offset + buffer.length);
+  }
+
+  async writeZeroes(
+    offset: GuestOffset,
+    lengthBytes: number,
+    options: WriteZeroesOptions,
+  ): Promise<void> {
+    if (options.unmap && (await this.#punch(offset, lengthBytes))) return;
+    if (await this.#zeroRange(offset, lengthBytes)) return;
+    const zeroes = new Uint8Array(Math.min(lengthBytes, ZERO_CHUNK_BYTES));
+    for (let done = 0; done < lengthBytes; done += zeroes.length) {
+      const part = zeroes.subarray(0, Math.min(zeroes.length, lengthBytes - done));
+      await this.write((offset + done) as GuestOffset, part);
+    }
+  }
+
+  async discard(offset: GuestOffset, lengthBytes: number): Promise<void> {
+    await this.writeZeroes(offset, lengthBytes, { unmap: true });
+  }
+
+  async allocate(offset: GuestOffset, lengthBytes: number): Promise<void> {
+    if (await this.#fallocate('allocate', 0, offset, lengthBytes)) {
+      this.#lengthBytes = Math.max(this.#lengthBytes, offset + lengthBytes);
+    }
+  }
+
+  async stores(
+    offset: HostOffset,
+    lengthBytes: number,
+  ): Promise<{ stored: boolean; lengthBytes: number }> {
+    const fd = this.#handle.fd;
+    const data = seekDataOrHole(fd, offset, SEEK.DATA);
+    if (data === null || data >= offset + lengthBytes) return { stored: false, lengthBytes };
+    if (data > offset) return { stored: false, lengthBytes: data - offset };
+    const hole = seekDataOrHole(fd, offset, SEEK.HOLE) ?? offset + lengthBytes;
+    return { stored: true, lengthBytes: Math.min(hole - offset, lengthBytes) };
+  }
+
+  async flush(): Promise<void> {
+    if (this.#flushFailure !== null) throw this.#flushFailure;
+    if (!this.#flushes) return;
+    try {
+      await this.#handle.datasync();
+    } catch (error) {
+      this.#flushFailure = toBlockError(error, { op: 'flush', path: this.#path });
+      throw this.#flushFailure;
+    }
+  }
+
+  async resize(lengthBytes: number): Promise<void> {
+    await this.#handle.truncate(lengthBytes);
+    this.#lengthBytes = lengthBytes;
+  }
+
+  async allocatedBytes(): Promise<number> {
+    return (await this.#handle.stat()).blocks * 512;
+  }
+
+  async close(): Promise<void> {
+    await this.#handle.close();
+  }
+
+  /** Whether the range is a hole now. */
+  async #punch(offset: GuestOffset, lengthBytes: number): Promise<boolean> {
+    const inside = Math.min(lengthBytes, this.#lengthBytes - offset);
+    if (inside < lengthBytes) await this.resize(offset + lengthBytes);
+    if (inside <= 0) return true;
+    return this.#fallocate('punch', FALLOC.PUNCH_HOLE | FALLOC.KEEP_SIZE, offset, inside);
+  }
+
+  async #zeroRange(offset: GuestOffset, lengthBytes: number): Promise<boolean> {
+    if (!(await this.#fallocate('zero', FALLOC.ZERO_RANGE, offset, lengthBytes))) return false;
+    this.#lengthBytes = Math.max(this.#lengthBytes, offset + lengthBytes);
+    return true;
+  }
+
+  async #fallocate(
+    what: 'punch' | 'zero' | 'allocate',
+    mode: number,
+    offset: number,
+    lengthBytes: number,
+  ): Promise<boolean> {
+    if (this.#lacks.has(what)) return false;
+    try {
+      await fallocate(this.#handle.fd, mode, offset, lengthBytes);
+      return true;
+    } catch (error) {
+      const failure = toBlockError(error, { op: what, path: this.#path });
+      if (failure.errno !== 'EOPNOTSUPP' && failure.errno !== 'ENODEV') throw failure;
+      this.#lacks.add(what);
+      return false;
+    }
+  }
+
+  #error(kind: 'io', message: string, offset: number): BlockError {
+    return new BlockError({ kind, message, path: this.#path, offset: hostOffset(offset) });
+  }
+}
+
+const openPath = async (request: OpenPathRequest): Promise<DriverInstance> => {
+  const { path, readOnly, create, cache } = request;
+  let flags = readOnly ? constants.O_RDONLY : constants.O_RDWR;
+  if (create) flags |= constants.O_CREAT | constants.O_EXCL;
+  const handle = await open(path, flags, 0o644).catch((error: unknown) => {
+    throw toBlockError(error, { op: 'open', path });
+  });
+  try {
+    const s = await handle.stat();
+    const lengthBytes = s.isBlockDevice() ? (seekEnd(handle.fd) ?? 0) : s.size;
+    return new HostFile(handle, path, lengthBytes, cache !== 'unsafe');
+  } catch (error) {
+    await handle.close();
+    throw toBlockError(error, { op: 'open', path });
+  }
+};
+
+/** The first hole at or after the end of data is the end of a block device, which has none. */
+const seekEnd = (fd: number): number | null => seekDataOrHole(fd, 0, SEEK.HOLE);
+
+export const file: DriverDescriptor = {
+  name: 'file',
+  role: 'protocol',
+  capabilities: {
+    write: true,
+    backing: false,
+    zeroWithoutSpace: true,
+    discard: true,
+    grow: true,
+    shrink: true,
+    create: true,
+    check: false,
+    repair: false,
+    internalSnapshots: false,
+    compressedWrite: false,
+  },
+  createOptions: [],
+  openPath,
+};

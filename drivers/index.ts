@@ -1,0 +1,6 @@
+/** The list of drivers: the only one. */
+import type { DriverDescriptor } from '../src/block/driver.ts';
+import { file } from './file/index.ts';
+import { raw } from './raw/index.ts';
+
+export const drivers: readonly DriverDescriptor[] = [file, raw];

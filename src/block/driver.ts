@@ -1,0 +1,298 @@
+/**
+ * The driver contract: all that an author of a format, protocol or filter driver reads.
+ *
+ * A driver is a folder `drivers/<name>/` whose `index.ts` exports a `DriverDescriptor`, one line in
+ * `drivers/index.ts`, and one conformance file in `test/conformance/`.
+ *
+ * Division of labour (house rule "the wrapper validates, the driver implements"): callers use `Node`
+ * (node.ts), which checks ranges, state and permissions, counts, and registers every request as in flight
+ * from before the offset is resolved until its I/O ends. A driver's methods are called only with ranges
+ * inside `lengthBytes`, never with length 0, never after `close`.
+ *
+ * Concurrency: every method may be called while any other is running, except that `resize`, `close`,
+ * and a graph change run inside a drained section. A driver serialises for itself what must be serial
+ * (see `RangeLocks`), and two requests to different clusters never wait for each other.
+ */
+import type { Log } from '../base/log.ts';
+import type { GuestOffset, HostOffset } from '../base/units.ts';
+import type { Node } from './node.ts';
+import type { RestartJournal } from './restart-journal.ts';
+
+export type DriverRole = 'format' | 'protocol' | 'filter';
+
+/** `true`, `false` (the format cannot), `'todo'` (not yet). Tests read them. */
+export type Capability = boolean | 'todo';
+
+export interface DriverCapabilities {
+  readonly write: Capability;
+  /** Overlays a backing node; unallocated ranges read from there. */
+  readonly backing: Capability;
+  /** Ranges can read as zeros without taking space. */
+  readonly zeroWithoutSpace: Capability;
+  readonly discard: Capability;
+  readonly grow: Capability;
+  readonly shrink: Capability;
+  readonly create: Capability;
+  readonly check: Capability;
+  readonly repair: Capability;
+  readonly internalSnapshots: Capability;
+  readonly compressedWrite: Capability;
+}
+
+/**
+ * Where the bytes of a range are, for its first `lengthBytes` bytes (at least 1, at most what was asked).
+ * A driver joins neighbours that are contiguous in the same file.
+ */
+export type Mapping =
+  | {
+      /** Plain bytes in `file` from `hostOffset` on. */
+      readonly kind: 'data';
+      readonly lengthBytes: number;
+      readonly file: Node;
+      readonly hostOffset: HostOffset;
+      /** Writing in place needs no change of metadata (allocated, refcount 1, image writable). */
+      readonly inPlace: boolean;
+    }
+  /** Reads as zeros whatever the backing holds. `allocated`: a host cluster is kept behind it. */
+  | { readonly kind: 'zero'; readonly lengthBytes: number; readonly allocated: boolean }
+  /** Not in this layer: the backing's bytes, or zeros past its end or without one. */
+  | { readonly kind: 'unallocated'; readonly lengthBytes: number }
+  /** In this layer, but only the driver's `read` gives the bytes (compressed, encrypted; a protocol driver's own). */
+  | { readonly kind: 'opaque'; readonly lengthBytes: number };
+
+export interface WriteZeroesOptions {
+  /** Space may be given back; else it stays allocated where the format can say "zero and allocated". */
+  readonly unmap: boolean;
+}
+
+/** An opened instance. One per node. */
+export interface DriverInstance {
+  /** What the guest sees, in bytes; any number, not only multiples of 512. Changed only by `resize`. */
+  readonly lengthBytes: number;
+  /** The unit in which space is mapped, in bytes; for formats without one, `lengthBytes` does not matter: 1. */
+  readonly clusterBytes: number;
+
+  /**
+   * Where a range is. Synchronous when the metadata is in memory, so that hits cost no turn of the event
+   * loop. Errors: EIO (metadata unreadable or breaking its format).
+   */
+  mapping(offset: GuestOffset, lengthBytes: number): Mapping | Promise<Mapping>;
+
+  /**
+   * Bytes of a range that `mapping` called opaque; for a protocol driver of any range. Fills the whole buffer:
+   * what lies past the host file's end is zeros.
+   */
+  read?(offset: GuestOffset, buffer: Uint8Array): Promise<void>;
+
+  /**
+   * Protocol drivers that know: whether the storage keeps bytes for the start of a range (false: a hole), and
+   * for how many bytes that holds. Cheap enough for block status, not for every request.
+   */
+  stores?(
+    offset: HostOffset,
+    lengthBytes: number,
+  ): Promise<{ stored: boolean; lengthBytes: number }>;
+
+  /** A host file descriptor whose offsets are this node's: the data plane may read and write it directly. */
+  readonly hostFd?: number;
+
+  /** Protocol drivers: a write past the end grows the file, and the range check allows it. */
+  readonly growsOnWrite?: boolean;
+
+  /** Block status looks for holes of the host file inside `data` ranges (raw; preallocated metadata). */
+  readonly holesMeanZero?: boolean;
+
+  /**
+   * Writes the whole buffer or throws; never half of it without an error. When it returns, the write survives
+   * SIGKILL of every process of ours, but not a power cut before `flush`. Errors: ENOSPC, EIO, EROFS.
+   * The buffer is the caller's again only after the promise ends; a driver never writes to it.
+   */
+  write?(offset: GuestOffset, buffer: Uint8Array): Promise<void>;
+
+  /** The range reads as zeros afterwards, whatever the alignment. */
+  writeZeroes?(
+    offset: GuestOffset,
+    lengthBytes: number,
+    options: WriteZeroesOptions,
+  ): Promise<void>;
+
+  /** As `write`, for a range that is to read as zeros and should take no space (a guest's discard or punch). */
+  discard?(offset: GuestOffset, lengthBytes: number): Promise<void>;
+
+  /**
+   * The content stays, and later writes of the range need no new space where the format can promise that
+   * (fallocate mode 0). Without it, allocating is a promise the format cannot give, and succeeds.
+   */
+  allocate?(offset: GuestOffset, lengthBytes: number): Promise<void>;
+
+  /** Everything answered before the call survives a power cut when it returns. A failed flush never succeeds later by itself. */
+  flush(): Promise<void>;
+
+  /** New length in bytes. Growing shows zeros, also where a backing is longer. Called drained. */
+  resize?(lengthBytes: number): Promise<void>;
+
+  /** Bytes that the image takes on its host, for st_blocks. Cheap. */
+  allocatedBytes(): Promise<number>;
+
+  /** Backing link as the image names it; null when none. Needed before the backing is opened. */
+  readonly backingLink: BackingLink | null;
+
+  /** Flushes what is pending, gives everything back. Called once, drained; also after errors. */
+  close(): Promise<void>;
+}
+
+/** What an image's header says about its backing file. */
+export interface BackingLink {
+  readonly filename: string;
+  /** Declared format; null when the image does not say (it is probed then). */
+  readonly format: string | null;
+}
+
+/**
+ * What can be told from an image alone, opening no other file (`info`, directory scans).
+ */
+export interface ImageDescription {
+  readonly format: string;
+  /** Bytes the guest sees. */
+  readonly virtualSizeBytes: number;
+  readonly clusterBytes: number | null;
+  readonly backing: BackingLink | null;
+  /** Names of other files the header refers to (external data file, add-cow's image file). */
+  readonly dataFiles: readonly string[];
+  readonly dirty: boolean;
+  readonly corrupt: boolean;
+  readonly encrypted: boolean;
+  readonly compressed: boolean;
+  /** Snapshot ids and names, for views `NAME@SNAPSHOT`. */
+  readonly snapshots: readonly SnapshotDescription[];
+  /** `format-specific` of `qemu-img info --output=json`: its `data` object, or null for none. */
+  readonly formatSpecific: Readonly<Record<string, unknown>> | null;
+}
+
+/** One record of `snapshots` of `qemu-img info --output=json`. */
+export interface SnapshotDescription {
+  readonly id: string;
+  readonly name: string;
+  readonly virtualSizeBytes: number;
+  readonly vmStateBytes: number;
+  readonly dateSeconds: number;
+  readonly dateNanoseconds: number;
+  readonly vmClockNanoseconds: number;
+}
+
+export interface OpenRequest {
+  /** The protocol node below: all I/O on the image's own file goes through it. */
+  readonly file: Node;
+  /** Path or URL, for messages and for resolving relative names. */
+  readonly path: string;
+  readonly readOnly: boolean;
+  /** Upper bound of the driver's cached mapping metadata, in bytes (`--l2-cache-size`). */
+  readonly cacheBytes: number;
+  /** Records of answered changes of mapping; null when the caller needs no survival of SIGKILL (offline tools). */
+  readonly journal: RestartJournal | null;
+  /** What punched ranges do (`--discard`). */
+  readonly discard: 'unmap' | 'ignore';
+  /**
+   * For an image whose format was probed, not declared: the name of the format that these first bytes would be
+   * probed as, null for none. The raw driver refuses (EPERM) a guest's write to the first sector that would make
+   * it another format's header. Null when the format was declared.
+   */
+  readonly probeGuard: ((head: Uint8Array) => string | null) | null;
+  readonly log: Log;
+  /** The node that this instance will belong to: its name, for messages. */
+  readonly nodeName: string;
+  /**
+   * The backing node, set by the graph after `open` returned and before the first request; null without one.
+   * A format driver reads copy-on-write data through it.
+   */
+  readonly backing: () => Node | null;
+  /** Says that the guest range maps elsewhere now; see `MappingChange`. */
+  readonly mappingChanged: (change: MappingChange) => void;
+  /**
+   * Resolves when every request that could still use an old mapping of this node has ended: the engine's own
+   * that were in flight at the call, and the workers' (shootdown). Before it, no host cluster that was unmapped
+   * may be freed, punched or reused. Never awaited by a request (it would wait for itself): a task of its own,
+   * after the checkpoint that made the unmapping durable, awaits it and then frees.
+   */
+  readonly quiesce: () => Promise<void>;
+}
+
+export interface OpenPathRequest {
+  readonly path: string;
+  readonly readOnly: boolean;
+  /** Makes the file, which must not exist yet (EEXIST), mode 0644 less the umask. */
+  readonly create: boolean;
+  /** Host cache mode (`--cache`): page cache with real flushes, O_DIRECT, flushes ignored. */
+  readonly cache: 'writeback' | 'none' | 'unsafe';
+  readonly log: Log;
+}
+
+/** A change of mapping that the translation table must follow before anything it freed is used again. */
+export interface MappingChange {
+  readonly start: GuestOffset;
+  readonly lengthBytes: number;
+}
+
+export interface CreateOption {
+  /** As `qemu-img create -o` names it. */
+  readonly name: string;
+  readonly type: 'size' | 'number' | 'string' | 'boolean' | 'choice';
+  readonly choices?: readonly string[];
+  readonly help: string;
+}
+
+export interface CreateRequest {
+  /** An empty, writable protocol node. */
+  readonly file: Node;
+  readonly path: string;
+  readonly virtualSizeBytes: number;
+  readonly backing: BackingLink | null;
+  /** Already checked against `createOptions`: names known, sizes as decimal bytes. */
+  readonly options: ReadonlyMap<string, string>;
+}
+
+/** Totals as `qemu-img check --output=json` names them, in camel case. */
+export interface CheckResult {
+  readonly corruptions: number;
+  readonly leaks: number;
+  readonly corruptionsFixed: number;
+  readonly leaksFixed: number;
+  /** Errors of the check itself (unreadable tables). */
+  readonly checkErrors: number;
+  readonly totalClusters: number;
+  readonly allocatedClusters: number;
+  readonly fragmentedClusters: number;
+  readonly compressedClusters: number;
+  readonly imageEndOffset: number;
+  /** One sentence per finding, at most `MAX_CHECK_FINDINGS`, the count goes on. */
+  readonly findings: readonly string[];
+}
+
+export interface CheckRequest {
+  readonly file: Node;
+  readonly path: string;
+  readonly repair: 'none' | 'leaks' | 'all';
+}
+
+/** Bound of `CheckResult.findings`: a hostile image must not fill the memory with sentences. */
+export const MAX_CHECK_FINDINGS = 1000;
+
+/** How many bytes of a file's start `probe` is given, fewer for a shorter file. */
+export const PROBE_BYTES = 2048;
+
+export interface DriverDescriptor {
+  readonly name: string;
+  readonly role: DriverRole;
+  readonly capabilities: DriverCapabilities;
+  /** 0 (not mine) to 100 (surely). Pure, and safe for any bytes. */
+  probe?(head: Uint8Array, fileLengthBytes: number): number;
+  /** Reads the header alone. Errors: EIO kind invalid-image, EOPNOTSUPP. */
+  inspect?(file: Node, path: string): Promise<ImageDescription>;
+  /** Format and filter drivers. Errors: kind invalid-image, unsupported, and those of the file below. */
+  open?(request: OpenRequest): Promise<DriverInstance>;
+  /** Protocol drivers. Errors: those of the host. */
+  openPath?(request: OpenPathRequest): Promise<DriverInstance>;
+  readonly createOptions: readonly CreateOption[];
+  create?(request: CreateRequest): Promise<void>;
+  check?(request: CheckRequest): Promise<CheckResult>;
+}

@@ -1,0 +1,265 @@
+/**
+ * The graph: opens an image with its whole backing chain and owns every node. Backing nodes that several
+ * overlays use are opened once (same device, inode and format) and counted.
+ */
+import { stat } from 'node:fs/promises';
+import { BlockError, invalidImage, toBlockError } from '../base/block-error.ts';
+import type { Log } from '../base/log.ts';
+import type { BackingLink, DriverDescriptor } from './driver.ts';
+import type { ImageLock, ImageLocks } from './image-locks.ts';
+import { Node } from './node.ts';
+import type { OpenGate } from './open-gate.ts';
+import { probeFormat, probeHead } from './probe.ts';
+import type { DriverRegistry } from './registry.ts';
+import type { RestartJournal } from './restart-journal.ts';
+
+/** Longer chains are taken for an attack or an accident. */
+export const MAX_CHAIN_DEPTH = 200;
+
+export type CacheMode = 'writeback' | 'none' | 'unsafe';
+
+export interface GraphOptions {
+  readonly registry: DriverRegistry;
+  readonly gate: OpenGate;
+  readonly locks: ImageLocks;
+  readonly log: Log;
+  readonly cache: CacheMode;
+  /** Per image, in bytes. */
+  readonly cacheBytes: number;
+  readonly discard: 'unmap' | 'ignore';
+  /** The restart journal of a file that is opened for writing; null for offline tools. */
+  readonly journalFor: ((file: FileIdentity) => Promise<RestartJournal>) | null;
+}
+
+/** Which file a path stands for. */
+export interface FileIdentity {
+  readonly path: string;
+  readonly device: number;
+  readonly inode: number;
+}
+
+export interface OpenImageOptions {
+  readonly path: string;
+  /** Declared format; null probes. */
+  readonly format: string | null;
+  readonly readOnly: boolean;
+  /** `info -U`-like uses that look at one layer only. */
+  readonly withoutBacking?: boolean;
+}
+
+interface SharedNode {
+  readonly node: Node;
+  users: number;
+}
+
+interface OpenedLayer {
+  readonly node: Node;
+  readonly link: BackingLink | null;
+}
+
+export class Graph {
+  readonly #options: GraphOptions;
+  /** Read-only layers by identity and format, while somebody uses them; a promise while they open. */
+  readonly #shared = new Map<string, Promise<SharedNode>>();
+  readonly #keyOf = new Map<Node, string>();
+  readonly #lockOf = new Map<Node, ImageLock>();
+  readonly #nodes = new Set<Node>();
+  #nextName = 1;
+
+  constructor(options: GraphOptions) {
+    this.#options = options;
+  }
+
+  /** Every open format node. */
+  get nodes(): ReadonlySet<Node> {
+    return this.#nodes;
+  }
+
+  /**
+   * Opens an image and its backing chain; `close` takes the returned root back. Errors: those of the driver, the
+   * gate (EACCES), the locks (EBUSY); ELOOP for a chain that loops or is too deep. On an error nothing stays open.
+   */
+  async open(options: OpenImageOptions): Promise<Node> {
+    const identity = await identify(options.path);
+    const layer = await this.#openLayer(identity, options.format, options.readOnly);
+    try {
+      if (options.withoutBacking !== true) await this.#openBacking(layer, [identity]);
+      return layer.node;
+    } catch (error) {
+      await this.close(layer.node);
+      throw error;
+    }
+  }
+
+  /** Closes a root and what only it used, top first. Every node is closed even when one fails; then the first error is thrown. */
+  async close(root: Node): Promise<void> {
+    const errors: unknown[] = [];
+    for (let node: Node | null = root; node !== null; ) {
+      const below: Node | null = node.backing;
+      const last = await this.#closeLayer(node, errors);
+      node = last ? below : null;
+    }
+    if (errors.length > 0) throw toBlockError(errors[0], { op: 'close', path: root.path });
+  }
+
+  async #openBacking(top: OpenedLayer, above: readonly FileIdentity[]): Promise<void> {
+    const link = top.link;
+    if (link === null || top.node.backing !== null) return;
+    const path = await this.#options.gate.resolve(link.filename, top.node.path);
+    const identity = await identify(path);
+    if (above.some((a) => a.device === identity.device && a.inode === identity.inode)) {
+      throw chainError(top.node.path, `its backing chain loops: '${path}' is above itself`);
+    }
+    if (above.length >= MAX_CHAIN_DEPTH) {
+      throw chainError(top.node.path, `its backing chain is deeper than ${MAX_CHAIN_DEPTH}`);
+    }
+    top.node.backing = await this.#shareLayer(identity, link.format, above);
+  }
+
+  async #shareLayer(
+    identity: FileIdentity,
+    format: string | null,
+    above: readonly FileIdentity[],
+  ): Promise<Node> {
+    const key = `${identity.device}:${identity.inode}:${format ?? ''}`;
+    const known = this.#shared.get(key);
+    if (known !== undefined) {
+      const shared = await known;
+      shared.users++;
+      return shared.node;
+    }
+    const opening = this.#openShared(identity, format, [...above, identity]);
+    this.#shared.set(key, opening);
+    try {
+      const shared = await opening;
+      this.#keyOf.set(shared.node, key);
+      shared.users++;
+      return shared.node;
+    } catch (error) {
+      this.#shared.delete(key);
+      throw error;
+    }
+  }
+
+  async #openShared(
+    identity: FileIdentity,
+    format: string | null,
+    chain: readonly FileIdentity[],
+  ): Promise<SharedNode> {
+    const layer = await this.#openLayer(identity, format, true);
+    try {
+      await this.#openBacking(layer, chain);
+    } catch (error) {
+      await this.#closeLayer(layer.node, []);
+      throw error;
+    }
+    return { node: layer.node, users: 0 };
+  }
+
+  async #openLayer(
+    identity: FileIdentity,
+    format: string | null,
+    readOnly: boolean,
+  ): Promise<OpenedLayer> {
+    const { registry, locks } = this.#options;
+    const lock = await locks.acquire(identity.path, readOnly ? 'read' : 'write');
+    let file: Node | null = null;
+    try {
+      file = await this.#openFile(identity, readOnly);
+      const probed = format === null ? await probeFormat(registry, file, identity.path) : null;
+      const descriptor =
+        format === null ? (probed ?? registry.format('raw')) : registry.format(format);
+      const guarded = format === null && probed === null;
+      const node = await this.#openFormat(descriptor, file, identity, readOnly, guarded);
+      this.#nodes.add(node);
+      this.#lockOf.set(node, lock);
+      return { node, link: node.driver.backingLink };
+    } catch (error) {
+      await file?.close();
+      await lock.release();
+      throw toBlockError(error, { op: 'open', path: identity.path });
+    }
+  }
+
+  async #openFile(identity: FileIdentity, readOnly: boolean): Promise<Node> {
+    const descriptor = this.#options.registry.protocol('file');
+    const { cache, log } = this.#options;
+    const { path } = identity;
+    const driver = await descriptor.openPath?.({ path, readOnly, create: false, cache, log });
+    if (driver === undefined) throw invalidImage('no driver opens it', { path });
+    const node = new Node({ name: this.#name(), path, descriptor, readOnly, file: null });
+    node.attach(driver);
+    return node;
+  }
+
+  async #openFormat(
+    descriptor: DriverDescriptor,
+    file: Node,
+    identity: FileIdentity,
+    readOnly: boolean,
+    guarded: boolean,
+  ): Promise<Node> {
+    const { registry, log, cacheBytes, discard, journalFor } = this.#options;
+    const { path } = identity;
+    const node = new Node({ name: this.#name(), path, descriptor, readOnly, file });
+    const journal = readOnly || journalFor === null ? null : await journalFor(identity);
+    const driver = await descriptor.open?.({
+      file,
+      path,
+      readOnly,
+      cacheBytes,
+      journal,
+      discard,
+      log,
+      nodeName: node.name,
+      probeGuard: guarded
+        ? (head) => probeHead(registry, head, head.length)[0]?.name ?? null
+        : null,
+      backing: () => node.backing,
+      mappingChanged: (change) => node.notifyMappingChanged(change),
+      quiesce: () => node.quiesce(),
+    });
+    if (driver === undefined) throw invalidImage('no driver opens it', { path });
+    node.attach(driver);
+    return node;
+  }
+
+  /** Whether this was the layer's last user, so that the layer below loses one too. */
+  async #closeLayer(node: Node, errors: unknown[]): Promise<boolean> {
+    const key = this.#keyOf.get(node);
+    if (key !== undefined) {
+      const shared = await this.#shared.get(key);
+      if (shared !== undefined && --shared.users > 0) return false;
+      this.#shared.delete(key);
+      this.#keyOf.delete(node);
+    }
+    this.#nodes.delete(node);
+    await node.close().catch((error: unknown) => errors.push(error));
+    const lock = this.#lockOf.get(node);
+    this.#lockOf.delete(node);
+    await lock?.release().catch((error: unknown) => errors.push(error));
+    return true;
+  }
+
+  #name(): string {
+    return `#block${String(this.#nextName++).padStart(3, '0')}`;
+  }
+}
+
+/** Errors: ENOENT and those of the host; EINVAL for what is neither a regular file nor a block device. */
+export const identify = async (path: string): Promise<FileIdentity> => {
+  const s = await stat(path).catch((error: unknown) => {
+    throw toBlockError(error, { op: 'open', path });
+  });
+  if (!s.isFile() && !s.isBlockDevice()) {
+    throw new BlockError({
+      kind: 'bad-request',
+      message: 'is neither a file nor a block device',
+      path,
+    });
+  }
+  return { path, device: s.dev, inode: s.ino };
+};
+
+const chainError = (path: string, message: string): BlockError =>
+  new BlockError({ kind: 'invalid-image', errno: 'ELOOP', message, path, op: 'open' });

@@ -1,0 +1,408 @@
+/**
+ * A node: one opened driver instance in the graph, with its children. The only way to do I/O on an image.
+ *
+ * The wrapper validates, the driver implements. It owns: the range checks, the read-only rule, the walk of a
+ * read through the backing chain, the epochs of requests in flight, and the counters.
+ */
+import { assert } from '../base/assert.ts';
+import { BlockError, toBlockError } from '../base/block-error.ts';
+import { type GuestOffset, guestOffset, MAX_OFFSET } from '../base/units.ts';
+import type {
+  DriverDescriptor,
+  DriverInstance,
+  Mapping,
+  MappingChange,
+  WriteZeroesOptions,
+} from './driver.ts';
+import { Epochs } from './epochs.ts';
+
+export interface NodeFields {
+  readonly name: string;
+  readonly path: string;
+  readonly descriptor: DriverDescriptor;
+  readonly readOnly: boolean;
+  /** The node below a format driver; null for a protocol node. */
+  readonly file: Node | null;
+}
+
+export interface NodeStatistics {
+  reads: number;
+  readBytes: number;
+  writes: number;
+  writtenBytes: number;
+  flushes: number;
+}
+
+/** One run of `blockStatus`, in the words of `qemu-img map`. */
+export interface BlockStatus {
+  readonly lengthBytes: number;
+  /** How far down the chain it was found: 0 this node, 1 its backing, … */
+  readonly depth: number;
+  /** Some layer of the chain has it; false reads as zeros because none has. */
+  readonly allocated: boolean;
+  readonly zero: boolean;
+  /** Space holds bytes for it. */
+  readonly data: boolean;
+  readonly compressed: boolean;
+  /** Where in `path`, when plain bytes lie there; else null. */
+  readonly hostOffset: number | null;
+  readonly path: string | null;
+}
+
+export class Node {
+  readonly name: string;
+  readonly path: string;
+  readonly descriptor: DriverDescriptor;
+  readonly file: Node | null;
+  readonly readOnly: boolean;
+  readonly epochs = new Epochs();
+  readonly statistics: NodeStatistics = {
+    reads: 0,
+    readBytes: 0,
+    writes: 0,
+    writtenBytes: 0,
+    flushes: 0,
+  };
+  /** Called for each change of mapping, before anything it freed can be used again. */
+  readonly mappingListeners = new Set<(change: MappingChange) => void>();
+  /** Resolves when nobody outside this class (the data plane) still uses an older mapping. */
+  shootdown: (() => Promise<void>) | null = null;
+  #driver: DriverInstance | null = null;
+  #backing: Node | null = null;
+  #closed = false;
+
+  constructor(fields: NodeFields) {
+    this.name = fields.name;
+    this.path = fields.path;
+    this.descriptor = fields.descriptor;
+    this.readOnly = fields.readOnly;
+    this.file = fields.file;
+  }
+
+  /** The graph gives the instance that `open` returned, once. */
+  attach(driver: DriverInstance): void {
+    assert(this.#driver === null, 'a node gets its driver instance once');
+    this.#driver = driver;
+  }
+
+  get driver(): DriverInstance {
+    if (this.#driver === null || this.#closed) {
+      throw new BlockError({ kind: 'closed', message: 'the image is not open', node: this.name });
+    }
+    return this.#driver;
+  }
+
+  get backing(): Node | null {
+    return this.#backing;
+  }
+
+  /** Graph changes only: inside a drained section, or before the first request. */
+  set backing(node: Node | null) {
+    this.#backing = node;
+  }
+
+  /** Bytes that the reader of this node sees. */
+  get lengthBytes(): number {
+    return this.driver.lengthBytes;
+  }
+
+  notifyMappingChanged(change: MappingChange): void {
+    for (const listener of this.mappingListeners) listener(change);
+  }
+
+  /** See `OpenRequest.quiesce`. Never awaited inside a request of this node: it would wait for itself. */
+  async quiesce(): Promise<void> {
+    await Promise.all([this.epochs.quiesce(), this.shootdown?.()]);
+  }
+
+  /**
+   * Fills the buffer. The range must lie inside the length (EINVAL). Errors: EIO and those of the host, with
+   * this node's name.
+   */
+  async read(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    if (buffer.length === 0) return;
+    this.#checkRange('read', offset, buffer.length, this.driver.lengthBytes);
+    this.statistics.reads++;
+    this.statistics.readBytes += buffer.length;
+    const token = this.epochs.enter();
+    try {
+      if (this.descriptor.role === 'protocol') await this.#readOwn(offset, buffer);
+      else await this.#readMapped(offset, buffer);
+    } catch (error) {
+      throw this.#inContext(error, 'read', offset);
+    } finally {
+      this.epochs.leave(token);
+    }
+  }
+
+  /**
+   * Like `read`, for a reader that is longer than this node: what lies past the end is zeros. This is how a
+   * backing node is read.
+   */
+  async readClipped(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    const inside = Math.max(0, Math.min(buffer.length, this.lengthBytes - offset));
+    buffer.fill(0, inside);
+    await this.read(offset, buffer.subarray(0, inside));
+  }
+
+  /** Writes the whole buffer. See `DriverInstance.write`. Errors: EROFS, EINVAL, ENOSPC, EIO. */
+  async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    if (buffer.length === 0) return;
+    const driver = this.#writable('write');
+    const write = driver.write;
+    if (write === undefined) throw this.#cannot('write');
+    this.#checkRange('write', offset, buffer.length, this.#writeLimit(driver));
+    this.statistics.writes++;
+    this.statistics.writtenBytes += buffer.length;
+    await this.#inFlight('write', offset, () => write.call(driver, offset, buffer));
+  }
+
+  /** The range reads as zeros afterwards. Writes zeros where the driver has no better way. */
+  async writeZeroes(
+    offset: GuestOffset,
+    lengthBytes: number,
+    options: WriteZeroesOptions,
+  ): Promise<void> {
+    if (lengthBytes === 0) return;
+    const driver = this.#writable('write-zeroes');
+    this.#checkRange('write-zeroes', offset, lengthBytes, this.#writeLimit(driver));
+    this.statistics.writes++;
+    await this.#inFlight('write-zeroes', offset, () =>
+      driver.writeZeroes === undefined
+        ? this.#writeZeroBytes(driver, offset, lengthBytes)
+        : driver.writeZeroes(offset, lengthBytes, options),
+    );
+  }
+
+  /** The range reads as zeros afterwards, and takes no space where the format can say so. */
+  async discard(offset: GuestOffset, lengthBytes: number): Promise<void> {
+    const driver = this.#writable('discard');
+    if (driver.discard === undefined) {
+      await this.writeZeroes(offset, lengthBytes, { unmap: true });
+      return;
+    }
+    if (lengthBytes === 0) return;
+    const discard = driver.discard;
+    this.#checkRange('discard', offset, lengthBytes, driver.lengthBytes);
+    await this.#inFlight('discard', offset, () => discard.call(driver, offset, lengthBytes));
+  }
+
+  /** See `DriverInstance.allocate`. */
+  async allocate(offset: GuestOffset, lengthBytes: number): Promise<void> {
+    const driver = this.#writable('allocate');
+    const allocate = driver.allocate;
+    if (lengthBytes === 0 || allocate === undefined) return;
+    this.#checkRange('allocate', offset, lengthBytes, this.#writeLimit(driver));
+    await this.#inFlight('allocate', offset, () => allocate.call(driver, offset, lengthBytes));
+  }
+
+  async flush(): Promise<void> {
+    this.statistics.flushes++;
+    if (this.readOnly) return;
+    // Not an epoch: a flush may run a checkpoint, and a checkpoint may wait for the epochs.
+    try {
+      await this.driver.flush();
+    } catch (error) {
+      throw this.#inContext(error, 'flush', guestOffset(0));
+    }
+  }
+
+  /** Drained (see driver.ts). Errors: EOPNOTSUPP where the driver cannot, ENOSPC, EIO. */
+  async resize(lengthBytes: number): Promise<void> {
+    const driver = this.#writable('resize');
+    if (driver.resize === undefined) throw this.#cannot('resize');
+    if (!Number.isSafeInteger(lengthBytes) || lengthBytes < 0) {
+      throw this.#outOfRange('resize', lengthBytes, 0, MAX_OFFSET);
+    }
+    try {
+      await driver.resize(lengthBytes);
+    } catch (error) {
+      throw this.#inContext(error, 'resize', guestOffset(0));
+    }
+  }
+
+  /** Where a range is, in this layer. The first run only. */
+  async mapping(offset: GuestOffset, lengthBytes: number): Promise<Mapping> {
+    this.#checkRange('map', offset, lengthBytes, this.lengthBytes);
+    const token = this.epochs.enter();
+    try {
+      return await this.driver.mapping(offset, lengthBytes);
+    } finally {
+      this.epochs.leave(token);
+    }
+  }
+
+  /** The first run of a range, looked up through the whole backing chain. */
+  async blockStatus(offset: GuestOffset, lengthBytes: number): Promise<BlockStatus> {
+    const m = await this.mapping(offset, lengthBytes);
+    const run = {
+      lengthBytes: m.lengthBytes,
+      depth: 0,
+      compressed: false,
+      hostOffset: null,
+      path: null,
+    };
+    switch (m.kind) {
+      case 'unallocated':
+        return this.#backingStatus(offset, m.lengthBytes);
+      case 'zero':
+        return { ...run, allocated: true, zero: true, data: false };
+      case 'opaque':
+        return { ...run, allocated: true, zero: false, data: true, compressed: true };
+      case 'data': {
+        const place = { path: m.file.path, hostOffset: m.hostOffset as number };
+        const stores = this.driver.holesMeanZero === true ? m.file.driver.stores : undefined;
+        if (stores === undefined)
+          return { ...run, ...place, allocated: true, zero: false, data: true };
+        const s = await stores.call(m.file.driver, m.hostOffset, m.lengthBytes);
+        const { stored } = s;
+        return {
+          ...run,
+          ...place,
+          lengthBytes: s.lengthBytes,
+          allocated: true,
+          zero: !stored,
+          data: stored,
+        };
+      }
+    }
+  }
+
+  /** Closes this node's driver and the file below; the backing belongs to the graph. Idempotent. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    const driver = this.#driver;
+    try {
+      await this.epochs.quiesce();
+      await driver?.close();
+    } finally {
+      this.#closed = true;
+      await this.file?.close();
+    }
+  }
+
+  async #backingStatus(offset: GuestOffset, lengthBytes: number): Promise<BlockStatus> {
+    const below = this.#backing;
+    const none = { depth: 0, allocated: false, zero: true, data: false, compressed: false };
+    if (below === null || offset >= below.lengthBytes) {
+      return { ...none, lengthBytes, hostOffset: null, path: null };
+    }
+    const inside = Math.min(lengthBytes, below.lengthBytes - offset);
+    const found = await below.blockStatus(offset, inside);
+    return { ...found, depth: found.depth + 1 };
+  }
+
+  async #readOwn(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    const driver = this.driver;
+    assert(driver.read !== undefined, `${this.descriptor.name} reads what it maps as opaque`);
+    await driver.read(offset, buffer);
+  }
+
+  // Pieces are read at the same time: a request over many fragments costs one round trip, not one each.
+  async #readMapped(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    const pieces: Promise<void>[] = [];
+    let done = 0;
+    try {
+      while (done < buffer.length) {
+        const at = guestOffset(offset + done);
+        const found = this.driver.mapping(at, buffer.length - done);
+        const m = found instanceof Promise ? await found : found;
+        assert(
+          m.lengthBytes > 0 && m.lengthBytes <= buffer.length - done,
+          'a mapping covers at least one byte and no more than was asked',
+        );
+        const piece = buffer.subarray(done, done + m.lengthBytes);
+        const pending = this.#readPiece(m, at, piece);
+        if (pending !== null) pieces.push(pending);
+        done += m.lengthBytes;
+      }
+    } catch (error) {
+      // The buffer goes back to the caller only when nothing writes to it any more.
+      await Promise.allSettled(pieces);
+      throw error;
+    }
+    if (pieces.length === 1) {
+      await pieces[0];
+      return;
+    }
+    const results = await Promise.allSettled(pieces);
+    for (const r of results) if (r.status === 'rejected') throw r.reason;
+  }
+
+  #readPiece(m: Mapping, at: GuestOffset, piece: Uint8Array): Promise<void> | null {
+    switch (m.kind) {
+      case 'data':
+        return m.file.readClipped(guestOffset(m.hostOffset), piece);
+      case 'opaque':
+        return this.#readOwn(at, piece);
+      case 'zero':
+        piece.fill(0);
+        return null;
+      case 'unallocated':
+        if (this.#backing !== null) return this.#backing.readClipped(at, piece);
+        piece.fill(0);
+        return null;
+    }
+  }
+
+  async #writeZeroBytes(
+    driver: DriverInstance,
+    offset: GuestOffset,
+    lengthBytes: number,
+  ): Promise<void> {
+    const write = driver.write;
+    if (write === undefined) throw this.#cannot('write-zeroes');
+    const zeroes = new Uint8Array(Math.min(lengthBytes, 1 << 20));
+    for (let done = 0; done < lengthBytes; done += zeroes.length) {
+      const part = zeroes.subarray(0, Math.min(zeroes.length, lengthBytes - done));
+      await write.call(driver, guestOffset(offset + done), part);
+    }
+  }
+
+  async #inFlight(op: string, offset: GuestOffset, run: () => Promise<void>): Promise<void> {
+    const token = this.epochs.enter();
+    try {
+      await run();
+    } catch (error) {
+      throw this.#inContext(error, op, offset);
+    } finally {
+      this.epochs.leave(token);
+    }
+  }
+
+  #writable(op: string): DriverInstance {
+    const driver = this.driver;
+    if (this.readOnly) {
+      throw new BlockError({
+        kind: 'read-only',
+        message: 'the image is open read-only',
+        op,
+        path: this.path,
+      });
+    }
+    return driver;
+  }
+
+  #writeLimit(driver: DriverInstance): number {
+    return driver.growsOnWrite === true ? MAX_OFFSET : driver.lengthBytes;
+  }
+
+  #checkRange(op: string, offset: number, lengthBytes: number, limit: number): void {
+    if (offset >= 0 && lengthBytes >= 0 && offset + lengthBytes <= limit) return;
+    throw this.#outOfRange(op, offset, lengthBytes, limit);
+  }
+
+  #outOfRange(op: string, offset: number, lengthBytes: number, limit: number): BlockError {
+    const message = `${op} of ${lengthBytes} bytes reaches past the end (${limit} bytes)`;
+    return new BlockError({ kind: 'bad-request', message, op, path: this.path, offset });
+  }
+
+  #cannot(op: string): BlockError {
+    const message = `the format ${this.descriptor.name} cannot ${op}`;
+    return new BlockError({ kind: 'unsupported', message, op, path: this.path });
+  }
+
+  #inContext(error: unknown, op: string, offset: GuestOffset): BlockError {
+    return toBlockError(error, { op, node: this.name, path: this.path, offset });
+  }
+}

@@ -1,0 +1,39 @@
+/** Finds an image's format by its first bytes. `raw` is what is left when no format claims them. */
+import { BlockError } from '../base/block-error.ts';
+import { guestOffset } from '../base/units.ts';
+import { type DriverDescriptor, PROBE_BYTES } from './driver.ts';
+import type { Node } from './node.ts';
+import type { DriverRegistry } from './registry.ts';
+
+/** Formats that claim these bytes, surest first. Pure. */
+export const probeHead = (
+  registry: DriverRegistry,
+  head: Uint8Array,
+  fileLengthBytes: number,
+): DriverDescriptor[] =>
+  registry.formats
+    .map((driver) => ({ driver, score: driver.probe?.(head, fileLengthBytes) ?? 0 }))
+    .filter((p) => p.score > 0)
+    .sort((a, b) => b.score - a.score)
+    .map((p) => p.driver);
+
+/**
+ * The format of an opened file, null when none but raw fits. Errors: kind invalid-image for bytes that two
+ * formats claim: such a file is made to be read differently by two programs.
+ */
+export const probeFormat = async (
+  registry: DriverRegistry,
+  file: Node,
+  path: string,
+): Promise<DriverDescriptor | null> => {
+  const head = new Uint8Array(Math.min(PROBE_BYTES, file.lengthBytes));
+  await file.read(guestOffset(0), head);
+  const [first, second] = probeHead(registry, head, file.lengthBytes);
+  if (second === undefined) return first ?? null;
+  throw new BlockError({
+    kind: 'invalid-image',
+    message: `is valid as ${first?.name} and as ${second.name}`,
+    hint: 'name its format with --format',
+    path,
+  });
+};

@@ -1,0 +1,34 @@
+/** The drivers that exist, by name; `drivers/index.ts` is the only list. */
+import { BlockError } from '../base/block-error.ts';
+import type { DriverDescriptor } from './driver.ts';
+
+export class DriverRegistry {
+  readonly #byName = new Map<string, DriverDescriptor>();
+
+  constructor(descriptors: readonly DriverDescriptor[]) {
+    for (const d of descriptors) this.#byName.set(d.name, d);
+  }
+
+  get formats(): readonly DriverDescriptor[] {
+    return [...this.#byName.values()].filter((d) => d.role === 'format');
+  }
+
+  /** Errors: EINVAL naming the formats there are. */
+  format(name: string): DriverDescriptor {
+    const found = this.#byName.get(name);
+    if (found?.role === 'format') return found;
+    const names = this.formats.map((d) => d.name).join(', ');
+    throw new BlockError({
+      kind: 'unsupported',
+      errno: 'EINVAL',
+      message: `unknown format '${name}'`,
+      hint: `known formats: ${names}`,
+    });
+  }
+
+  protocol(name: string): DriverDescriptor {
+    const found = this.#byName.get(name);
+    if (found?.role === 'protocol') return found;
+    throw new BlockError({ kind: 'unsupported', message: `unknown protocol '${name}'` });
+  }
+}

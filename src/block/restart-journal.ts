@@ -1,0 +1,25 @@
+/**
+ * The contract of the restart journal: what makes an answered change of mapping survive SIGKILL of every
+ * process of ours before a checkpoint brings it to the image (see ARCHITECTURE.md, Durability).
+ *
+ * A driver appends one record per change before it answers; records are opaque here. A checkpoint calls
+ * `begin` before it collects dirty metadata and `end` after its last sync, which forgets the records older
+ * than `begin`. A checkpoint that fails does not call `end`: all records stay.
+ *
+ * The implementation (restart-journal-file.ts) is one file on tmpfs per image, named by device and inode,
+ * carrying the boot id: records of another boot are never offered.
+ */
+export interface RestartJournal {
+  /** What a process that died left for this image, oldest first; empty after a clean close. */
+  readonly leftover: readonly Uint8Array[];
+  /** Synchronous; the record survives SIGKILL when it returns. Errors: ENOSPC, EIO. */
+  append(record: Uint8Array): void;
+  /** Starts a new generation. One checkpoint at a time. */
+  begin(): void;
+  /** Forgets every generation but the newest, leftovers too. */
+  end(): void;
+  /** Bytes of records that no checkpoint has covered. */
+  readonly pendingBytes: number;
+  /** After the last checkpoint: removes the file when nothing is pending. */
+  close(): void;
+}

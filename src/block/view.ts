@@ -1,0 +1,249 @@
+/**
+ * A view: the flat raw file that a guest or a program sees, with the root node that a drained section may swap.
+ *
+ * It owns the guest's rules (reads end at the end of the file, writes past it grow, shrinking only when allowed),
+ * the count of requests in flight, and the drained section. It is opened when first used. Both backends (the FUSE
+ * session and fuse-native) drive a mount through this class alone.
+ *
+ * Concurrency: any number of requests run at once; `drained` waits for those that have begun, holds those that come
+ * later, and never fails them.
+ */
+import { assert } from '../base/assert.ts';
+import { BlockError } from '../base/block-error.ts';
+import type { Log } from '../base/log.ts';
+import { type GuestOffset, guestOffset, MAX_OFFSET } from '../base/units.ts';
+import type { Node } from './node.ts';
+
+export interface ViewOptions {
+  /** The file's name in the mount, with `.raw`. */
+  readonly name: string;
+  /** Why writes are refused, for the log; null for a writable view. */
+  readonly readOnlyReason: string | null;
+  readonly allowShrink: boolean;
+  readonly log: Log;
+  /** Opens the chain; called when the view is first used, and again after an idle close. */
+  readonly open: () => Promise<Node>;
+  readonly close: (root: Node) => Promise<void>;
+}
+
+export class View {
+  readonly name: string;
+  readonly #options: ViewOptions;
+  #root: Node | null = null;
+  #opening: Promise<Node> | null = null;
+  #active = 0;
+  #whenIdle: (() => void) | null = null;
+  /** Held requests wait on it; null outside a drained section. */
+  #drain: Promise<void> | null = null;
+
+  constructor(options: ViewOptions) {
+    this.name = options.name;
+    this.#options = options;
+  }
+
+  get readOnly(): boolean {
+    return this.#options.readOnlyReason !== null;
+  }
+
+  get readOnlyReason(): string | null {
+    return this.#options.readOnlyReason;
+  }
+
+  /** The opened root, null while closed. */
+  get root(): Node | null {
+    return this.#root;
+  }
+
+  /** Requests that have begun and not ended. */
+  get active(): number {
+    return this.#active;
+  }
+
+  /** Opens the chain if it is not open. Two callers share one opening. Errors: those of the graph. */
+  async open(): Promise<Node> {
+    if (this.#root !== null) return this.#root;
+    this.#opening ??= this.#options
+      .open()
+      .then((root) => {
+        this.#root = root;
+        return root;
+      })
+      .finally(() => {
+        this.#opening = null;
+      });
+    return this.#opening;
+  }
+
+  /** Drains, flushes and closes. The next use opens it again. */
+  async close(): Promise<void> {
+    await this.drained(async () => {
+      const root = this.#root;
+      this.#root = null;
+      if (root !== null) await this.#options.close(root);
+    });
+  }
+
+  async lengthBytes(): Promise<number> {
+    return (await this.open()).lengthBytes;
+  }
+
+  /** Fills the start of the buffer; returns how many bytes lie before the end of the file: fewer only there. */
+  async read(offset: GuestOffset, buffer: Uint8Array): Promise<number> {
+    return this.#request(async (root) => {
+      const inside = Math.max(0, Math.min(buffer.length, root.lengthBytes - offset));
+      await root.read(offset, buffer.subarray(0, inside));
+      return inside;
+    });
+  }
+
+  /** Writes all of the buffer, growing the image when it reaches past the end. Errors: EROFS, ENOSPC, EFBIG, EIO. */
+  async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    await this.#growFor('write', offset, buffer.length);
+    await this.#request((root) => root.write(offset, buffer));
+  }
+
+  /** fallocate PUNCH_HOLE|KEEP_SIZE: what lies inside the file reads as zeros and gives its space back. */
+  async punchHole(offset: GuestOffset, lengthBytes: number): Promise<void> {
+    this.#refuseReadOnly('punch hole');
+    await this.#request((root) => root.discard(offset, insideOf(root, offset, lengthBytes)));
+  }
+
+  /** fallocate ZERO_RANGE; without `keepSize` a range past the end grows the file. Space stays allocated where the format can say so. */
+  async zeroRange(
+    offset: GuestOffset,
+    lengthBytes: number,
+    options: { keepSize: boolean },
+  ): Promise<void> {
+    this.#refuseReadOnly('zero range');
+    if (!options.keepSize) await this.#growFor('zero range', offset, lengthBytes);
+    await this.#request((root) =>
+      root.writeZeroes(offset, insideOf(root, offset, lengthBytes), { unmap: false }),
+    );
+  }
+
+  /**
+   * fallocate mode 0: content stays, later writes of the range do not fail for lack of space where the format can
+   * promise that; a range past the end grows the file unless `keepSize`.
+   */
+  async allocate(
+    offset: GuestOffset,
+    lengthBytes: number,
+    options: { keepSize: boolean },
+  ): Promise<void> {
+    this.#refuseReadOnly('allocate');
+    if (!options.keepSize) await this.#growFor('allocate', offset, lengthBytes);
+    await this.#request((root) => root.allocate(offset, insideOf(root, offset, lengthBytes)));
+  }
+
+  /** ftruncate. Errors: EPERM when smaller and not allowed; EROFS; ENOSPC. */
+  async truncate(lengthBytes: number): Promise<void> {
+    this.#refuseReadOnly('truncate');
+    const now = await this.lengthBytes();
+    if (lengthBytes < now && !this.#options.allowShrink) {
+      const message = `refused to shrink the disk from ${now} to ${lengthBytes} bytes`;
+      const hint = 'use dd with conv=notrunc, or mount with --allow-shrink';
+      this.#options.log.warning(this.name, `${message}: ${hint}`);
+      throw new BlockError({
+        kind: 'not-permitted',
+        errno: 'EPERM',
+        op: 'truncate',
+        message,
+        hint,
+      });
+    }
+    if (lengthBytes !== now)
+      await this.drained(async () => (await this.open()).resize(lengthBytes));
+  }
+
+  /** fsync: everything answered before it survives a power cut. */
+  async flush(): Promise<void> {
+    await this.#request((root) => root.flush());
+  }
+
+  /** lseek SEEK_DATA or SEEK_HOLE. Errors: ENXIO past the end, or when no data follows. */
+  async seek(offset: GuestOffset, what: 'data' | 'hole'): Promise<number> {
+    return this.#request(async (root) => {
+      const end = root.lengthBytes;
+      for (let at: number = offset; at < end; ) {
+        const status = await root.blockStatus(guestOffset(at), end - at);
+        if (status.data === (what === 'data')) return at;
+        at += status.lengthBytes;
+      }
+      if (offset < end && what === 'hole') return end;
+      throw new BlockError({
+        kind: 'out-of-range',
+        op: 'seek',
+        message: `no ${what} from there on`,
+        offset,
+      });
+    });
+  }
+
+  /** Bytes for st_blocks. */
+  async allocatedBytes(): Promise<number> {
+    return (await this.open()).driver.allocatedBytes();
+  }
+
+  /**
+   * Runs `change` while no request of this view is in flight. Requests that come meanwhile are held, in order, and go
+   * on afterwards. Sections queue behind each other; a request never calls it (it would wait for itself).
+   */
+  async drained<T>(change: () => Promise<T>): Promise<T> {
+    while (this.#drain !== null) await this.#drain;
+    let end = (): void => undefined;
+    this.#drain = new Promise((resolve) => {
+      end = resolve;
+    });
+    try {
+      if (this.#active > 0) await new Promise<void>((resolve) => (this.#whenIdle = resolve));
+      assert(this.#active === 0, 'nothing is in flight in a drained section');
+      return await change();
+    } finally {
+      this.#drain = null;
+      end();
+    }
+  }
+
+  async #request<T>(run: (root: Node) => Promise<T>): Promise<T> {
+    while (this.#drain !== null) await this.#drain;
+    this.#active++;
+    try {
+      const root = this.#root ?? (await this.open());
+      return await run(root);
+    } finally {
+      this.#active--;
+      if (this.#active === 0) {
+        this.#whenIdle?.();
+        this.#whenIdle = null;
+      }
+    }
+  }
+
+  async #growFor(op: string, offset: number, lengthBytes: number): Promise<void> {
+    this.#refuseReadOnly(op);
+    const end = offset + lengthBytes;
+    if (end > MAX_OFFSET) {
+      throw new BlockError({
+        kind: 'bad-request',
+        errno: 'EFBIG',
+        op,
+        message: 'is past the largest offset',
+        offset,
+      });
+    }
+    if (end <= (await this.lengthBytes())) return;
+    await this.drained(async () => {
+      const root = await this.open();
+      if (end > root.lengthBytes) await root.resize(end);
+    });
+  }
+
+  #refuseReadOnly(op: string): void {
+    const reason = this.#options.readOnlyReason;
+    if (reason === null) return;
+    throw new BlockError({ kind: 'read-only', op, message: `the view is read-only: ${reason}` });
+  }
+}
+
+const insideOf = (root: Node, offset: number, lengthBytes: number): number =>
+  Math.max(0, Math.min(lengthBytes, root.lengthBytes - offset));

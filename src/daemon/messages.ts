@@ -1,0 +1,62 @@
+/**
+ * What supervisor and engine say to each other, over the child process's IPC channel (advanced serialisation).
+ * The supervisor is small and trusted to stay: it opens no image content; the engine asks it for what must outlive
+ * an engine.
+ */
+import type { BlockErrorWire } from '../base/block-error.ts';
+import type { LockMode } from '../block/image-locks.ts';
+
+/** Everything an engine needs to begin; also what `status` shows of the options. */
+export interface EngineConfig {
+  readonly mountpoint: string;
+  readonly sources: readonly { readonly name: string | null; readonly path: string }[];
+  readonly readOnly: boolean;
+  readonly allowOther: boolean;
+  readonly threads: number;
+  readonly backend: 'kernel' | 'fuse-native';
+  readonly cache: 'writeback' | 'none' | 'unsafe';
+  readonly cacheBytes: number;
+  readonly format: string | null;
+  readonly backingDirectories: readonly string[];
+  readonly discard: 'unmap' | 'ignore';
+  readonly allowShrink: boolean;
+  readonly lock: 'auto' | 'on' | 'off';
+  readonly socketPath: string;
+  readonly runtimeDirectory: string;
+  readonly logLevel: 'error' | 'warning' | 'info' | 'debug';
+  /** The engine's number for the FUSE descriptor, and what INIT settled; null for fuse-native. */
+  readonly fuse: { readonly descriptor: number; readonly init: FuseInit } | null;
+  /** 0 for the first engine of a mount. */
+  readonly generation: number;
+}
+
+/** The outcome of INIT, answered once per mount by the supervisor. */
+export interface FuseInit {
+  readonly minor: number;
+  readonly flags: number;
+  readonly flags2: number;
+  readonly maxWriteBytes: number;
+}
+
+export type EngineMessage =
+  | { readonly type: 'ready'; readonly warnings: readonly string[] }
+  | { readonly type: 'failed'; readonly error: BlockErrorWire }
+  /** Node ids for keys (`device:inode:snapshot id`): the same key has the same id for the life of the mount. */
+  | { readonly type: 'node-ids'; readonly request: number; readonly keys: readonly string[] }
+  | {
+      readonly type: 'lock';
+      readonly request: number;
+      readonly path: string;
+      readonly mode: LockMode;
+    }
+  | { readonly type: 'unlock'; readonly lock: number }
+  /** The kernel has ended the mount. */
+  | { readonly type: 'unmounted' };
+
+export type SupervisorMessage =
+  | { readonly type: 'start'; readonly config: EngineConfig }
+  | { readonly type: 'node-ids'; readonly request: number; readonly ids: readonly number[] }
+  | { readonly type: 'lock'; readonly request: number; readonly lock: number }
+  | { readonly type: 'lock-failed'; readonly request: number; readonly error: BlockErrorWire }
+  /** Flush and close everything, then exit 0: the mount is gone or going. */
+  | { readonly type: 'stop' };
