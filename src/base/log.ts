@@ -27,7 +27,8 @@ export interface LogOptions {
 // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
 const CONTROL = /[\u0000-\u001f\u007f-\u009f]/g;
 
-const printable = (text: string): string =>
+/** Text with its control characters escaped, safe for one line of a terminal. */
+export const printable = (text: string): string =>
   text.replace(CONTROL, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
 
 const writeToStderr = (line: string): void => {

@@ -1,0 +1,94 @@
+/** The command line: which command it is, and its parsing by yargs, which is loaded only for that. */
+import { existsSync } from 'node:fs';
+import type { Argv } from 'yargs';
+import { type AnyCommand, UsageError } from './command.ts';
+import { COMMANDS } from './command-table.ts';
+import { EXIT } from './exit-codes.ts';
+
+/** Options of the mount(8) form whose value is a word of its own. */
+const VALUE_OPTIONS = new Set(['-o', '-t']);
+
+/**
+ * The line with its command in front: `vdiskfs SOURCE MOUNTPOINT [-o …]`, the form mount(8) and fstab use, is
+ * `vdiskfs mount …`. A command's name always wins; a first word that is no path, no URL and no NAME=SOURCE and does
+ * not exist is a mistyped command.
+ */
+export const withCommand = (line: readonly string[]): readonly string[] => {
+  const words = line.filter((w, i) => !w.startsWith('-') && !VALUE_OPTIONS.has(line[i - 1] ?? ''));
+  const [first, second] = words;
+  if (first === undefined || second === undefined || Object.hasOwn(COMMANDS, first)) return line;
+  const isSource = /[/=]/.test(first) || existsSync(first);
+  return isSource ? ['mount', ...line] : line;
+};
+
+const refuseRepeated = (
+  parsed: Readonly<Record<string, unknown>>,
+  arrays: readonly string[],
+): void => {
+  for (const [key, value] of Object.entries(parsed)) {
+    if (key === '_' || !Array.isArray(value) || arrays.includes(key)) continue;
+    throw new UsageError('is given more than once', `${key.length === 1 ? '-' : '--'}${key}`);
+  }
+};
+
+const lowerFirst = (text: string): string => text.charAt(0).toLowerCase() + text.slice(1);
+
+const frame = (yargs: Argv): Argv =>
+  yargs
+    .scriptName('vdiskfs')
+    .usage('$0 <command> [options]\n\nShows virtual disk images as flat raw files.')
+    .locale('en')
+    .parserConfiguration({ 'greedy-arrays': false, 'parse-positional-numbers': false })
+    .strict()
+    .demandCommand(1, 'a command is missing')
+    .version(false)
+    .help()
+    .alias('help', 'h')
+    .epilogue(
+      'vdiskfs <command> --help tells the options of a command; vdiskfs --version its version.',
+    )
+    .wrap(Math.min(100, process.stdout.columns ?? 100))
+    .exitProcess(false)
+    .fail((message, error) => {
+      throw error ?? new UsageError(lowerFirst(message));
+    });
+
+/**
+ * Parses the line and runs its command; the exit status. `name` and `command` are null when the line names none (it
+ * is `--help` or wrong then). Errors: UsageError, and what the command throws.
+ */
+export const parseAndRun = async (
+  line: readonly string[],
+  name: string | null,
+  command: AnyCommand | null,
+): Promise<number> => {
+  const { default: yargs } = await import('yargs');
+  let outcome: Promise<number> | null = null;
+  const parser = frame(yargs([...line]) as Argv);
+  for (const [key, entry] of Object.entries(COMMANDS)) {
+    if (key !== name || command === null) {
+      parser.command(entry.synopsis, entry.summary);
+      continue;
+    }
+    parser.command(
+      entry.synopsis,
+      entry.summary,
+      (y) => {
+        y.usage(`vdiskfs ${entry.usage ?? entry.synopsis}\n\n${entry.summary}`).epilogue('');
+        const declared = command.declare(y);
+        const arrays = (declared as unknown as { getOptions(): { array: string[] } }).getOptions()
+          .array;
+        return declared.check((parsed) => {
+          refuseRepeated(parsed as Record<string, unknown>, arrays);
+          return true;
+        });
+      },
+      (options) => {
+        outcome = command.run(options);
+        return outcome.then(() => undefined);
+      },
+    );
+  }
+  await parser.parseAsync();
+  return outcome === null ? EXIT.success : await (outcome as Promise<number>);
+};
