@@ -53,8 +53,16 @@ export type Mapping =
       /** Writing in place needs no change of metadata (allocated, refcount 1, image writable). */
       readonly inPlace: boolean;
     }
-  /** Reads as zeros whatever the backing holds. `allocated`: a host cluster is kept behind it. */
-  | { readonly kind: 'zero'; readonly lengthBytes: number; readonly allocated: boolean }
+  /**
+   * Reads as zeros whatever the backing holds. `allocated`: a host cluster is kept behind it, at `hostOffset` of the
+   * image's own file, which block status shows (runs are joined only where these are contiguous too).
+   */
+  | {
+      readonly kind: 'zero';
+      readonly lengthBytes: number;
+      readonly allocated: boolean;
+      readonly hostOffset?: HostOffset;
+    }
   /** Not in this layer: the backing's bytes, or zeros past its end or without one. */
   | { readonly kind: 'unallocated'; readonly lengthBytes: number }
   /** In this layer, but only the driver's `read` gives the bytes (compressed, encrypted; a protocol driver's own). */
@@ -178,6 +186,8 @@ export interface SnapshotDescription {
   readonly dateSeconds: number;
   readonly dateNanoseconds: number;
   readonly vmClockNanoseconds: number;
+  /** Instructions executed; null where the image does not record them. */
+  readonly icount?: number | null;
 }
 
 export interface OpenRequest {

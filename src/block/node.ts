@@ -245,8 +245,17 @@ export class Node {
     switch (m.kind) {
       case 'unallocated':
         return this.#backingStatus(offset, m.lengthBytes);
-      case 'zero':
-        return { ...run, allocated: true, zero: true, data: false };
+      case 'zero': {
+        const path = m.hostOffset === undefined ? null : (this.file?.path ?? null);
+        return {
+          ...run,
+          path,
+          hostOffset: m.hostOffset ?? null,
+          allocated: true,
+          zero: true,
+          data: false,
+        };
+      }
       case 'opaque':
         return { ...run, allocated: true, zero: false, data: true, compressed: true };
       case 'data': {
