@@ -1,0 +1,286 @@
+/**
+ * The control plane's side of the translation table: gives and takes translations. It is the only writer of the
+ * table, and runs on one thread, so that between two awaits nothing changes but what workers publish.
+ *
+ * The rules that keep workers safe (each is a step that test/reference/translation leaves out to see it fail):
+ *
+ * 1. An entry is taken away by storing 0 in word0. It is filled by storing word1 first and word0 last.
+ * 2. What an entry stood for (a host cluster, a host file, a length) is given up only after `quiesce`.
+ * 3. A slot whose slice was evicted is used again only after `quiesce` of that slice's pages.
+ * 4. A slice is in the directory last when it comes, and leaves the directory first.
+ */
+import { LRUCache } from 'lru-cache';
+import { assert } from '../base/assert.ts';
+import { HazardWatch, type PageRange, type WaitOptions } from './hazards.ts';
+import {
+  directoryStart,
+  directoryWord,
+  ENTRIES_PER_SLICE,
+  entryWord0,
+  HOST_OFFSET_LIMIT,
+  layoutOf,
+  MAX_HOST_FILES,
+  MAX_VIEWS,
+  ONE_PAGE,
+  PAGE_LIMIT,
+  PROBES,
+  type SharedTable,
+  slotWord,
+  TAG_REFERENCED,
+  TAG_SLICE,
+  TAG_VIEW,
+  type TableLayout,
+  tagWord,
+  VIEW_ENTRY,
+  VIEW_LENGTH_HIGH,
+  VIEW_LENGTH_LOW,
+  VIEW_PAGE_BITS,
+  viewWord,
+  WORDS_PER_SLICE,
+} from './table-layout.ts';
+
+export interface Translation {
+  /** READ, WRITE and ZERO of table-layout.ts, added. */
+  readonly permissions: number;
+  /** From `addFile`; 0 with ZERO. */
+  readonly file: number;
+  /** Of the page's first byte; below HOST_OFFSET_LIMIT. */
+  readonly hostOffset: number;
+}
+
+interface OpenView {
+  readonly pageBits: number;
+  /** Slots by slice, for revoking without a look at each page. */
+  readonly slots: Map<number, number>;
+}
+
+/** How many slots are kept free ahead, so that a fill finds one without waiting. */
+const SPARE_SLOTS = 4;
+/** Referenced slices that one eviction passes over before it takes one all the same. */
+const SECOND_CHANCES = 64;
+
+const keyOf = (view: number, slice: number): number => view * PAGE_LIMIT + slice;
+
+export class TranslationTable {
+  readonly #layout: TableLayout;
+  readonly #watch: HazardWatch;
+  readonly #views = new Map<number, OpenView>();
+  readonly #free: number[];
+  /** Resident slices, least recently filled or used first; values are slots. */
+  readonly #resident: LRUCache<number, number>;
+  readonly #freeFiles: number[] = [];
+  #files = 0;
+  #evicting = 0;
+
+  constructor(shared: SharedTable, wait: WaitOptions) {
+    this.#layout = layoutOf(shared);
+    this.#watch = new HazardWatch(this.#layout, wait);
+    this.#free = Array.from({ length: shared.slots }, (_, i) => shared.slots - 1 - i);
+    this.#resident = new LRUCache({ max: Math.max(1, shared.slots) });
+  }
+
+  /** Slices in the table now. */
+  get residentSlices(): number {
+    return this.#resident.size;
+  }
+
+  /** A number for a host descriptor; null when there are too many. Give it back with `removeFile` after `quiesce`. */
+  addFile(descriptor: number): number | null {
+    const index = this.#freeFiles.pop() ?? (this.#files < MAX_HOST_FILES ? this.#files++ : null);
+    if (index === null) return null;
+    Atomics.store(this.#layout.words, this.#layout.files + index, descriptor + 1);
+    return index;
+  }
+
+  /** No entry may name it any more, and no worker use it. */
+  removeFile(index: number): void {
+    Atomics.store(this.#layout.words, this.#layout.files + index, 0);
+    this.#freeFiles.push(index);
+  }
+
+  /**
+   * Lets workers translate a view. `pageBits` of the unit of mapping, or ONE_PAGE; nothing is mapped yet. False when
+   * the view's number is too large for the table: it is served by faults alone.
+   */
+  openView(view: number, pageBits: number, lengthBytes: number): boolean {
+    if (view >= MAX_VIEWS) return false;
+    assert(!this.#views.has(view), 'a view is opened once');
+    assert(
+      pageBits === ONE_PAGE || (pageBits >= 9 && pageBits <= 31),
+      'pages are 512 bytes to 2 GiB',
+    );
+    const { words } = this.#layout;
+    const record = viewWord(this.#layout, view);
+    Atomics.store(words, record + VIEW_ENTRY, 0);
+    Atomics.store(words, record + VIEW_LENGTH_LOW, lengthBytes | 0);
+    Atomics.store(words, record + VIEW_LENGTH_HIGH, Math.floor(lengthBytes / 2 ** 32));
+    this.#views.set(view, { pageBits, slots: new Map() });
+    Atomics.store(words, record + VIEW_PAGE_BITS, pageBits + 1);
+    return true;
+  }
+
+  /** Every request of the view faults from now on; resolves when no worker uses what it had. Idempotent. */
+  async closeView(view: number): Promise<void> {
+    const open = this.#views.get(view);
+    if (open === undefined) return;
+    this.#views.delete(view);
+    const { words } = this.#layout;
+    const record = viewWord(this.#layout, view);
+    Atomics.store(words, record + VIEW_PAGE_BITS, 0);
+    Atomics.store(words, record + VIEW_ENTRY, 0);
+    const slots = [...open.slots];
+    for (const [slice, slot] of slots) this.#unlink(view, slice, slot);
+    await this.quiesce({ view, firstPage: 0, lastPage: PAGE_LIMIT });
+    for (const [, slot] of slots) this.#free.push(slot);
+  }
+
+  /** Whether the slice that holds a page is in the table; a one-page view always is. */
+  isResident(view: number, page: number): boolean {
+    const open = this.#views.get(view);
+    if (open === undefined) return false;
+    return open.pageBits === ONE_PAGE || open.slots.has(Math.floor(page / ENTRIES_PER_SLICE));
+  }
+
+  /**
+   * Gives translations to neighbouring pages from `firstPage` on, all of one slice; null leaves a page without one.
+   * Never waits: without a free slot nothing is given, and one is made free for the next time. The caller must have
+   * looked the translations up in the same turn of the event loop.
+   */
+  fill(view: number, firstPage: number, translations: readonly (Translation | null)[]): void {
+    const open = this.#views.get(view);
+    const lastPage = firstPage + translations.length - 1;
+    if (open === undefined || translations.length === 0 || lastPage >= PAGE_LIMIT) return;
+    if (open.pageBits === ONE_PAGE) {
+      assert(firstPage === 0 && translations.length === 1, 'a one-page view has page 0 alone');
+      this.#store(viewWord(this.#layout, view) + VIEW_ENTRY, translations[0] ?? null);
+      return;
+    }
+    const slice = Math.floor(firstPage / ENTRIES_PER_SLICE);
+    assert(slice === Math.floor(lastPage / ENTRIES_PER_SLICE), 'a fill stays inside one slice');
+    const known = open.slots.get(slice);
+    const slot = known ?? this.#takeSlot();
+    if (slot === null) return;
+    const at = slotWord(this.#layout, slot) + (firstPage % ENTRIES_PER_SLICE) * 2;
+    for (const [i, translation] of translations.entries()) this.#store(at + i * 2, translation);
+    if (known === undefined) this.#link(open, view, slice, slot);
+    else this.#resident.get(keyOf(view, slice));
+  }
+
+  /** Takes the translations of pages away. What they stood for may be used until `quiesce`. */
+  revoke(range: PageRange): void {
+    const open = this.#views.get(range.view);
+    if (open === undefined) return;
+    if (open.pageBits === ONE_PAGE) {
+      this.#store(viewWord(this.#layout, range.view) + VIEW_ENTRY, null);
+      return;
+    }
+    const first = Math.floor(range.firstPage / ENTRIES_PER_SLICE);
+    const last = Math.floor(range.lastPage / ENTRIES_PER_SLICE);
+    if (last - first < open.slots.size) {
+      for (let slice = first; slice <= last; slice++) {
+        const slot = open.slots.get(slice);
+        if (slot !== undefined) this.#revokeInSlot(slot, slice, range);
+      }
+      return;
+    }
+    for (const [slice, slot] of open.slots) {
+      if (slice >= first && slice <= last) this.#revokeInSlot(slot, slice, range);
+    }
+  }
+
+  /** Resolves when no worker uses a translation of the range that was taken away before the call; null: any. */
+  quiesce(range: PageRange | null): Promise<void> {
+    return this.#watch.quiesce(range);
+  }
+
+  #revokeInSlot(slot: number, slice: number, range: PageRange): void {
+    const start = slice * ENTRIES_PER_SLICE;
+    const from = Math.max(range.firstPage, start) - start;
+    const to = Math.min(range.lastPage, start + ENTRIES_PER_SLICE - 1) - start;
+    const at = slotWord(this.#layout, slot);
+    for (let i = from; i <= to; i++) Atomics.store(this.#layout.words, at + i * 2, 0);
+  }
+
+  #store(at: number, translation: Translation | null): void {
+    const { words } = this.#layout;
+    Atomics.store(words, at, 0);
+    if (translation === null || translation.hostOffset >= HOST_OFFSET_LIMIT) return;
+    const { permissions, file, hostOffset } = translation;
+    Atomics.store(words, at + 1, hostOffset | 0);
+    Atomics.store(words, at, entryWord0(permissions, file, hostOffset));
+  }
+
+  #link(open: OpenView, view: number, slice: number, slot: number): void {
+    const layout = this.#layout;
+    const { words } = layout;
+    const start = directoryStart(layout, view, slice);
+    for (let probe = 0; probe < PROBES; probe++) {
+      const at = directoryWord(layout, start, probe);
+      if (Atomics.load(words, at) !== 0) continue;
+      const tag = tagWord(layout, slot);
+      Atomics.store(words, tag + TAG_VIEW, view);
+      Atomics.store(words, tag + TAG_SLICE, slice);
+      Atomics.store(words, tag + TAG_REFERENCED, 0);
+      open.slots.set(slice, slot);
+      this.#resident.set(keyOf(view, slice), slot);
+      Atomics.store(words, at, slot + 1);
+      return;
+    }
+    // No worker has seen the slot: it was never in the directory.
+    this.#free.push(slot);
+  }
+
+  #unlink(view: number, slice: number, slot: number): void {
+    const layout = this.#layout;
+    const { words } = layout;
+    const start = directoryStart(layout, view, slice);
+    for (let probe = 0; probe < PROBES; probe++) {
+      const at = directoryWord(layout, start, probe);
+      if (Atomics.load(words, at) === slot + 1) Atomics.store(words, at, 0);
+    }
+    this.#views.get(view)?.slots.delete(slice);
+    this.#resident.delete(keyOf(view, slice));
+  }
+
+  #takeSlot(): number | null {
+    const slot = this.#free.pop() ?? null;
+    if (slot !== null) {
+      const at = slotWord(this.#layout, slot);
+      for (let i = 0; i < WORDS_PER_SLICE; i += 2) Atomics.store(this.#layout.words, at + i, 0);
+    }
+    if (this.#free.length < Math.min(SPARE_SLOTS, this.#layout.slots - 1)) this.#evictOne();
+    return slot;
+  }
+
+  #evictOne(): void {
+    if (this.#evicting >= SPARE_SLOTS) return;
+    const key = this.#victim();
+    const slot = key === null ? undefined : this.#resident.peek(key);
+    if (key === null || slot === undefined) return;
+    const view = Math.floor(key / PAGE_LIMIT);
+    const slice = key % PAGE_LIMIT;
+    this.#unlink(view, slice, slot);
+    const firstPage = slice * ENTRIES_PER_SLICE;
+    this.#evicting++;
+    void this.quiesce({ view, firstPage, lastPage: firstPage + ENTRIES_PER_SLICE - 1 }).then(() => {
+      this.#evicting--;
+      this.#free.push(slot);
+    });
+  }
+
+  // The oldest slice that no worker has used since the last look; each that was used gets a second chance.
+  #victim(): number | null {
+    const { words } = this.#layout;
+    for (let chance = 0; chance < SECOND_CHANCES; chance++) {
+      const oldest = this.#resident.rkeys().next();
+      if (oldest.done === true) return null;
+      const slot = this.#resident.peek(oldest.value);
+      if (slot === undefined) return null;
+      const referenced = tagWord(this.#layout, slot) + TAG_REFERENCED;
+      if (Atomics.exchange(words, referenced, 0) === 0) return oldest.value;
+      this.#resident.get(oldest.value);
+    }
+    const oldest = this.#resident.rkeys().next();
+    return oldest.done === true ? null : oldest.value;
+  }
+}
