@@ -251,14 +251,18 @@ export interface CreateOption {
   readonly help: string;
 }
 
-export interface CreateRequest {
-  /** An empty, writable protocol node. */
-  readonly file: Node;
+/** What is to be made. */
+export interface CreatePlan {
   readonly path: string;
   readonly virtualSizeBytes: number;
   readonly backing: BackingLink | null;
   /** Already checked against `createOptions`: names known, sizes as decimal bytes. */
   readonly options: ReadonlyMap<string, string>;
+}
+
+export interface CreateRequest extends CreatePlan {
+  /** An empty, writable protocol node. */
+  readonly file: Node;
 }
 
 /** Totals as `qemu-img check --output=json` names them, in camel case. */
@@ -303,6 +307,8 @@ export interface DriverDescriptor {
   /** Protocol drivers. Errors: those of the host. */
   openPath?(request: OpenPathRequest): Promise<DriverInstance>;
   readonly createOptions: readonly CreateOption[];
+  /** Refuses (EINVAL, naming the option) what `create` cannot do, before any file is touched. */
+  checkCreate?(request: CreatePlan): void;
   create?(request: CreateRequest): Promise<void>;
   check?(request: CheckRequest): Promise<CheckResult>;
 }

@@ -31,26 +31,37 @@ const refuseRepeated = (
   }
 };
 
-const lowerFirst = (text: string): string => text.charAt(0).toLowerCase() + text.slice(1);
+// One sentence each, beginning small, as the rest of our messages.
+const usageMessage = (text: string): string => {
+  if (text.startsWith('Not enough non-option arguments')) return 'an argument is missing';
+  return text
+    .trim()
+    .replaceAll(/\s*\n\s*/g, ' ')
+    .replace(/^./, (c) => c.toLowerCase());
+};
+
+const MORE_HELP =
+  'vdiskfs <command> --help tells the options of a command; vdiskfs --version its version.';
 
 const frame = (yargs: Argv): Argv =>
   yargs
     .scriptName('vdiskfs')
     .usage('$0 <command> [options]\n\nShows virtual disk images as flat raw files.')
     .locale('en')
-    .parserConfiguration({ 'greedy-arrays': false, 'parse-positional-numbers': false })
+    .parserConfiguration({
+      'camel-case-expansion': false,
+      'greedy-arrays': false,
+      'parse-positional-numbers': false,
+    })
     .strict()
     .demandCommand(1, 'a command is missing')
     .version(false)
     .help()
     .alias('help', 'h')
-    .epilogue(
-      'vdiskfs <command> --help tells the options of a command; vdiskfs --version its version.',
-    )
     .wrap(Math.min(100, process.stdout.columns ?? 100))
     .exitProcess(false)
     .fail((message, error) => {
-      throw error ?? new UsageError(lowerFirst(message));
+      throw error ?? new UsageError(usageMessage(message));
     });
 
 /**
@@ -74,7 +85,7 @@ export const parseAndRun = async (
       entry.synopsis,
       entry.summary,
       (y) => {
-        y.usage(`vdiskfs ${entry.usage ?? entry.synopsis}\n\n${entry.summary}`).epilogue('');
+        y.usage(`vdiskfs ${entry.usage ?? entry.synopsis}\n\n${entry.summary}`);
         const declared = command.declare(y);
         const arrays = (declared as unknown as { getOptions(): { array: string[] } }).getOptions()
           .array;
@@ -89,6 +100,7 @@ export const parseAndRun = async (
       },
     );
   }
+  if (command === null) parser.epilogue(MORE_HELP);
   await parser.parseAsync();
   return outcome === null ? EXIT.success : await (outcome as Promise<number>);
 };

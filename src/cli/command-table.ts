@@ -15,9 +15,34 @@ export interface CommandEntry {
 const erase = <Options>(command: Command<Options>): AnyCommand => command as unknown as AnyCommand;
 
 export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
+  create: {
+    synopsis: 'create <file> [size]',
+    usage: 'create [-f FMT] [-o name=value,…] [-b BACKING -F BACKING_FMT] FILE [SIZE]',
+    summary: 'Make an image',
+    load: async () => erase((await import('./commands/create.ts')).command),
+  },
   info: {
     synopsis: 'info <file>',
+    usage: 'info [--backing-chain] FILE',
     summary: 'Show what an image is: format, sizes, backing chain, snapshots',
     load: async () => erase((await import('./commands/info.ts')).command),
+  },
+  map: {
+    synopsis: 'map <file>',
+    usage: 'map FILE',
+    summary: 'Show where content lies: which file of the chain, which offset',
+    load: async () => erase((await import('./commands/map.ts')).command),
+  },
+  check: {
+    synopsis: 'check <file>',
+    usage: 'check FILE',
+    summary: "Check that an image's tables are consistent, changing nothing",
+    load: async () => erase((await import('./commands/check.ts')).command),
+  },
+  compare: {
+    synopsis: 'compare <a> <b>',
+    usage: 'compare A B',
+    summary: 'Compare what two images show',
+    load: async () => erase((await import('./commands/compare.ts')).command),
   },
 };

@@ -1,14 +1,92 @@
+/** `vdiskfs info`: what an image is. */
+import { formatSize } from '../../base/size.ts';
+import { chainInfo, type ImageInfo, imageInfo, type SnapshotInfo } from '../../image/info.ts';
 import { defineCommand } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
-import { declareJson } from '../print.ts';
+import { declareFormat, declareOffline, offlineContext } from '../offline.ts';
+import { declareJson, print, printJson, wantsJson } from '../print.ts';
 
 export const command = defineCommand({
   declare: (yargs) =>
-    declareJson(yargs)
+    declareJson(declareOffline(declareFormat(yargs)))
       .positional('file', { type: 'string', demandOption: true, describe: 'Image file' })
-      .example('$0 info disk.qcow2', 'The image, without opening its backing file'),
+      .option('backing-chain', {
+        type: 'boolean',
+        default: false,
+        describe: 'Show every image of the backing chain, top first',
+      })
+      .example('$0 info disk.qcow2', 'The image alone; its backing file is not opened')
+      .example('$0 info --backing-chain --json disk.qcow2', 'The whole chain, as a JSON array'),
   run: async (options) => {
-    process.stdout.write(`${options.file} ${options.json}\n`);
+    const context = await offlineContext(options);
+    const format = options.format ?? null;
+    const single = !options['backing-chain'];
+    const chain = single
+      ? [await imageInfo(options.file, format, context)]
+      : await chainInfo(options.file, format, context);
+    if (wantsJson(options)) await printJson(single ? chain[0] : chain);
+    else await print(chain.map(describe).join('\n'));
     return EXIT.success;
   },
 });
+
+const describe = (info: ImageInfo): string => {
+  const lines = [
+    `image: ${info.filename}`,
+    `file format: ${info.format}`,
+    `virtual size: ${formatSize(info['virtual-size'])} (${info['virtual-size']} bytes)`,
+    `disk size: ${formatSize(info['actual-size'])}`,
+  ];
+  if (info.encrypted) lines.push('encrypted: yes');
+  const cluster = info['cluster-size'];
+  if (cluster !== undefined) lines.push(`cluster_size: ${cluster}`);
+  if (info['dirty-flag']) lines.push('cleanly shut down: no');
+  lines.push(...describeBacking(info));
+  const snapshots = info.snapshots ?? [];
+  if (snapshots.length > 0)
+    lines.push('Snapshot list:', SNAPSHOT_HEAD, ...snapshots.map(describeSnapshot));
+  const specific = info['format-specific'];
+  if (specific !== undefined) {
+    lines.push('Format specific information:', ...describeFields(specific.data, '    '));
+  }
+  return `${lines.join('\n')}\n`;
+};
+
+const describeBacking = (info: ImageInfo): string[] => {
+  const name = info['backing-filename'];
+  if (name === undefined) return [];
+  const full = info['full-backing-filename'];
+  const lines = [`backing file: ${name}${full === name ? '' : ` (actual path: ${full})`}`];
+  const format = info['backing-filename-format'];
+  if (format !== undefined) lines.push(`backing file format: ${format}`);
+  return lines;
+};
+
+const row = (id: string, tag: string, size: string, date: string, clock: string, icount: string) =>
+  [
+    id.padEnd(9),
+    tag.padEnd(16),
+    `${size.padStart(8)}${date.padStart(20)}${clock.padStart(13)}${icount.padStart(11)}`,
+  ].join(' ');
+
+const SNAPSHOT_HEAD = row('ID', 'TAG', 'VM SIZE', 'DATE', 'VM CLOCK', 'ICOUNT');
+
+const two = (n: number): string => String(n).padStart(2, '0');
+
+const describeSnapshot = (s: SnapshotInfo): string => {
+  const d = new Date(s['date-sec'] * 1000);
+  const day = `${d.getFullYear()}-${two(d.getMonth() + 1)}-${two(d.getDate())}`;
+  const date = `${day} ${two(d.getHours())}:${two(d.getMinutes())}:${two(d.getSeconds())}`;
+  const seconds = s['vm-clock-sec'];
+  const milliseconds = String(Math.floor(s['vm-clock-nsec'] / 1e6)).padStart(3, '0');
+  const hours = two(Math.floor(seconds / 3600));
+  const clock = `${hours}:${two(Math.floor(seconds / 60) % 60)}:${two(seconds % 60)}.${milliseconds}`;
+  return row(s.id, s.name, formatSize(s['vm-state-size']), date, clock, String(s.icount ?? ''));
+};
+
+const describeFields = (fields: Readonly<Record<string, unknown>>, indent: string): string[] =>
+  Object.entries(fields).flatMap(([key, value]) => {
+    const name = `${indent}${key.replaceAll('-', ' ')}:`;
+    if (typeof value !== 'object' || value === null) return [`${name} ${String(value)}`];
+    return [name, ...describeFields(value as Record<string, unknown>, `${indent}    `)];
+  });

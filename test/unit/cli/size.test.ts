@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { formatSize } from '../../../src/base/size.ts';
 import { UsageError } from '../../../src/cli/command.ts';
-import { formatSize, parseSize } from '../../../src/cli/size.ts';
+import { parseSize } from '../../../src/cli/size.ts';
 
 test('sizes are powers of 1024, in either case', () => {
   const cases: [string, number][] = [

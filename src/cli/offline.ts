@@ -1,0 +1,51 @@
+/** What the commands that work on image files share: their options, and the drivers and locks that they get. */
+import type { Argv } from 'yargs';
+import type { ImageLocks } from '../block/image-locks.ts';
+import { noLocks } from '../block/image-locks.ts';
+import { DriverRegistry } from '../block/registry.ts';
+import type { OfflineContext } from '../image/open.ts';
+
+export interface OfflineOptions {
+  readonly 'backing-dir': readonly string[];
+  readonly lock: 'auto' | 'on' | 'off';
+}
+
+/** `--backing-dir` and `--lock`. */
+export const declareOffline = <T>(yargs: Argv<T>) =>
+  yargs
+    .option('backing-dir', {
+      type: 'string',
+      array: true,
+      default: [] as string[],
+      defaultDescription: "only the image's own directory",
+      requiresArg: true,
+      describe: 'Allow backing files below this directory too (repeatable)',
+    })
+    .option('lock', {
+      choices: ['auto', 'on', 'off'] as const,
+      default: 'auto' as const,
+      requiresArg: true,
+      describe: "QEMU's image locks: taken where the file system has them, required, not taken",
+    });
+
+/** `--format`, for commands that read one image. */
+export const declareFormat = <T>(yargs: Argv<T>) =>
+  yargs.option('format', {
+    alias: 'f',
+    type: 'string',
+    requiresArg: true,
+    describe: 'Format of FILE, which is not probed then',
+    defaultDescription: 'probed',
+  });
+
+/** The drivers are loaded here and not before: `--help` does without them. */
+export const offlineContext = async (options: OfflineOptions): Promise<OfflineContext> => {
+  const { drivers } = await import('../../drivers/index.ts');
+  return {
+    registry: new DriverRegistry(drivers),
+    locks: locksFor(options.lock),
+    backingDirectories: options['backing-dir'],
+  };
+};
+
+const locksFor = (_mode: OfflineOptions['lock']): ImageLocks => noLocks;

@@ -1,0 +1,59 @@
+/** Whether an image's tables are consistent: `vdiskfs check`, in the fields of `qemu-img check --output=json`. */
+import type { CheckResult } from '../block/driver.ts';
+import { identify } from '../block/graph.ts';
+import { type OfflineContext, openFile } from './open.ts';
+
+/** Counts that are zero are absent, as in `qemu-img`, but for `check-errors`. */
+export interface CheckReport {
+  readonly filename: string;
+  readonly format: string;
+  readonly 'check-errors': number;
+  readonly 'image-end-offset'?: number;
+  readonly corruptions?: number;
+  readonly leaks?: number;
+  readonly 'corruptions-fixed'?: number;
+  readonly 'leaks-fixed'?: number;
+  readonly 'total-clusters'?: number;
+  readonly 'allocated-clusters'?: number;
+  readonly 'fragmented-clusters'?: number;
+  readonly 'compressed-clusters'?: number;
+}
+
+export interface Checked {
+  readonly report: CheckReport;
+  /** One sentence each, bounded in number. */
+  readonly findings: readonly string[];
+}
+
+/**
+ * Checks the image's own tables, read-only; no other file is opened. Null: the format has no check. Errors: EBUSY
+ * (locked), kind invalid-image when the image does not even open, those of the host.
+ */
+export const checkImage = async (
+  path: string,
+  format: string | null,
+  context: OfflineContext,
+): Promise<Checked | null> => {
+  await identify(path);
+  await using opened = await openFile(path, format, context);
+  const { check, name } = opened.format;
+  if (check === undefined) return null;
+  const result = await check({ file: opened.file, path, repair: 'none' });
+  return { report: toReport(path, name, result), findings: result.findings };
+};
+
+const toReport = (filename: string, format: string, r: CheckResult): CheckReport => {
+  const counts = {
+    'image-end-offset': r.imageEndOffset,
+    corruptions: r.corruptions,
+    leaks: r.leaks,
+    'corruptions-fixed': r.corruptionsFixed,
+    'leaks-fixed': r.leaksFixed,
+    'total-clusters': r.totalClusters,
+    'allocated-clusters': r.allocatedClusters,
+    'fragmented-clusters': r.fragmentedClusters,
+    'compressed-clusters': r.compressedClusters,
+  };
+  const found = Object.entries(counts).filter(([, count]) => count !== 0);
+  return { filename, format, 'check-errors': r.checkErrors, ...Object.fromEntries(found) };
+};

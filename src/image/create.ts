@@ -1,0 +1,148 @@
+/**
+ * Making images: `vdiskfs create`. Everything that can be refused is refused before FILE is touched; an image that
+ * cannot be finished is removed.
+ */
+import { stat, unlink } from 'node:fs/promises';
+import { basename, dirname, resolve } from 'node:path';
+import { BlockError, toBlockError } from '../base/block-error.ts';
+import { silentLog } from '../base/log.ts';
+import { alignUp } from '../base/range.ts';
+import type { BackingLink, CreatePlan, DriverDescriptor } from '../block/driver.ts';
+import { identify } from '../block/graph.ts';
+import { Node } from '../block/node.ts';
+import { type OfflineContext, openImage } from './open.ts';
+
+export interface CreateImageRequest {
+  readonly path: string;
+  readonly format: string;
+  /** Null: as large as the backing image. Rounded up to whole sectors of 512 bytes, as `qemu-img` does. */
+  readonly virtualSizeBytes: number | null;
+  /** Checked by `checkOptions`. */
+  readonly options: ReadonlyMap<string, string>;
+  /** The name as it goes into the header, relative to the image's directory. */
+  readonly backing: BackingLink | null;
+  /** The backing image is not opened; it need not exist. A size is needed then. */
+  readonly withoutOpeningBacking: boolean;
+}
+
+const SECTOR_BYTES = 512;
+
+/**
+ * Makes an image, over a file of that name if there is one (never over one that another program holds). Returns its
+ * virtual size. Errors: EINVAL naming the option, EBUSY (locked), ENOSPC, those of opening the backing chain.
+ */
+export const createImage = async (
+  request: CreateImageRequest,
+  context: OfflineContext,
+): Promise<number> => {
+  const { path } = request;
+  const descriptor = context.registry.format(request.format);
+  const refused = reasonToRefuse(request, descriptor);
+  if (refused !== null) throw wrong(refused, path);
+  await using backing = await openBacking(request, context);
+  const wanted = request.virtualSizeBytes ?? backing?.root.lengthBytes ?? null;
+  if (wanted === null)
+    throw wrong('a size is needed: there is no backing image to take it from', path);
+  const virtualSizeBytes = alignUp(wanted, SECTOR_BYTES);
+  const plan: CreatePlan = {
+    path,
+    virtualSizeBytes,
+    backing: request.backing,
+    options: request.options,
+  };
+  descriptor.checkCreate?.(plan);
+  await refuseOwnChain(path, backing?.root ?? null);
+  await writeImage(plan, descriptor, context);
+  return virtualSizeBytes;
+};
+
+const reasonToRefuse = (r: CreateImageRequest, d: DriverDescriptor): string | null => {
+  if (d.create === undefined) return `format ${d.name} cannot be created`;
+  if (r.backing === null) return null;
+  if (d.capabilities.backing !== true) return `format ${d.name} has no backing files`;
+  if (r.backing.filename === '') return 'the name of the backing file is empty';
+  return null;
+};
+
+const openBacking = async (request: CreateImageRequest, context: OfflineContext) => {
+  const { backing, path, withoutOpeningBacking } = request;
+  if (backing === null || withoutOpeningBacking) return null;
+  // The person names the first one, so it needs no permission; what its header names does.
+  return openImage(resolve(dirname(path), backing.filename), backing.format, context);
+};
+
+// Overwriting an image that the new one is to stand on would leave neither.
+const refuseOwnChain = async (path: string, backing: Node | null): Promise<void> => {
+  const own = await identify(path).catch((error: unknown) => {
+    if (toBlockError(error).errno === 'ENOENT') return null;
+    throw error;
+  });
+  for (let node = backing; own !== null && node !== null; node = node.backing) {
+    const below = await identify(node.path);
+    if (below.device === own.device && below.inode === own.inode) {
+      throw wrong(`is in its own backing chain (as '${basename(node.path)}')`, path);
+    }
+  }
+};
+
+const writeImage = async (
+  plan: CreatePlan,
+  descriptor: DriverDescriptor,
+  context: OfflineContext,
+): Promise<void> => {
+  const { path } = plan;
+  const target = await openTarget(path, context);
+  const { file } = target;
+  // An existing file is ours to remove from the moment its content is gone.
+  let ours = target.isNew;
+  try {
+    const lock = await context.locks.acquire(path, 'write');
+    try {
+      ours = true;
+      await file.resize(0);
+      await descriptor.create?.({ ...plan, file });
+      await file.flush();
+    } finally {
+      await lock.release();
+    }
+    await file.close();
+  } catch (error) {
+    await file.close().catch(() => undefined);
+    if (ours) await unlink(path).catch(() => undefined);
+    throw error;
+  }
+};
+
+interface Target {
+  readonly file: Node;
+  readonly isNew: boolean;
+}
+
+const openTarget = async (path: string, context: OfflineContext): Promise<Target> => {
+  const descriptor = context.registry.protocol('file');
+  const open = async (isNew: boolean): Promise<Target> => {
+    const request = {
+      path,
+      readOnly: false,
+      create: isNew,
+      cache: 'writeback',
+      log: silentLog,
+    } as const;
+    const driver = await descriptor.openPath?.(request);
+    if (driver === undefined) throw wrong('no driver opens it', path);
+    const file = new Node({ name: 'file', path, descriptor, readOnly: false, file: null });
+    file.attach(driver);
+    return { file, isNew };
+  };
+  try {
+    return await open(true);
+  } catch (error) {
+    if (toBlockError(error).errno !== 'EEXIST') throw error;
+  }
+  const s = await stat(path);
+  if (!s.isFile()) throw wrong('exists and is no regular file', path);
+  return open(false);
+};
+
+const wrong = (message: string, path: string): BlockError =>
+  new BlockError({ kind: 'bad-request', message, path, op: 'create' });

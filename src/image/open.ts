@@ -1,0 +1,108 @@
+/**
+ * Opening images for offline work: through the graph, the gate (the image's own directory and what was allowed) and
+ * the locks, like a mount does.
+ */
+import { dirname } from 'node:path';
+import { silentLog } from '../base/log.ts';
+import type { DriverDescriptor } from '../block/driver.ts';
+import { Graph } from '../block/graph.ts';
+import type { ImageLocks } from '../block/image-locks.ts';
+import { Node } from '../block/node.ts';
+import { type OpenGate, openGate } from '../block/open-gate.ts';
+import { probeFormat } from '../block/probe.ts';
+import type { DriverRegistry } from '../block/registry.ts';
+
+/** What every offline command is given by the command line. */
+export interface OfflineContext {
+  readonly registry: DriverRegistry;
+  readonly locks: ImageLocks;
+  /** `--backing-dir`: directories that headers may name files in, besides the image's own. */
+  readonly backingDirectories: readonly string[];
+}
+
+/** An opened image with its chain; closes with `using`. */
+export interface OpenedImage extends AsyncDisposable {
+  readonly root: Node;
+}
+
+/** Offline work streams through an image once: a small cache of metadata is enough. */
+const CACHE_BYTES = 8 << 20;
+
+/** The gate of an image: its own directory (also where a symlink leads to) and the allowed ones. */
+export const gateFor = (path: string, context: OfflineContext): Promise<OpenGate> =>
+  openGate([dirname(path), ...context.backingDirectories]);
+
+/**
+ * Opens an image and its backing chain read-only. `format` null probes. Errors: those of `Graph.open`; a lock that
+ * another program holds is EBUSY.
+ */
+export const openImage = async (
+  path: string,
+  format: string | null,
+  context: OfflineContext,
+): Promise<OpenedImage> => {
+  const graph = new Graph({
+    registry: context.registry,
+    gate: await gateFor(path, context),
+    locks: context.locks,
+    log: silentLog,
+    cache: 'writeback',
+    cacheBytes: CACHE_BYTES,
+    discard: 'unmap',
+    journalFor: null,
+  });
+  const root = await graph.open({ path, format, readOnly: true });
+  return { root, [Symbol.asyncDispose]: () => graph.close(root) };
+};
+
+/** The file of an image, opened below any format; closes with `using`. */
+export interface OpenedFile extends AsyncDisposable {
+  readonly file: Node;
+  /** The declared or probed format. */
+  readonly format: DriverDescriptor;
+}
+
+/**
+ * Opens the image's own file alone, for work on its header and tables (`info`, `check`). No other file is opened.
+ * Errors: EBUSY for a lock, those of the host, kind invalid-image for a file that two formats claim.
+ */
+export const openFile = async (
+  path: string,
+  format: string | null,
+  context: OfflineContext,
+): Promise<OpenedFile> => {
+  const { registry, locks } = context;
+  const descriptor = registry.protocol('file');
+  const lock = await locks.acquire(path, 'read');
+  const file = new Node({ name: 'file', path, descriptor, readOnly: true, file: null });
+  try {
+    const request = {
+      path,
+      readOnly: true,
+      create: false,
+      cache: 'writeback',
+      log: silentLog,
+    } as const;
+    const driver = await descriptor.openPath?.(request);
+    if (driver !== undefined) file.attach(driver);
+    const found =
+      format === null
+        ? ((await probeFormat(registry, file, path)) ?? registry.format('raw'))
+        : registry.format(format);
+    return {
+      file,
+      format: found,
+      [Symbol.asyncDispose]: async () => {
+        try {
+          await file.close();
+        } finally {
+          await lock.release();
+        }
+      },
+    };
+  } catch (error) {
+    await file.close();
+    await lock.release();
+    throw error;
+  }
+};
