@@ -4,18 +4,24 @@
  * image that holds it, symlinks followed, and must end inside an allowed directory.
  */
 import { realpath } from 'node:fs/promises';
-import { dirname, isAbsolute, resolve, sep } from 'node:path';
-import { BlockError, toBlockError } from '../base/block-error.ts';
+import { dirname, isAbsolute, resolve } from 'node:path';
+import { BlockError } from '../base/block-error.ts';
+import { isWithin, realPathOutside } from './real-path.ts';
 
 /** The longest protocol name that QEMU's rule recognises before a colon. */
 const PROTOCOL_NAME = /^([a-z][a-z0-9+.-]*):/i;
 
 export class OpenGate {
   readonly #directories: readonly string[];
+  readonly #excluded: string | null;
 
-  /** `directories`: real, absolute paths (no symlinks in them); see `openGate`. */
-  constructor(directories: readonly string[]) {
+  /**
+   * `directories`: real, absolute paths (no symlinks in them); see `openGate`. `excluded`: the real path of our own
+   * mountpoint, which is never touched; null for none.
+   */
+  constructor(directories: readonly string[], excluded: string | null = null) {
     this.#directories = directories;
+    this.#excluded = excluded;
   }
 
   /**
@@ -32,9 +38,7 @@ export class OpenGate {
       );
     }
     const path = isAbsolute(name) ? name : resolve(dirname(referrer), name);
-    const real = await realpath(path).catch((error: unknown) => {
-      throw toBlockError(error, { op: 'open', path });
-    });
+    const real = await realPathOutside(path, this.#excluded);
     if (!this.allows(real)) {
       throw this.#refused(
         `names '${filename}', which is outside the allowed directories`,
@@ -47,9 +51,7 @@ export class OpenGate {
 
   /** Whether a real path lies inside an allowed directory. */
   allows(realPath: string): boolean {
-    return this.#directories.some(
-      (d) => realPath === d || realPath.startsWith(d === sep ? d : d + sep),
-    );
+    return this.#directories.some((d) => isWithin(realPath, d));
   }
 
   #refused(message: string, path: string, hint?: string): BlockError {
@@ -64,6 +66,12 @@ export class OpenGate {
   }
 }
 
-/** A gate over the given directories, symlinks in them resolved. Errors: ENOENT and those of the host. */
-export const openGate = async (directories: readonly string[]): Promise<OpenGate> =>
-  new OpenGate(await Promise.all(directories.map((d) => realpath(d))));
+/**
+ * A gate over the given directories, symlinks in them resolved; `excluded` as for the constructor. Errors: ENOENT
+ * and those of the host.
+ */
+export const openGate = async (
+  directories: readonly string[],
+  excluded: string | null = null,
+): Promise<OpenGate> =>
+  new OpenGate(await Promise.all(directories.map((d) => realpath(d))), excluded);

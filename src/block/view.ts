@@ -15,9 +15,9 @@ import { type GuestOffset, guestOffset, MAX_OFFSET } from '../base/units.ts';
 import type { Node } from './node.ts';
 
 export interface ViewOptions {
-  /** The file's name in the mount, with `.raw`. */
+  /** The file's name in the mount, with `.raw`. May be a getter: a view is renamed when a name clashes. */
   readonly name: string;
-  /** Why writes are refused, for the log; null for a writable view. */
+  /** Why writes are refused, for the log; null for a writable view. May be a getter: asked at each request. */
   readonly readOnlyReason: string | null;
   readonly allowShrink: boolean;
   readonly log: Log;
@@ -27,7 +27,6 @@ export interface ViewOptions {
 }
 
 export class View {
-  readonly name: string;
   readonly #options: ViewOptions;
   #root: Node | null = null;
   #opening: Promise<Node> | null = null;
@@ -37,8 +36,11 @@ export class View {
   #drain: Promise<void> | null = null;
 
   constructor(options: ViewOptions) {
-    this.name = options.name;
     this.#options = options;
+  }
+
+  get name(): string {
+    return this.#options.name;
   }
 
   get readOnly(): boolean {

@@ -1,0 +1,408 @@
+/**
+ * The directory of views: which images the sources of a mount hold, under which names, and what has become of them.
+ *
+ * It owns the table of entries and the scans. A scan runs alone; a lookup that finds the sources changed waits for it,
+ * within a bound, so that a file which a program has just made is there when that program looks. Entries look after
+ * themselves (image-entry.ts).
+ */
+import { statfs } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { BlockError, type BlockErrorWire, toBlockError } from '../src/base/block-error.ts';
+import type { Log } from '../src/base/log.ts';
+import type { Graph } from '../src/block/graph.ts';
+import type { ImageLocks } from '../src/block/image-locks.ts';
+import { type OpenGate, openGate } from '../src/block/open-gate.ts';
+import type { DriverRegistry } from '../src/block/registry.ts';
+import { rootAttributesOf } from './catalog/attributes.ts';
+import { EntryTable } from './catalog/entry-table.ts';
+import { statHostFile } from './catalog/host-file.ts';
+import type { EntryContext, ImageEntry } from './catalog/image-entry.ts';
+import { Inspector } from './catalog/inspection.ts';
+import {
+  type IgnoredFile,
+  listSources,
+  mapBounded,
+  PARALLEL_LOOKS,
+  resolveSource,
+  type Source,
+} from './catalog/listing.ts';
+import { type ScanResult, scan } from './catalog/scan.ts';
+import { SourceWatch } from './catalog/source-watch.ts';
+import type { Directory, Entry, FileAttributes } from './directory.ts';
+
+/** How long a lookup waits for a scan before it answers from what is known, in ms. */
+const SCAN_WAIT_MS = 2000;
+
+/** A view without handles and requests is closed after this long, in ms. */
+const IDLE_CLOSE_MS = 5000;
+const IDLE_SWEEP_MS = 1000;
+
+/** More idle views than this are closed at the next sweep however young: each keeps descriptors and tables. */
+const MAX_IDLE_OPEN = 64;
+
+export interface CatalogOptions {
+  /** As the command line gave them: directories of images, single files, each perhaps with a `NAME=`. At least one. */
+  readonly sources: readonly { readonly name: string | null; readonly path: string }[];
+  /** Its gate and locks should be the ones given here. */
+  readonly graph: Graph;
+  readonly registry: DriverRegistry;
+  /** See `sourceGate`. */
+  readonly gate: OpenGate;
+  readonly locks: ImageLocks;
+  readonly log: Log;
+  /** The real path of the mountpoint, which is never touched from here; null in tests without one. */
+  readonly mountpoint: string | null;
+  readonly readOnly: boolean;
+  readonly allowShrink: boolean;
+  /** `--format`: of a source that is one file; null probes. */
+  readonly format: string | null;
+  /** `user.vdiskfs.socket` and `.pid` of the root. */
+  readonly socketPath: string;
+  readonly pid: number;
+  /**
+   * Node ids, 2 or more, one per key in the same order; the same key has the same id for the life of the mount. Keys
+   * are opaque. One batch per scan; an empty batch is not asked.
+   */
+  readonly nodeIds: (keys: readonly string[]) => Promise<readonly number[]>;
+}
+
+/** What `status` shows of one view. */
+export interface ViewStatus {
+  readonly name: string;
+  readonly path: string;
+  /** Null when it cannot be told. */
+  readonly format: string | null;
+  readonly virtualSizeBytes: number;
+  readonly allocatedBytes: number;
+  /** The image first, then what lies below it. */
+  readonly chain: readonly { readonly path: string; readonly format: string }[];
+  /** Null for a writable view. */
+  readonly readOnlyReason: string | null;
+  /** Why it cannot be opened; null when it can, as far as is known. */
+  readonly error: BlockErrorWire | null;
+  /** The chain is open. */
+  readonly open: boolean;
+  /** Open handles of the mount. */
+  readonly handles: number;
+}
+
+export interface CatalogStatus {
+  readonly views: readonly ViewStatus[];
+  readonly ignored: readonly IgnoredFile[];
+}
+
+/**
+ * The gate of a mount: source directories, the directories of single files, and `--backing-dir`s are allowed;
+ * `mountpoint` (real path, or null) is never entered. Errors: ENOENT and those of the host.
+ */
+export const sourceGate = async (options: {
+  readonly sources: readonly { readonly name: string | null; readonly path: string }[];
+  readonly backingDirectories: readonly string[];
+  readonly mountpoint: string | null;
+}): Promise<OpenGate> => {
+  const sources = await Promise.all(
+    options.sources.map((source) => resolveSource(source, options.mountpoint)),
+  );
+  const directories = sources.map((s) => (s.isDirectory ? s.path : dirname(s.path)));
+  return openGate([...directories, ...options.backingDirectories], options.mountpoint);
+};
+
+/**
+ * Scans the sources for the first time. Errors: a source that is not there or cannot be read; with a single file as the
+ * only source also that image's own error, and the chain is opened to see it; `nodeIds`' errors. Images in directories
+ * that cannot be opened are in `status`, not thrown.
+ */
+export const openCatalog = async (options: CatalogOptions): Promise<Catalog> => {
+  const sources = await Promise.all(
+    options.sources.map((source) => resolveSource(source, options.mountpoint)),
+  );
+  const catalog = new Catalog(options, sources);
+  try {
+    await catalog.rescan();
+    await catalog.requireSingleSource();
+    return catalog;
+  } catch (error) {
+    await catalog.close().catch(() => undefined);
+    throw error;
+  }
+};
+
+export class Catalog implements Directory {
+  readonly #options: CatalogOptions;
+  readonly #sources: readonly Source[];
+  readonly #inspector: Inspector;
+  readonly #context: EntryContext;
+  readonly #watch: SourceWatch;
+  readonly #table = new EntryTable();
+  readonly #nameListeners = new Set<(name: string) => void>();
+  /** Closings that a release or a scan began; `close` waits for them. */
+  readonly #background = new Set<Promise<void>>();
+  readonly #idleTimer: NodeJS.Timeout;
+  #ignored: readonly IgnoredFile[] = [];
+  #knownIgnored: ReadonlyMap<string, string> = new Map();
+  #scanning: Promise<void> | null = null;
+  #closed = false;
+
+  /** Use `openCatalog`. */
+  constructor(options: CatalogOptions, sources: readonly Source[]) {
+    this.#options = options;
+    this.#sources = sources;
+    this.#inspector = new Inspector(options);
+    this.#context = this.#createContext();
+    this.#watch = new SourceWatch({
+      sources,
+      log: options.log,
+      matters: (path) => this.#matters(path),
+      changed: () => this.#inBackground('scan', this.rescan()),
+    });
+    this.#idleTimer = setInterval(() => this.#closeIdle(), IDLE_SWEEP_MS).unref();
+  }
+
+  async rootAttributes(): Promise<FileAttributes> {
+    const first = this.#firstSource();
+    return rootAttributesOf(await statHostFile(first));
+  }
+
+  async rootExtendedAttributes(): Promise<ReadonlyMap<string, string>> {
+    const { socketPath, pid } = this.#options;
+    return new Map([
+      ['user.vdiskfs.socket', socketPath],
+      ['user.vdiskfs.pid', String(pid)],
+    ]);
+  }
+
+  async lookup(name: string): Promise<Entry | null> {
+    await this.#refresh();
+    const entry = this.#table.byName(name);
+    if (entry !== null) entry.known = true;
+    return entry;
+  }
+
+  async entries(): Promise<readonly Entry[]> {
+    await this.#refresh();
+    const { listed } = this.#table;
+    for (const entry of listed) entry.known = true;
+    return listed;
+  }
+
+  byNodeId(nodeId: number): Entry | null {
+    return this.#table.byNodeId(nodeId);
+  }
+
+  forgotten(nodeId: number): void {
+    const entry = this.#table.byNodeId(nodeId);
+    if (entry === null) return;
+    entry.known = false;
+    if (entry.gone && entry.handles === 0) this.#table.drop(entry);
+  }
+
+  opened(entry: Entry): void {
+    const image = this.#table.byNodeId(entry.nodeId);
+    if (image !== null) image.handles++;
+  }
+
+  released(entry: Entry): void {
+    const image = this.#table.byNodeId(entry.nodeId);
+    if (image === null) return;
+    image.handles = Math.max(0, image.handles - 1);
+    image.idleSinceMs = performance.now();
+    if (image.handles > 0) return;
+    if (image.gone) this.#inBackground(image.name, this.#retire(image));
+    else this.#inBackground(image.name, image.settle());
+  }
+
+  async space(): Promise<{ totalBytes: number; freeBytes: number; availableBytes: number }> {
+    const path = this.#firstSource();
+    const s = await statfs(path).catch((error: unknown) => {
+      throw toBlockError(error, { op: 'statfs', path });
+    });
+    return {
+      totalBytes: s.blocks * s.bsize,
+      freeBytes: s.bfree * s.bsize,
+      availableBytes: s.bavail * s.bsize,
+    };
+  }
+
+  onNameChanged(listener: (name: string) => void): void {
+    this.#nameListeners.add(listener);
+  }
+
+  async status(): Promise<CatalogStatus> {
+    const views = await mapBounded(this.#table.listed, PARALLEL_LOOKS, statusOf);
+    return { views, ignored: this.#ignored };
+  }
+
+  /** One scan at a time; a caller during one waits for that one. Errors: those of `openCatalog`. */
+  async rescan(): Promise<void> {
+    this.#scanning ??= this.#scan().finally(() => {
+      this.#scanning = null;
+    });
+    return this.#scanning;
+  }
+
+  /** With a single file as the only source: throws why it cannot be opened. */
+  async requireSingleSource(): Promise<void> {
+    const [source, second] = this.#sources;
+    if (source === undefined || second !== undefined || source.isDirectory) return;
+    const [entry] = this.#table.listed;
+    if (entry !== undefined) {
+      await entry.view.open();
+      return;
+    }
+    const message = this.#ignored[0]?.reason ?? 'it is not there';
+    throw new BlockError({ kind: 'invalid-image', message, path: source.path, op: 'open' });
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearInterval(this.#idleTimer);
+    this.#watch.close();
+    await this.#scanning?.catch(() => undefined);
+    await Promise.allSettled(this.#background);
+    const errors: BlockError[] = [];
+    await mapBounded(this.#table.all, PARALLEL_LOOKS, async (entry) => {
+      await entry.dispose().catch((error: unknown) => {
+        const failure = toBlockError(error, { op: 'close', path: entry.host.path });
+        this.#options.log.error(entry.name, failure.describe());
+        errors.push(failure);
+      });
+    });
+    if (errors[0] !== undefined) throw errors[0];
+  }
+
+  // A source directory on a server that does not answer must not stop the views that are known.
+  async #refresh(): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    const patience = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, SCAN_WAIT_MS);
+    });
+    const fresh = this.#scanIfChanged().catch((error: unknown) => {
+      this.#options.log.warning('scan', toBlockError(error).describe());
+    });
+    await Promise.race([fresh, patience]);
+    clearTimeout(timer);
+  }
+
+  async #scanIfChanged(): Promise<void> {
+    // What a running scan has read may be older than the change that the caller has made.
+    await this.#scanning?.catch(() => undefined);
+    if (!this.#closed && (await this.#watch.hasChanged())) await this.rescan();
+  }
+
+  async #scan(): Promise<void> {
+    if (this.#closed) return;
+    const { gate, mountpoint, nodeIds, format } = this.#options;
+    await this.#watch.beginScan();
+    try {
+      const listing = await listSources(this.#sources, gate, mountpoint);
+      const result = await scan(listing.candidates, {
+        table: this.#table,
+        inspector: this.#inspector,
+        context: this.#context,
+        format,
+        nodeIds: async (keys) => (keys.length === 0 ? [] : nodeIds(keys)),
+        directories: new Set(this.#sources.filter((s) => s.isDirectory).map((s) => s.path)),
+        knownIgnored: this.#knownIgnored,
+      });
+      this.#ignored = [...listing.ignored, ...result.ignored];
+      await this.#adopt(result);
+    } catch (error) {
+      this.#watch.markDirty();
+      throw error;
+    }
+  }
+
+  async #adopt(result: ScanResult): Promise<void> {
+    this.#knownIgnored = new Map(result.ignoredHosts.map((i) => [i.host.stamp, i.reason]));
+    const lost = this.#table.replace(result.entries);
+    for (const entry of [...lost, ...this.#table.surplus()]) {
+      if (entry.handles === 0) this.#inBackground(entry.name, this.#retire(entry));
+    }
+    // Readers of a base first give up writing it, then its overlays may be opened.
+    await mapBounded(result.entries, PARALLEL_LOOKS, (entry) => entry.settle());
+    for (const entry of result.entries) entry.report();
+    const unusable = result.entries.filter((entry) => entry.error !== null).map((e) => e.host);
+    this.#watch.followYoung([...result.ignoredHosts.map((i) => i.host), ...unusable]);
+    for (const name of result.changedNames) {
+      for (const listener of this.#nameListeners) listener(name);
+    }
+  }
+
+  /** Closes an entry that is gone and not in use, and forgets it unless a kernel may still ask for it. */
+  async #retire(entry: ImageEntry): Promise<void> {
+    await entry.dispose();
+    if (!entry.known) this.#table.drop(entry);
+  }
+
+  #closeIdle(): void {
+    const now = performance.now();
+    const idle = this.#table.listed
+      .filter((entry) => entry.isOpen && entry.handles === 0 && entry.view.active === 0)
+      .sort((a, b) => a.idleSinceMs - b.idleSinceMs);
+    const surplus = idle.length - MAX_IDLE_OPEN;
+    idle.forEach((entry, index) => {
+      if (index >= surplus && now - entry.idleSinceMs < IDLE_CLOSE_MS) return;
+      this.#inBackground(entry.name, entry.closeIdle());
+    });
+  }
+
+  #createContext(): EntryContext {
+    const { graph, locks, log, readOnly, allowShrink, format } = this.#options;
+    return {
+      graph,
+      locks,
+      log,
+      readOnly,
+      allowShrink,
+      inspect: async (candidate) => {
+        const inspection = await this.#inspector.inspect(candidate, format);
+        return 'ignored' in inspection ? null : inspection;
+      },
+      writerBelow: (entry) => this.#writerBelow(entry),
+      outdated: () => this.#watch.markDirty(),
+    };
+  }
+
+  async #writerBelow(entry: ImageEntry): Promise<ImageEntry | null> {
+    for (const layer of entry.inspection.chain.slice(1)) {
+      const below = this.#table.byIdentity(layer.identity);
+      if (below === null || below.readOnlyReason !== null) continue;
+      await below.settle();
+      if (below.readOnlyReason === null) return below;
+    }
+    return null;
+  }
+
+  #matters(path: string): boolean {
+    const entry = this.#table.listed.find((e) => e.host.path === path);
+    return entry === undefined || !(entry.isOpen || entry.handles > 0);
+  }
+
+  #inBackground(subject: string, work: Promise<void>): void {
+    const task = work
+      .catch((error: unknown) => this.#options.log.error(subject, toBlockError(error).describe()))
+      .finally(() => this.#background.delete(task));
+    this.#background.add(task);
+  }
+
+  #firstSource(): string {
+    const [source] = this.#sources;
+    if (source === undefined) return '/';
+    return source.isDirectory ? source.path : dirname(source.path);
+  }
+}
+
+const statusOf = async (entry: ImageEntry): Promise<ViewStatus> => {
+  const { inspection, host } = entry;
+  return {
+    name: entry.name,
+    path: host.path,
+    format: inspection.driver?.name ?? null,
+    ...(await entry.sizes()),
+    chain: inspection.chain.map(({ path, format }) => ({ path, format })),
+    readOnlyReason: entry.readOnlyReason,
+    error: entry.error?.toWire() ?? null,
+    open: entry.isOpen,
+    handles: entry.handles,
+  };
+};

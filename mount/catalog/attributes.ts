@@ -1,0 +1,66 @@
+/** What stat(2) and getxattr(2) say of an image. Pure. */
+import type { BlockError } from '../../src/base/block-error.ts';
+import { divideUp } from '../../src/base/range.ts';
+import type { View } from '../../src/block/view.ts';
+import type { FileAttributes } from '../directory.ts';
+import type { HostFile } from './host-file.ts';
+import type { Inspection } from './inspection.ts';
+
+/** A view is data: neither executable nor set-id, whatever its file is. */
+const FILE_MODE_MASK = 0o666;
+const WRITE_BITS = 0o222;
+const BLOCK_BYTES = 512;
+
+/** Owner, mode and times are the image file's; an image that cannot be opened has size 0 and mode 0. */
+export const fileAttributesOf = (image: {
+  readonly host: HostFile;
+  readonly virtualSizeBytes: number;
+  readonly allocatedBytes: number;
+  readonly error: BlockError | null;
+  readonly view: View;
+}): FileAttributes => {
+  const { host, error, view } = image;
+  const mode = host.mode & FILE_MODE_MASK;
+  return {
+    sizeBytes: error === null ? image.virtualSizeBytes : 0,
+    blocks: error === null ? divideUp(image.allocatedBytes, BLOCK_BYTES) : 0,
+    mode: error === null ? (view.readOnly ? mode & ~WRITE_BITS : mode) : 0,
+    uid: host.uid,
+    gid: host.gid,
+    accessTimeMs: host.accessTimeMs,
+    modifyTimeMs: host.modifyTimeMs,
+    changeTimeMs: host.changeTimeMs,
+  };
+};
+
+/** The mount's root: the source directory's owner, mode and times. */
+export const rootAttributesOf = (host: HostFile): FileAttributes => ({
+  sizeBytes: 0,
+  blocks: 0,
+  mode: host.mode,
+  uid: host.uid,
+  gid: host.gid,
+  accessTimeMs: host.accessTimeMs,
+  modifyTimeMs: host.modifyTimeMs,
+  changeTimeMs: host.changeTimeMs,
+});
+
+/** `.backing` is the path of the first backing file, or its name in the header when it cannot be found; absent without one. */
+export const extendedAttributesOf = (image: {
+  readonly virtualSizeBytes: number;
+  readonly allocatedBytes: number;
+  readonly inspection: Inspection;
+}): ReadonlyMap<string, string> => {
+  const { description, driver, chain } = image.inspection;
+  const values = new Map<string, string>();
+  const set = (name: string, value: string): Map<string, string> =>
+    values.set(`user.vdiskfs.${name}`, value);
+  set('format', driver?.name ?? 'unknown');
+  set('virtual-size', String(image.virtualSizeBytes));
+  set('allocated', String(image.allocatedBytes));
+  const backing = chain[1]?.path ?? description?.backing?.filename;
+  if (backing !== undefined) set('backing', backing);
+  set('dirty', String(description?.dirty ?? false));
+  set('jobs', '[]');
+  return values;
+};

@@ -1,0 +1,329 @@
+/**
+ * One image of a mount: its file, what its header says, its lock, the reason why it is read-only, and its view.
+ *
+ * Whether it may be written is settled (`settle`) only while no handle is open, so a guest never sees a view change
+ * under it; a change that comes meanwhile waits for the last release.
+ */
+import { access, constants, utimes } from 'node:fs/promises';
+import { BlockError, toBlockError } from '../../src/base/block-error.ts';
+import type { Log } from '../../src/base/log.ts';
+import type { Graph } from '../../src/block/graph.ts';
+import type { ImageLocks } from '../../src/block/image-locks.ts';
+import type { Node } from '../../src/block/node.ts';
+import { View } from '../../src/block/view.ts';
+import type { Entry, FileAttributes } from '../directory.ts';
+import { extendedAttributesOf, fileAttributesOf } from './attributes.ts';
+import { type HostFile, tryStatHostFile } from './host-file.ts';
+import { ImageHold } from './image-hold.ts';
+import type { Inspection } from './inspection.ts';
+import type { Candidate } from './listing.ts';
+
+/** How long an image that could not be opened is taken to be so, before its file is looked at again, in ms. */
+const RETRY_AFTER_MS = 1000;
+
+/** What all entries of a mount share. */
+export interface EntryContext {
+  readonly graph: Graph;
+  readonly locks: ImageLocks;
+  readonly log: Log;
+  readonly readOnly: boolean;
+  readonly allowShrink: boolean;
+  /** Looks at the file again. Null when it is no image any more. */
+  inspect(candidate: Candidate): Promise<Inspection | null>;
+  /** The image below this one that has handles which may write it; null for none. */
+  writerBelow(entry: ImageEntry): Promise<ImageEntry | null>;
+  /** The file stands for something else than this entry now. */
+  outdated(entry: ImageEntry): void;
+}
+
+export interface ImageEntryFields {
+  readonly nodeId: number;
+  readonly key: string;
+  readonly generation: number;
+  readonly name: string;
+  readonly candidate: Candidate;
+  readonly inspection: Inspection;
+}
+
+export class ImageEntry implements Entry {
+  readonly nodeId: number;
+  readonly key: string;
+  /** Counts the contents that one file has had, changed by others while it was closed here. */
+  readonly generation: number;
+  readonly view: View;
+  name: string;
+  candidate: Candidate;
+  inspection: Inspection;
+  /** The view whose image uses this one as backing; null for none. */
+  usedBy: string | null = null;
+  /** The name leads elsewhere now, or nowhere. */
+  gone = false;
+  /** A backend was given it, so a kernel may know its node id. */
+  known = false;
+  /** Open handles. */
+  handles = 0;
+  /** When the last request or handle ended, for idle closing; `performance.now()`. */
+  idleSinceMs = 0;
+  readonly #context: EntryContext;
+  readonly #hold: ImageHold;
+  /** In force; see `settle`. */
+  #readOnlyReason: string | null = 'it has not been looked at yet';
+  /** Takes the place of the reason in force when the open chain has been closed. */
+  #nextReason: string | null;
+  #openError: BlockError | null = null;
+  #reported = '';
+  #lookedAtMs = 0;
+  #settling: Promise<void> = Promise.resolve();
+
+  constructor(context: EntryContext, fields: ImageEntryFields) {
+    this.#context = context;
+    this.#hold = new ImageHold(context.locks);
+    this.#nextReason = this.#readOnlyReason;
+    this.nodeId = fields.nodeId;
+    this.key = fields.key;
+    this.generation = fields.generation;
+    this.name = fields.name;
+    this.candidate = fields.candidate;
+    this.inspection = fields.inspection;
+    this.view = this.#createView();
+  }
+
+  get host(): HostFile {
+    return this.candidate.host;
+  }
+
+  get readOnlyReason(): string | null {
+    return this.#readOnlyReason;
+  }
+
+  /** Why it cannot be opened, as far as is known. */
+  get error(): BlockError | null {
+    return this.inspection.error ?? this.#hold.refusal ?? this.#openError;
+  }
+
+  /** The chain is open, or being used. */
+  get isOpen(): boolean {
+    return this.view.root !== null;
+  }
+
+  /**
+   * Brings lock and writability to what they should be, now or, while handles are open, at the last release. Calls
+   * queue. Never throws; what went wrong is in `error`.
+   */
+  settle(): Promise<void> {
+    this.#settling = this.#settling
+      .then(() => this.#settle())
+      .catch((error: unknown) => {
+        this.#context.log.error(this.name, toBlockError(error).describe());
+      });
+    return this.#settling;
+  }
+
+  /** Says in the log, once, why the image cannot be opened. */
+  report(): void {
+    const text = this.error?.describe() ?? '';
+    if (text === this.#reported) return;
+    this.#reported = text;
+    if (text !== '') this.#context.log.warning(this.name, text);
+  }
+
+  async attributes(): Promise<FileAttributes> {
+    const host = await this.#freshHost();
+    return fileAttributesOf({
+      host,
+      ...(await this.#sizes(host)),
+      error: this.error,
+      view: this.view,
+    });
+  }
+
+  async setTimes(accessTimeMs: number | null, modifyTimeMs: number | null): Promise<void> {
+    if (this.#readOnlyReason !== null) {
+      const message = `the view is read-only: ${this.#readOnlyReason}`;
+      throw new BlockError({ kind: 'read-only', op: 'set times', message });
+    }
+    const host = await this.#freshHost();
+    if (this.gone) return;
+    const access = accessTimeMs ?? host.accessTimeMs;
+    const modify = modifyTimeMs ?? host.modifyTimeMs;
+    await utimes(host.path, access / 1000, modify / 1000).catch((error: unknown) => {
+      throw toBlockError(error, { op: 'set times', path: host.path });
+    });
+    await this.#adoptStamp();
+  }
+
+  async extendedAttributes(): Promise<ReadonlyMap<string, string>> {
+    const host = await this.#freshHost();
+    return extendedAttributesOf({ ...(await this.#sizes(host)), inspection: this.inspection });
+  }
+
+  /** Virtual size and what the image takes on the host, in bytes. */
+  async sizes(): Promise<{ virtualSizeBytes: number; allocatedBytes: number }> {
+    return this.#sizes(this.host);
+  }
+
+  /** Closes the chain and gives the lock back. Errors: those of the last flush. */
+  async dispose(): Promise<void> {
+    try {
+      await this.view.close();
+    } finally {
+      await this.#settling;
+      await this.#hold.release();
+    }
+  }
+
+  /** Closes the chain of a view that nobody uses; the next use opens it again. */
+  async closeIdle(): Promise<void> {
+    await this.view.close();
+    await this.#adoptStamp();
+  }
+
+  #createView(): View {
+    const entry = this;
+    const { allowShrink, log } = this.#context;
+    return new View({
+      get name() {
+        return entry.name;
+      },
+      get readOnlyReason() {
+        return entry.#readOnlyReason;
+      },
+      allowShrink,
+      log,
+      open: () => entry.#open(),
+      close: (root) => entry.#close(root),
+    });
+  }
+
+  async #open(): Promise<Node> {
+    try {
+      await this.#lookAgain();
+      for (;;) {
+        const reason = this.#readOnlyReason;
+        const { path } = this.host;
+        const format = this.inspection.declaredFormat;
+        const root = await this.#context.graph.open({ path, format, readOnly: reason !== null });
+        this.#openError = null;
+        this.idleSinceMs = performance.now();
+        if ((this.#readOnlyReason === null) === (reason === null)) return root;
+        await this.#context.graph.close(root);
+      }
+    } catch (error) {
+      const failure = toBlockError(error, { op: 'open', path: this.host.path });
+      if (failure.errno !== 'ESTALE') this.#openError = failure;
+      this.report();
+      throw failure;
+    }
+  }
+
+  async #close(root: Node): Promise<void> {
+    try {
+      await this.#context.graph.close(root);
+    } finally {
+      this.#readOnlyReason = this.#nextReason;
+    }
+  }
+
+  /** Before an opening: throws what keeps the image from being opened as it is now. */
+  async #lookAgain(): Promise<void> {
+    const host = await tryStatHostFile(this.host.path);
+    if (this.gone || host === null || host.identity !== this.host.identity) throw this.#stale();
+    if (host.stamp !== this.host.stamp && this.error === null) throw this.#stale();
+    if (this.error !== null) await this.#reinspect(host);
+    const refusal = this.inspection.error ?? this.#hold.refusal;
+    if (refusal !== null) throw refusal;
+    const writer = await this.#context.writerBelow(this);
+    if (writer === null) return;
+    throw new BlockError({
+      kind: 'busy',
+      message: `its backing image '${writer.name}' is open for writing`,
+      path: this.host.path,
+      op: 'open',
+    });
+  }
+
+  // The kernel looks the name up again at ESTALE and finds the file that is there now.
+  #stale(): BlockError {
+    this.#context.outdated(this);
+    const message = 'the file is gone, or was changed by another program';
+    return new BlockError({
+      kind: 'io',
+      errno: 'ESTALE',
+      message,
+      path: this.host.path,
+      op: 'open',
+    });
+  }
+
+  async #reinspect(host: HostFile): Promise<void> {
+    this.candidate = { ...this.candidate, host };
+    this.#lookedAtMs = performance.now();
+    const inspection = await this.#context.inspect(this.candidate);
+    if (inspection === null) throw this.#stale();
+    this.inspection = inspection;
+    this.#openError = null;
+    await this.settle();
+  }
+
+  /** The file's attributes as they are now; of a file that is gone, as they were. */
+  async #freshHost(): Promise<HostFile> {
+    const host = this.gone ? null : await tryStatHostFile(this.host.path);
+    if (host === null || host.identity !== this.host.identity) return this.host;
+    if (this.isOpen) return host;
+    if (this.error !== null) await this.#retry(host);
+    else if (host.stamp !== this.host.stamp) this.#context.outdated(this);
+    return this.error === null ? this.host : host;
+  }
+
+  async #retry(host: HostFile): Promise<void> {
+    const waited = performance.now() - this.#lookedAtMs > RETRY_AFTER_MS;
+    if (!waited && host.stamp === this.host.stamp) return;
+    const openError = this.#openError;
+    const same = host.stamp === this.host.stamp;
+    await this.#reinspect(host).catch(() => undefined);
+    // Only an opening tells whether that error has gone; the file has not changed.
+    if (same) this.#openError = openError;
+  }
+
+  async #adoptStamp(): Promise<void> {
+    const host = await tryStatHostFile(this.host.path);
+    if (host?.identity === this.host.identity) this.candidate = { ...this.candidate, host };
+  }
+
+  async #sizes(host: HostFile): Promise<{ virtualSizeBytes: number; allocatedBytes: number }> {
+    const root = this.view.root;
+    if (root !== null) {
+      const allocatedBytes = await root.driver.allocatedBytes().catch(() => host.blocks * 512);
+      return { virtualSizeBytes: root.lengthBytes, allocatedBytes };
+    }
+    const virtualSizeBytes = this.inspection.description?.virtualSizeBytes ?? 0;
+    return { virtualSizeBytes, allocatedBytes: host.blocks * 512 };
+  }
+
+  async #settle(): Promise<void> {
+    const wanted = await this.#wantedReason();
+    const same = (wanted === null) === (this.#readOnlyReason === null);
+    if (!same && this.handles > 0) return;
+    this.#nextReason = wanted;
+    if (!same && this.isOpen) await this.view.close();
+    this.#readOnlyReason = wanted;
+    if (this.gone || this.inspection.error !== null) return;
+    await this.#hold.ensure(this.host.path, wanted === null ? 'write' : 'read');
+  }
+
+  async #wantedReason(): Promise<string | null> {
+    const { driver, description } = this.inspection;
+    if (this.#context.readOnly) return 'the mount is read-only';
+    if (driver === null || description === null) return 'it cannot be opened';
+    if (driver.capabilities.write !== true) return `the format ${driver.name} is only read`;
+    if (description.corrupt) return 'it is marked corrupt and needs a repair';
+    if (description.dirty && driver.capabilities.repair !== true) {
+      return 'it was not closed cleanly and needs a repair';
+    }
+    if (this.usedBy !== null) return `'${this.usedBy}' uses it as its backing image`;
+    return access(this.host.path, constants.W_OK).then(
+      () => null,
+      () => 'its file is not writable',
+    );
+  }
+}

@@ -1,0 +1,194 @@
+/**
+ * What can be told about an image without opening it for use: its format, its header, and the files of its backing
+ * chain. Every file is opened, read and closed again, so that a directory of thousands costs no descriptors.
+ */
+import { basename, extname } from 'node:path';
+import { BlockError, toBlockError } from '../../src/base/block-error.ts';
+import type { Log } from '../../src/base/log.ts';
+import type { DriverDescriptor, ImageDescription } from '../../src/block/driver.ts';
+import { MAX_CHAIN_DEPTH } from '../../src/block/graph.ts';
+import { Node } from '../../src/block/node.ts';
+import type { OpenGate } from '../../src/block/open-gate.ts';
+import { probeFormat } from '../../src/block/probe.ts';
+import type { DriverRegistry } from '../../src/block/registry.ts';
+import { type HostFile, statHostFile } from './host-file.ts';
+import type { Candidate } from './listing.ts';
+
+/** Extensions of files that count as raw images when no format claims their content. */
+const RAW_EXTENSIONS: ReadonlySet<string> = new Set(['.raw', '.img', '.iso', '.dd']);
+
+/** A file under this name is raw by declaration: a guest that writes another format's header changes nothing. */
+const NEVER_PROBED_EXTENSION = '.raw';
+
+/** A file of a chain, the image itself first. */
+export interface ChainLayer {
+  readonly path: string;
+  readonly identity: string;
+  /** See `HostFile.stamp`. */
+  readonly stamp: string;
+  readonly format: string;
+}
+
+export interface Inspection {
+  /** Null when not even the format is known. */
+  readonly driver: DriverDescriptor | null;
+  /** The format to open it with; null: probed again, and guarded when it is raw. */
+  readonly declaredFormat: string | null;
+  /** Null when the header cannot be read. */
+  readonly description: ImageDescription | null;
+  /** As far down as it could be followed. */
+  readonly chain: readonly ChainLayer[];
+  /** Why the image cannot be opened, as far as that shows without opening it. */
+  readonly error: BlockError | null;
+}
+
+/** A file that is no image. */
+export interface NoImage {
+  readonly ignored: string;
+}
+
+export interface InspectorOptions {
+  readonly registry: DriverRegistry;
+  readonly gate: OpenGate;
+  readonly log: Log;
+}
+
+interface Layer {
+  readonly driver: DriverDescriptor;
+  readonly description: ImageDescription;
+}
+
+export class Inspector {
+  readonly #options: InspectorOptions;
+
+  constructor(options: InspectorOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Looks at one file of a source. `format`: as declared by the command line, null for the rules of content and
+   * extension. Never throws for what the file holds.
+   */
+  async inspect(candidate: Candidate, format: string | null): Promise<Inspection | NoImage> {
+    const { host } = candidate;
+    // A symlink counts by its own name and by its target's.
+    const extensions = [extensionOf(host.path), extensionOf(candidate.fileName)];
+    const declaredFormat = format ?? (extensions.includes(NEVER_PROBED_EXTENSION) ? 'raw' : null);
+    // A file named on the command line is an image whatever it is called.
+    const asRaw = candidate.named || extensions.some((e) => RAW_EXTENSIONS.has(e));
+    let driver: DriverDescriptor | null = null;
+    try {
+      const layer: Layer | null = await this.#withFile(host.path, async (file) => {
+        driver =
+          declaredFormat === null
+            ? await this.#probe(file, host.path, asRaw)
+            : this.#options.registry.format(declaredFormat);
+        return driver === null ? null : this.#describe(driver, file, host.path);
+      });
+      if (layer === null) return { ignored: noImageReason() };
+      const first = { ...fileOf(host), format: layer.driver.name };
+      const { chain, error } = await this.#followChain(first, layer.description);
+      return { ...layer, declaredFormat, chain, error };
+    } catch (error) {
+      const failure = toBlockError(error, { op: 'open', path: host.path });
+      if (driver === null && !asRaw && !this.#isKnownExtension(host.path)) {
+        return { ignored: `cannot be looked at: ${failure.message}` };
+      }
+      return { driver, declaredFormat, description: null, chain: [], error: failure };
+    }
+  }
+
+  async #followChain(
+    first: ChainLayer,
+    top: ImageDescription,
+  ): Promise<Pick<Inspection, 'chain' | 'error'>> {
+    const chain = [first];
+    const seen = new Set([first.identity]);
+    let above = first.path;
+    try {
+      for (let link = top.backing; link !== null; ) {
+        const path = await this.#options.gate.resolve(link.filename, above);
+        const host = await statHostFile(path);
+        if (seen.has(host.identity)) {
+          throw chainError(first.path, `its backing chain loops: '${path}' is above itself`);
+        }
+        if (chain.length > MAX_CHAIN_DEPTH) {
+          throw chainError(first.path, `its backing chain is deeper than ${MAX_CHAIN_DEPTH}`);
+        }
+        seen.add(host.identity);
+        const layer = await this.#layer(path, link.format);
+        chain.push({ ...fileOf(host), format: layer.driver.name });
+        above = path;
+        link = layer.description.backing;
+      }
+      return { chain, error: null };
+    } catch (error) {
+      return { chain, error: toBlockError(error, { op: 'open', path: above }) };
+    }
+  }
+
+  /** One backing layer, by the graph's rule: as declared, else probed, else raw. */
+  async #layer(path: string, format: string | null): Promise<Layer> {
+    return this.#withFile(path, async (file) => {
+      const { registry } = this.#options;
+      const driver =
+        format === null
+          ? ((await probeFormat(registry, file, path)) ?? registry.format('raw'))
+          : registry.format(format);
+      return this.#describe(driver, file, path);
+    });
+  }
+
+  async #probe(file: Node, path: string, asRaw: boolean): Promise<DriverDescriptor | null> {
+    const { registry } = this.#options;
+    return (await probeFormat(registry, file, path)) ?? (asRaw ? registry.format('raw') : null);
+  }
+
+  async #describe(driver: DriverDescriptor, file: Node, path: string): Promise<Layer> {
+    const description = await driver.inspect?.(file, path);
+    if (description !== undefined) return { driver, description };
+    const message = `the format ${driver.name} cannot be inspected`;
+    throw new BlockError({ kind: 'unsupported', message, path, op: 'open' });
+  }
+
+  async #withFile<T>(path: string, use: (file: Node) => Promise<T>): Promise<T> {
+    const descriptor = this.#options.registry.protocol('file');
+    const { log } = this.#options;
+    const request = { path, readOnly: true, create: false, cache: 'writeback', log } as const;
+    const instance = await descriptor.openPath?.(request);
+    if (instance === undefined) {
+      throw new BlockError({
+        kind: 'unsupported',
+        message: 'no driver opens it',
+        path,
+        op: 'open',
+      });
+    }
+    const file = new Node({ name: '#inspection', path, descriptor, readOnly: true, file: null });
+    file.attach(instance);
+    try {
+      return await use(file);
+    } finally {
+      await file.close();
+    }
+  }
+
+  #isKnownExtension(path: string): boolean {
+    const extension = extensionOf(path).slice(1);
+    return this.#options.registry.formats.some((driver) => driver.name === extension);
+  }
+}
+
+const fileOf = (host: HostFile): Omit<ChainLayer, 'format'> => ({
+  path: host.path,
+  identity: host.identity,
+  stamp: host.stamp,
+});
+
+const extensionOf = (path: string): string => extname(basename(path)).toLowerCase();
+
+const noImageReason = (): string =>
+  `its content is no known image format, and its name ends in none of ${[...RAW_EXTENSIONS].join(', ')}`;
+
+const chainError = (path: string, message: string): BlockError =>
+  new BlockError({ kind: 'invalid-image', errno: 'ELOOP', message, path, op: 'open' });

@@ -1,0 +1,144 @@
+/** Lists the files that the sources of a mount offer, before anybody looks into them. */
+import { opendir } from 'node:fs/promises';
+import { basename, join, resolve } from 'node:path';
+import { toBlockError } from '../../src/base/block-error.ts';
+import type { OpenGate } from '../../src/block/open-gate.ts';
+import { realPathOutside } from '../../src/block/real-path.ts';
+import { type HostFile, statHostFile } from './host-file.ts';
+
+/** More files than that in one mount are not listed: the listing must not fill the memory. */
+export const MAX_CANDIDATES = 65_536;
+
+/** Files that are looked at in one go. Twice the thread pool keeps it busy and the queue short for guests. */
+export const PARALLEL_LOOKS = 16;
+
+/** A source as the command line gave it; `path` real and absolute. */
+export interface Source {
+  /** `NAME` of `NAME=SOURCE`, else null. */
+  readonly name: string | null;
+  readonly path: string;
+  /** The last component of the path as given, which may be a symlink's. */
+  readonly fileName: string;
+  readonly isDirectory: boolean;
+}
+
+export interface Candidate {
+  readonly host: HostFile;
+  readonly fileName: string;
+  /** Named on the command line itself, not found in a directory. */
+  readonly named: boolean;
+  readonly declaredName: string | null;
+}
+
+export interface IgnoredFile {
+  readonly path: string;
+  readonly reason: string;
+}
+
+export interface Listing {
+  readonly candidates: readonly Candidate[];
+  readonly ignored: readonly IgnoredFile[];
+}
+
+/** Resolves a source of the command line. Errors: ENOENT and those of the host. */
+export const resolveSource = async (
+  source: { readonly name: string | null; readonly path: string },
+  mountpoint: string | null,
+): Promise<Source> => {
+  const path = await realPathOutside(source.path, mountpoint);
+  const host = await statHostFile(path);
+  const fileName = basename(resolve(source.path));
+  return { name: source.name, path, fileName, isDirectory: host.kind === 'directory' };
+};
+
+/**
+ * Every candidate of every source, in the order of the sources and then of names. A source directory that cannot be
+ * read throws: its images have not gone.
+ */
+export const listSources = async (
+  sources: readonly Source[],
+  gate: OpenGate,
+  mountpoint: string | null,
+): Promise<Listing> => {
+  const candidates: Candidate[] = [];
+  const ignored: IgnoredFile[] = [];
+  for (const source of sources) {
+    const paths = source.isDirectory ? await pathsOf(source.path) : [source.path];
+    const looks = await mapBounded(paths.slice(0, MAX_CANDIDATES), PARALLEL_LOOKS, (path) =>
+      source.isDirectory ? lookAt(path, gate, mountpoint) : lookAtNamed(source),
+    );
+    for (const look of looks) {
+      if (look === null) continue;
+      if ('reason' in look) ignored.push(look);
+      else if (candidates.length < MAX_CANDIDATES) candidates.push(look);
+      else ignored.push({ path: look.host.path, reason: `more than ${MAX_CANDIDATES} files` });
+    }
+  }
+  return { candidates, ignored };
+};
+
+/** Like `Promise.all` over `map`, with at most `limit` running. */
+export const mapBounded = async <T, R>(
+  items: readonly T[],
+  limit: number,
+  map: (item: T) => Promise<R>,
+): Promise<R[]> => {
+  const results: R[] = new Array(items.length);
+  const iterator = items.entries();
+  const run = async (): Promise<void> => {
+    for (const [index, item] of iterator) results[index] = await map(item);
+  };
+  await Promise.all(Array.from({ length: Math.min(limit, items.length) }, run));
+  return results;
+};
+
+/** Top level only, no dot files; directories are left out without being touched (one may be our mountpoint). */
+const pathsOf = async (directory: string): Promise<string[]> => {
+  const handle = await opendir(directory).catch((error: unknown) => {
+    throw toBlockError(error, { op: 'open', path: directory });
+  });
+  const paths: string[] = [];
+  for await (const item of handle) {
+    if (item.name.startsWith('.') || item.isDirectory()) continue;
+    paths.push(join(directory, item.name));
+    if (paths.length > MAX_CANDIDATES) break;
+  }
+  return paths.sort();
+};
+
+const lookAt = async (
+  path: string,
+  gate: OpenGate,
+  mountpoint: string | null,
+): Promise<Candidate | IgnoredFile | null> => {
+  const ignore = (reason: string): IgnoredFile => ({ path, reason });
+  // Node gives U+FFFD for bytes that are not UTF-8, and then the path leads nowhere.
+  if (path.includes('\uFFFD')) return ignore('its name is not UTF-8');
+  try {
+    const real = await realPathOutside(path, mountpoint);
+    if (!gate.allows(real))
+      return ignore('a symbolic link that leads outside the allowed directories');
+    const host = await statHostFile(real);
+    if (host.kind === 'directory') return null;
+    if (host.kind === 'other') return ignore('is neither a file nor a block device');
+    return { host, fileName: basename(path), named: false, declaredName: null };
+  } catch (error) {
+    const failure = toBlockError(error);
+    // Removed between the listing and the look.
+    return failure.errno === 'ENOENT' ? null : ignore(failure.message);
+  }
+};
+
+/** A named file that is away for the moment has no view; it gets one again when it is back. */
+const lookAtNamed = async (source: Source): Promise<Candidate | IgnoredFile> => {
+  try {
+    const host = await statHostFile(source.path);
+    if (host.kind === 'other' || host.kind === 'directory') {
+      return { path: source.path, reason: 'is neither a file nor a block device' };
+    }
+    const { fileName } = source;
+    return { host, fileName, named: true, declaredName: source.name };
+  } catch (error) {
+    return { path: source.path, reason: toBlockError(error).message };
+  }
+};

@@ -1,0 +1,198 @@
+/**
+ * One scan: from what the sources hold now and the entries there are, to the entries that there should be. It makes
+ * entries and asks for node ids, but changes no table: the catalog does, in one step.
+ */
+import { dirname } from 'node:path';
+import { present } from '../../src/base/assert.ts';
+import type { EntryTable } from './entry-table.ts';
+import type { HostFile } from './host-file.ts';
+import { type EntryContext, ImageEntry } from './image-entry.ts';
+import type { Inspection, Inspector } from './inspection.ts';
+import { type Candidate, type IgnoredFile, mapBounded, PARALLEL_LOOKS } from './listing.ts';
+import { assignNames } from './naming.ts';
+
+export interface ScanOptions {
+  readonly table: EntryTable;
+  readonly inspector: Inspector;
+  readonly context: EntryContext;
+  /** `--format`: the format of the single file of the mount; null for the rules of content and extension. */
+  readonly format: string | null;
+  readonly nodeIds: (keys: readonly string[]) => Promise<readonly number[]>;
+  /** Source directories. */
+  readonly directories: ReadonlySet<string>;
+  /** Reasons of files that were no images at the last scan, by stamp. */
+  readonly knownIgnored: ReadonlyMap<string, string>;
+}
+
+export interface ScanResult {
+  /** In order, each with its name. */
+  readonly entries: readonly ImageEntry[];
+  readonly ignored: readonly IgnoredFile[];
+  readonly ignoredHosts: readonly { readonly host: HostFile; readonly reason: string }[];
+  /** Names that stand for another file now, or for none. */
+  readonly changedNames: readonly string[];
+}
+
+/** An image of the coming listing: an entry that stays, or what a new one is made of. */
+interface Found {
+  readonly candidate: Candidate;
+  readonly entry: ImageEntry | null;
+  readonly inspection: Inspection;
+  readonly key: string;
+  readonly generation: number;
+}
+
+export const scan = async (
+  candidates: readonly Candidate[],
+  options: ScanOptions,
+): Promise<ScanResult> => {
+  const { unique, ignored } = withoutAliases(candidates);
+  const hosts = new Map(candidates.map(({ host }) => [host.path, host]));
+  const looked = await mapBounded(unique, PARALLEL_LOOKS, (candidate) =>
+    look(candidate, hosts, options),
+  );
+  const ignoredHosts: { host: HostFile; reason: string }[] = [];
+  const found: Found[] = [];
+  for (const one of looked) {
+    if ('reason' in one) ignoredHosts.push(one);
+    else found.push(one);
+  }
+  for (const { host, reason } of ignoredHosts) ignored.push({ path: host.path, reason });
+  const before = new Map(options.table.listed.map((entry) => [entry.name, entry]));
+  const entries = await nameAndMake(found, ignored, options);
+  const after = new Map(entries.map((entry) => [entry.name, entry]));
+  const changedNames = [...before]
+    .filter(([name, e]) => after.get(name) !== e)
+    .map(([name]) => name);
+  markBackings(entries);
+  return { entries, ignored, ignoredHosts, changedNames };
+};
+
+/** Two names of one file would be two writers of one image: the first one stands for it. */
+const withoutAliases = (
+  candidates: readonly Candidate[],
+): { unique: Candidate[]; ignored: IgnoredFile[] } => {
+  const first = new Map<string, Candidate>();
+  const ignored: IgnoredFile[] = [];
+  for (const candidate of candidates) {
+    const other = first.get(candidate.host.identity);
+    if (other === undefined) first.set(candidate.host.identity, candidate);
+    else
+      ignored.push({
+        path: candidate.host.path,
+        reason: `is the same file as '${other.fileName}'`,
+      });
+  }
+  return { unique: [...first.values()], ignored };
+};
+
+const keyOf = (host: HostFile): string => `${host.identity}:${host.birth}`;
+
+const look = async (
+  candidate: Candidate,
+  hosts: ReadonlyMap<string, HostFile>,
+  options: ScanOptions,
+): Promise<Found | { host: HostFile; reason: string }> => {
+  const { host } = candidate;
+  const key = keyOf(host);
+  const known = options.table.byKey(key);
+  if (known !== null && stays(known, host, hosts, options.directories)) {
+    return {
+      candidate,
+      entry: known,
+      inspection: known.inspection,
+      key,
+      generation: known.generation,
+    };
+  }
+  const remembered = options.knownIgnored.get(host.stamp);
+  if (remembered !== undefined) return { host, reason: remembered };
+  const inspection = await options.inspector.inspect(candidate, options.format);
+  if ('ignored' in inspection) return { host, reason: inspection.ignored };
+  // An image that could not be opened has no pages anywhere: it keeps its node id when it can be.
+  if (known?.error != null) {
+    return { candidate, entry: known, inspection, key, generation: known.generation };
+  }
+  const contentChanged = known !== null && known.host.stamp !== host.stamp;
+  const entry = contentChanged ? null : known;
+  const generation = known === null ? 0 : known.generation + (contentChanged ? 1 : 0);
+  return { candidate, entry, inspection, key, generation };
+};
+
+/** An image that is open changes through us; one that is not, and has its old stamp, is as it was. */
+const stays = (
+  entry: ImageEntry,
+  host: HostFile,
+  hosts: ReadonlyMap<string, HostFile>,
+  directories: ReadonlySet<string>,
+): boolean => {
+  if (entry.isOpen || entry.handles > 0) return true;
+  if (entry.error !== null || entry.host.stamp !== host.stamp) return false;
+  return entry.inspection.chain.slice(1).every((layer) => {
+    const now = hosts.get(layer.path);
+    if (now === undefined) return !directories.has(dirname(layer.path));
+    return now.identity === layer.identity && now.stamp === layer.stamp;
+  });
+};
+
+const nameAndMake = async (
+  found: readonly Found[],
+  ignored: IgnoredFile[],
+  options: ScanOptions,
+): Promise<ImageEntry[]> => {
+  const names = assignNames(
+    found.map(({ candidate, entry }) => ({
+      fileName: candidate.fileName,
+      declaredName: candidate.declaredName,
+      snapshot: null,
+      kept:
+        entry !== null && entry.handles > 0 && entry.candidate.fileName === candidate.fileName
+          ? entry.name
+          : null,
+    })),
+  );
+  const named: { readonly image: Found; readonly name: string }[] = [];
+  found.forEach((image, index) => {
+    const name = names[index] ?? null;
+    if (name !== null) named.push({ image, name });
+    else ignored.push({ path: image.candidate.host.path, reason: 'no name is left for it' });
+  });
+  const fresh = named.filter(({ image }) => image.entry === null).map(({ image }) => image);
+  const ids = await options.nodeIds(fresh.map((image) => nodeKeyOf(image)));
+  const idOf = new Map(fresh.map((image, index) => [image, ids[index]]));
+  return named.map(({ image, name }) => {
+    if (image.entry !== null) return adopt(image.entry, image, name);
+    const { key, generation, candidate, inspection } = image;
+    const nodeId = present(idOf.get(image), 'the supervisor answers with one id for each key');
+    return new ImageEntry(options.context, {
+      nodeId,
+      key,
+      generation,
+      name,
+      candidate,
+      inspection,
+    });
+  });
+};
+
+/** `device:inode:birth:snapshot`, and the generation after the first: see `Entry.nodeId`. */
+const nodeKeyOf = (image: Found): string =>
+  `${image.key}:${image.generation === 0 ? '' : `:${image.generation}`}`;
+
+const adopt = (entry: ImageEntry, image: Found, name: string): ImageEntry => {
+  entry.name = name;
+  entry.candidate = image.candidate;
+  entry.inspection = image.inspection;
+  return entry;
+};
+
+/** Every file of a chain but the first is used by the first one's view. */
+const markBackings = (entries: readonly ImageEntry[]): void => {
+  const users = new Map<string, string>();
+  for (const entry of entries) {
+    for (const layer of entry.inspection.chain.slice(1)) {
+      if (!users.has(layer.identity)) users.set(layer.identity, entry.name);
+    }
+  }
+  for (const entry of entries) entry.usedBy = users.get(entry.host.identity) ?? null;
+};
