@@ -7,13 +7,10 @@
  */
 import { statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { BlockError, type BlockErrorWire, toBlockError } from '../src/base/block-error.ts';
-import type { Log } from '../src/base/log.ts';
-import type { Graph } from '../src/block/graph.ts';
-import type { ImageLocks } from '../src/block/image-locks.ts';
+import { BlockError, toBlockError } from '../src/base/block-error.ts';
 import { type OpenGate, openGate } from '../src/block/open-gate.ts';
-import type { DriverRegistry } from '../src/block/registry.ts';
 import { rootAttributesOf } from './catalog/attributes.ts';
+import type { CatalogOptions, CatalogStatus, ViewStatus } from './catalog/catalog-options.ts';
 import { EntryTable } from './catalog/entry-table.ts';
 import { statHostFile } from './catalog/host-file.ts';
 import type { EntryContext, ImageEntry } from './catalog/image-entry.ts';
@@ -39,57 +36,6 @@ const IDLE_SWEEP_MS = 1000;
 
 /** More idle views than this are closed at the next sweep however young: each keeps descriptors and tables. */
 const MAX_IDLE_OPEN = 64;
-
-export interface CatalogOptions {
-  /** As the command line gave them: directories of images, single files, each perhaps with a `NAME=`. At least one. */
-  readonly sources: readonly { readonly name: string | null; readonly path: string }[];
-  /** Its gate and locks should be the ones given here. */
-  readonly graph: Graph;
-  readonly registry: DriverRegistry;
-  /** See `sourceGate`. */
-  readonly gate: OpenGate;
-  readonly locks: ImageLocks;
-  readonly log: Log;
-  /** The real path of the mountpoint, which is never touched from here; null in tests without one. */
-  readonly mountpoint: string | null;
-  readonly readOnly: boolean;
-  readonly allowShrink: boolean;
-  /** `--format`: of a source that is one file; null probes. */
-  readonly format: string | null;
-  /** `user.vdiskfs.socket` and `.pid` of the root. */
-  readonly socketPath: string;
-  readonly pid: number;
-  /**
-   * Node ids, 2 or more, one per key in the same order; the same key has the same id for the life of the mount. Keys
-   * are opaque. One batch per scan; an empty batch is not asked.
-   */
-  readonly nodeIds: (keys: readonly string[]) => Promise<readonly number[]>;
-}
-
-/** What `status` shows of one view. */
-export interface ViewStatus {
-  readonly name: string;
-  readonly path: string;
-  /** Null when it cannot be told. */
-  readonly format: string | null;
-  readonly virtualSizeBytes: number;
-  readonly allocatedBytes: number;
-  /** The image first, then what lies below it. */
-  readonly chain: readonly { readonly path: string; readonly format: string }[];
-  /** Null for a writable view. */
-  readonly readOnlyReason: string | null;
-  /** Why it cannot be opened; null when it can, as far as is known. */
-  readonly error: BlockErrorWire | null;
-  /** The chain is open. */
-  readonly open: boolean;
-  /** Open handles of the mount. */
-  readonly handles: number;
-}
-
-export interface CatalogStatus {
-  readonly views: readonly ViewStatus[];
-  readonly ignored: readonly IgnoredFile[];
-}
 
 /**
  * The gate of a mount: source directories, the directories of single files, and `--backing-dir`s are allowed;
@@ -342,7 +288,7 @@ export class Catalog implements Directory {
     const surplus = idle.length - MAX_IDLE_OPEN;
     idle.forEach((entry, index) => {
       if (index >= surplus && now - entry.idleSinceMs < IDLE_CLOSE_MS) return;
-      this.#inBackground(entry.name, entry.closeIdle());
+      this.#inBackground(entry.name, entry.view.close());
     });
   }
 

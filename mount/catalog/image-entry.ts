@@ -106,6 +106,14 @@ export class ImageEntry implements Entry {
     return this.view.root !== null;
   }
 
+  /** What a scan has found of the same file. */
+  adopt(found: { name: string; candidate: Candidate; inspection: Inspection }): void {
+    if (found.candidate.host.stamp !== this.host.stamp) this.#openError = null;
+    this.name = found.name;
+    this.candidate = found.candidate;
+    this.inspection = found.inspection;
+  }
+
   /**
    * Brings lock and writability to what they should be, now or, while handles are open, at the last release. Calls
    * queue. Never throws; what went wrong is in `error`.
@@ -172,12 +180,6 @@ export class ImageEntry implements Entry {
     }
   }
 
-  /** Closes the chain of a view that nobody uses; the next use opens it again. */
-  async closeIdle(): Promise<void> {
-    await this.view.close();
-    await this.#adoptStamp();
-  }
-
   #createView(): View {
     const entry = this;
     const { allowShrink, log } = this.#context;
@@ -221,6 +223,7 @@ export class ImageEntry implements Entry {
       await this.#context.graph.close(root);
     } finally {
       this.#readOnlyReason = this.#nextReason;
+      await this.#adoptStamp();
     }
   }
 
@@ -285,6 +288,7 @@ export class ImageEntry implements Entry {
     if (same) this.#openError = openError;
   }
 
+  /** What we did to the file ourselves does not make it another one. */
   async #adoptStamp(): Promise<void> {
     const host = await tryStatHostFile(this.host.path);
     if (host?.identity === this.host.identity) this.candidate = { ...this.candidate, host };

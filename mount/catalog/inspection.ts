@@ -53,6 +53,8 @@ export interface InspectorOptions {
   readonly log: Log;
 }
 
+const MAX_KNOWN_LAYERS = 1024;
+
 interface Layer {
   readonly driver: DriverDescriptor;
   readonly description: ImageDescription;
@@ -60,6 +62,8 @@ interface Layer {
 
 export class Inspector {
   readonly #options: InspectorOptions;
+  /** Backing layers by stamp, declared format and path; promises, so that two who ask at once share one look. */
+  readonly #layers = new Map<string, Promise<Layer>>();
 
   constructor(options: InspectorOptions) {
     this.#options = options;
@@ -116,7 +120,7 @@ export class Inspector {
           throw chainError(first.path, `its backing chain is deeper than ${MAX_CHAIN_DEPTH}`);
         }
         seen.add(host.identity);
-        const layer = await this.#layer(path, link.format);
+        const layer = await this.#sharedLayer(host, link.format);
         chain.push({ ...fileOf(host), format: layer.driver.name });
         above = path;
         link = layer.description.backing;
@@ -125,6 +129,18 @@ export class Inspector {
     } catch (error) {
       return { chain, error: toBlockError(error, { op: 'open', path: above }) };
     }
+  }
+
+  /** A base that a thousand overlays share is looked at once, until its file changes. */
+  #sharedLayer(host: HostFile, format: string | null): Promise<Layer> {
+    const key = `${host.stamp}:${format ?? ''}:${host.path}`;
+    const known = this.#layers.get(key);
+    if (known !== undefined) return known;
+    if (this.#layers.size >= MAX_KNOWN_LAYERS) this.#layers.clear();
+    const layer = this.#layer(host.path, format);
+    this.#layers.set(key, layer);
+    layer.catch(() => this.#layers.delete(key));
+    return layer;
   }
 
   /** One backing layer, by the graph's rule: as declared, else probed, else raw. */

@@ -63,10 +63,11 @@ export const listSources = async (
   const candidates: Candidate[] = [];
   const ignored: IgnoredFile[] = [];
   for (const source of sources) {
-    const paths = source.isDirectory ? await pathsOf(source.path) : [source.path];
-    const looks = await mapBounded(paths.slice(0, MAX_CANDIDATES), PARALLEL_LOOKS, (path) =>
-      source.isDirectory ? lookAt(path, gate, mountpoint) : lookAtNamed(source),
-    );
+    const looks = source.isDirectory
+      ? await mapBounded(await itemsOf(source.path), PARALLEL_LOOKS, (item) =>
+          lookAt(item, gate, mountpoint),
+        )
+      : [await lookAtNamed(source)];
     for (const look of looks) {
       if (look === null) continue;
       if ('reason' in look) ignored.push(look);
@@ -92,22 +93,27 @@ export const mapBounded = async <T, R>(
   return results;
 };
 
+interface DirectoryItem {
+  readonly path: string;
+  readonly isSymlink: boolean;
+}
+
 /** Top level only, no dot files; directories are left out without being touched (one may be our mountpoint). */
-const pathsOf = async (directory: string): Promise<string[]> => {
+const itemsOf = async (directory: string): Promise<DirectoryItem[]> => {
   const handle = await opendir(directory).catch((error: unknown) => {
     throw toBlockError(error, { op: 'open', path: directory });
   });
-  const paths: string[] = [];
+  const items: DirectoryItem[] = [];
   for await (const item of handle) {
     if (item.name.startsWith('.') || item.isDirectory()) continue;
-    paths.push(join(directory, item.name));
-    if (paths.length > MAX_CANDIDATES) break;
+    items.push({ path: join(directory, item.name), isSymlink: item.isSymbolicLink() });
+    if (items.length >= MAX_CANDIDATES) break;
   }
-  return paths.sort();
+  return items.sort((a, b) => (a.path < b.path ? -1 : 1));
 };
 
 const lookAt = async (
-  path: string,
+  { path, isSymlink }: DirectoryItem,
   gate: OpenGate,
   mountpoint: string | null,
 ): Promise<Candidate | IgnoredFile | null> => {
@@ -115,9 +121,11 @@ const lookAt = async (
   // Node gives U+FFFD for bytes that are not UTF-8, and then the path leads nowhere.
   if (path.includes('\uFFFD')) return ignore('its name is not UTF-8');
   try {
-    const real = await realPathOutside(path, mountpoint);
-    if (!gate.allows(real))
+    // The directory's own path is real, so one that is no symlink is real as it stands.
+    const real = isSymlink ? await realPathOutside(path, mountpoint) : path;
+    if (!gate.allows(real)) {
       return ignore('a symbolic link that leads outside the allowed directories');
+    }
     const host = await statHostFile(real);
     if (host.kind === 'directory') return null;
     if (host.kind === 'other') return ignore('is neither a file nor a block device');

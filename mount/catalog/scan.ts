@@ -161,8 +161,11 @@ const nameAndMake = async (
   const ids = await options.nodeIds(fresh.map((image) => nodeKeyOf(image)));
   const idOf = new Map(fresh.map((image, index) => [image, ids[index]]));
   return named.map(({ image, name }) => {
-    if (image.entry !== null) return adopt(image.entry, image, name);
     const { key, generation, candidate, inspection } = image;
+    if (image.entry !== null) {
+      image.entry.adopt({ name, candidate, inspection });
+      return image.entry;
+    }
     const nodeId = present(idOf.get(image), 'the supervisor answers with one id for each key');
     return new ImageEntry(options.context, {
       nodeId,
@@ -178,13 +181,6 @@ const nameAndMake = async (
 /** `device:inode:birth:snapshot`, and the generation after the first: see `Entry.nodeId`. */
 const nodeKeyOf = (image: Found): string =>
   `${image.key}:${image.generation === 0 ? '' : `:${image.generation}`}`;
-
-const adopt = (entry: ImageEntry, image: Found, name: string): ImageEntry => {
-  entry.name = name;
-  entry.candidate = image.candidate;
-  entry.inspection = image.inspection;
-  return entry;
-};
 
 /** Every file of a chain but the first is used by the first one's view. */
 const markBackings = (entries: readonly ImageEntry[]): void => {

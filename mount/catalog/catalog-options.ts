@@ -1,0 +1,59 @@
+/** What a catalog is made of, and what it tells about itself. */
+import type { BlockErrorWire } from '../../src/base/block-error.ts';
+import type { Log } from '../../src/base/log.ts';
+import type { Graph } from '../../src/block/graph.ts';
+import type { ImageLocks } from '../../src/block/image-locks.ts';
+import type { OpenGate } from '../../src/block/open-gate.ts';
+import type { DriverRegistry } from '../../src/block/registry.ts';
+import type { IgnoredFile } from './listing.ts';
+
+export interface CatalogOptions {
+  /** As the command line gave them: directories of images, single files, each perhaps with a `NAME=`. At least one. */
+  readonly sources: readonly { readonly name: string | null; readonly path: string }[];
+  /** Its gate and locks should be the ones given here. */
+  readonly graph: Graph;
+  readonly registry: DriverRegistry;
+  /** See `sourceGate`. */
+  readonly gate: OpenGate;
+  readonly locks: ImageLocks;
+  readonly log: Log;
+  /** The real path of the mountpoint, which is never touched from here; null in tests without one. */
+  readonly mountpoint: string | null;
+  readonly readOnly: boolean;
+  readonly allowShrink: boolean;
+  /** `--format`: of a source that is one file; null probes. */
+  readonly format: string | null;
+  /** `user.vdiskfs.socket` and `.pid` of the root. */
+  readonly socketPath: string;
+  readonly pid: number;
+  /**
+   * Node ids, 2 or more, one per key in the same order; the same key has the same id for the life of the mount. Keys
+   * are opaque. One batch per scan; an empty batch is not asked.
+   */
+  readonly nodeIds: (keys: readonly string[]) => Promise<readonly number[]>;
+}
+
+/** What `status` shows of one view. */
+export interface ViewStatus {
+  readonly name: string;
+  readonly path: string;
+  /** Null when it cannot be told. */
+  readonly format: string | null;
+  readonly virtualSizeBytes: number;
+  readonly allocatedBytes: number;
+  /** The image first, then what lies below it. */
+  readonly chain: readonly { readonly path: string; readonly format: string }[];
+  /** Null for a writable view. */
+  readonly readOnlyReason: string | null;
+  /** Why it cannot be opened; null when it can, as far as is known. */
+  readonly error: BlockErrorWire | null;
+  /** The chain is open. */
+  readonly open: boolean;
+  /** Open handles of the mount. */
+  readonly handles: number;
+}
+
+export interface CatalogStatus {
+  readonly views: readonly ViewStatus[];
+  readonly ignored: readonly IgnoredFile[];
+}

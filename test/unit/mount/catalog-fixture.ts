@@ -1,0 +1,105 @@
+/** A catalog over a temporary directory, with locks and node ids that tests can look into. */
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { drivers } from '../../../drivers/index.ts';
+import type { CatalogOptions } from '../../../mount/catalog/catalog-options.ts';
+import { type Catalog, openCatalog, sourceGate } from '../../../mount/catalog.ts';
+import { BlockError } from '../../../src/base/block-error.ts';
+import { createLog } from '../../../src/base/log.ts';
+import { Graph } from '../../../src/block/graph.ts';
+import type { ImageLocks, LockMode } from '../../../src/block/image-locks.ts';
+import { DriverRegistry } from '../../../src/block/registry.ts';
+import { type Cleanup, scratchDirectory } from '../../support/scratch.ts';
+import { stub } from '../../support/stub-format.ts';
+
+/** Locks in memory: what is held, and what another program holds. */
+export class RecordedLocks implements ImageLocks {
+  readonly held = new Map<string, LockMode[]>();
+  readonly foreign = new Set<string>();
+
+  async acquire(path: string, mode: LockMode): Promise<{ release(): Promise<void> }> {
+    if (this.foreign.has(path)) {
+      throw new BlockError({ kind: 'locked', message: 'another program holds it', path });
+    }
+    const modes = this.held.get(path) ?? [];
+    modes.push(mode);
+    this.held.set(path, modes);
+    let released = false;
+    return {
+      release: async () => {
+        if (!released) modes.splice(modes.indexOf(mode), 1);
+        released = true;
+      },
+    };
+  }
+
+  /** The strongest mode held on a file; null for none. */
+  modeOf(path: string): LockMode | null {
+    const modes = this.held.get(path) ?? [];
+    return modes.includes('write') ? 'write' : (modes[0] ?? null);
+  }
+}
+
+export interface Fixture {
+  /** The source directory. */
+  readonly images: string;
+  /** Beside it: what the gate does not allow. */
+  readonly outside: string;
+  readonly locks: RecordedLocks;
+  readonly lines: string[];
+  /** The ids that the "supervisor" has given, by key. */
+  readonly ids: Map<string, number>;
+  mount(options?: Partial<CatalogOptions>): Promise<Catalog>;
+}
+
+export const catalogFixture = async (t: Cleanup): Promise<Fixture> => {
+  const root = await scratchDirectory(t);
+  const images = join(root, 'images');
+  const outside = join(root, 'outside');
+  await mkdir(images);
+  await mkdir(outside);
+  const locks = new RecordedLocks();
+  const lines: string[] = [];
+  const log = createLog({ level: 'debug', journald: false, write: (line) => lines.push(line) });
+  const ids = new Map<string, number>();
+  const nodeIds = async (keys: readonly string[]): Promise<number[]> =>
+    keys.map((key) => {
+      const id = ids.get(key) ?? ids.size + 2;
+      ids.set(key, id);
+      return id;
+    });
+  const mount = async (options: Partial<CatalogOptions> = {}): Promise<Catalog> => {
+    const sources = options.sources ?? [{ name: null, path: images }];
+    const gate = await sourceGate({ sources, backingDirectories: [], mountpoint: null });
+    const registry = new DriverRegistry([...drivers, stub]);
+    const graph = new Graph({
+      registry,
+      gate,
+      locks,
+      log,
+      cache: 'writeback',
+      cacheBytes: 1 << 20,
+      discard: 'unmap',
+      journalFor: null,
+    });
+    const catalog = await openCatalog({
+      sources,
+      graph,
+      registry,
+      gate,
+      locks,
+      log,
+      mountpoint: null,
+      readOnly: false,
+      allowShrink: false,
+      format: null,
+      socketPath: '/nowhere.sock',
+      pid: process.pid,
+      nodeIds,
+      ...options,
+    });
+    t.after(() => catalog.close());
+    return catalog;
+  };
+  return { images, outside, locks, lines, ids, mount };
+};
