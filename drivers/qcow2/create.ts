@@ -1,0 +1,224 @@
+/**
+ * Making qcow2 images (specification: "Header", "Header extensions", "Refcount table", "L1 table").
+ *
+ * The layout, in clusters: header, refcount table, refcount blocks, L1 table, and with preallocated metadata all L2
+ * tables and all data clusters, each kind in one piece. The header is written last, after a flush: a file that a crash
+ * left half-made has no magic.
+ */
+import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
+import { divideUp, isPowerOfTwo } from '../../src/base/range.ts';
+import { guestOffset } from '../../src/base/units.ts';
+import type { CreateOption, CreatePlan, CreateRequest } from '../../src/block/driver.ts';
+import type { Node } from '../../src/block/node.ts';
+import { encodeHeader, type Layout, type Run, wrongOption } from './create-header.ts';
+
+export const createOptions: readonly CreateOption[] = [
+  {
+    name: 'cluster_size',
+    type: 'size',
+    help: 'Cluster size, a power of two from 512 to 2M [64k]',
+  },
+  {
+    name: 'compat',
+    type: 'choice',
+    choices: ['0.10', '1.1', 'v2', 'v3'],
+    help: 'Version of the format [1.1, which is v3]',
+  },
+  {
+    name: 'refcount_bits',
+    type: 'number',
+    help: 'Width of a refcount, a power of two from 1 to 64 [16]',
+  },
+  {
+    name: 'preallocation',
+    type: 'choice',
+    choices: ['off', 'metadata'],
+    help: 'Make all tables now, so that writes change none [off]',
+  },
+  {
+    name: 'lazy_refcounts',
+    type: 'boolean',
+    help: 'Let writers postpone refcounts, at the price of a repair after a crash [off]',
+  },
+];
+
+const MIN_CLUSTER_BITS = 9;
+const MAX_CLUSTER_BITS = 21;
+const MAX_L1_BYTES = 32 << 20;
+const MAX_REFCOUNT_TABLE_BYTES = 8 << 20;
+const COPIED_HIGH = 0x8000_0000;
+const WRITE_BYTES = 1 << 20;
+
+/** Refuses (EINVAL) options and sizes that no image can have. */
+export const checkCreate = (plan: CreatePlan): void => {
+  encodeHeader(layOut(plan), plan.backing, plan.path);
+};
+
+/** Writes an empty image. Errors: as `checkCreate`; ENOSPC, EIO. */
+export const create = async (request: CreateRequest): Promise<void> => {
+  const layout = layOut(request);
+  const header = encodeHeader(layout, request.backing, request.path);
+  const { file } = request;
+  const { clusterBytes, l1, l2, data, refcountTable, refcountBlocks } = layout;
+  await file.resize(layout.clusters * clusterBytes);
+  const sequence = { stepBytes: clusterBytes, file };
+  await writePointers({
+    ...sequence,
+    at: refcountTable.first * clusterBytes,
+    count: refcountBlocks.clusters,
+    target: refcountBlocks.first * clusterBytes,
+    copied: false,
+  });
+  await writeRefcounts(file, layout);
+  await writePointers({
+    ...sequence,
+    at: l1.first * clusterBytes,
+    count: l2.clusters,
+    target: l2.first * clusterBytes,
+    copied: true,
+  });
+  await writePointers({
+    ...sequence,
+    at: l2.first * clusterBytes,
+    count: data.clusters,
+    target: data.first * clusterBytes,
+    copied: true,
+  });
+  await file.flush();
+  await file.write(guestOffset(0), header);
+};
+
+const layOut = (plan: CreatePlan): Layout => {
+  const { options, path } = plan;
+  const clusterBytes = Number(options.get('cluster_size') ?? 65536);
+  const clusterBits = Math.log2(clusterBytes);
+  if (
+    !isPowerOfTwo(clusterBytes) ||
+    clusterBits < MIN_CLUSTER_BITS ||
+    clusterBits > MAX_CLUSTER_BITS
+  ) {
+    throw wrongOption(path, 'cluster_size', `${clusterBytes} is no power of two from 512 to 2M`);
+  }
+  const compat = options.get('compat') ?? '1.1';
+  const version = compat === '0.10' || compat === 'v2' ? 2 : 3;
+  const refcountBits = Number(options.get('refcount_bits') ?? 16);
+  if (!isPowerOfTwo(refcountBits) || refcountBits > 64) {
+    throw wrongOption(path, 'refcount_bits', `${refcountBits} is no power of two from 1 to 64`);
+  }
+  if (version === 2 && refcountBits !== 16) {
+    throw wrongOption(path, 'refcount_bits', `${refcountBits} needs compat 1.1: version 2 has 16`);
+  }
+  const lazyRefcounts = options.get('lazy_refcounts') === 'on';
+  if (version === 2 && lazyRefcounts)
+    throw wrongOption(path, 'lazy_refcounts', 'it needs compat 1.1');
+  const preallocate = options.get('preallocation') === 'metadata';
+  if (preallocate && plan.backing !== null) {
+    // Every cluster would be allocated, and the backing image never seen.
+    throw wrongOption(path, 'preallocation', 'it cannot be used with a backing image');
+  }
+  const { virtualSizeBytes } = plan;
+  const shape = { clusterBits, clusterBytes, version, refcountBits, lazyRefcounts } as const;
+  const runs = layOutClusters(plan, clusterBytes, refcountBits, preallocate);
+  return { ...shape, ...runs, virtualSizeBytes };
+};
+
+const layOutClusters = (
+  plan: CreatePlan,
+  clusterBytes: number,
+  refcountBits: number,
+  preallocate: boolean,
+) => {
+  const guestClusters = divideUp(plan.virtualSizeBytes, clusterBytes);
+  const l1Entries = divideUp(guestClusters, clusterBytes / 8);
+  if (l1Entries * 8 > MAX_L1_BYTES) {
+    const largest = (MAX_L1_BYTES / 8) * (clusterBytes / 8) * clusterBytes;
+    throw wrongOption(
+      plan.path,
+      'size',
+      `${plan.virtualSizeBytes} bytes are more than the ${largest} that clusters of ${clusterBytes} bytes can map`,
+    );
+  }
+  const l1Clusters = divideUp(l1Entries * 8, clusterBytes);
+  const l2Clusters = preallocate ? l1Entries : 0;
+  const dataClusters = preallocate ? guestClusters : 0;
+  const others = 1 + l1Clusters + l2Clusters + dataClusters;
+  const perBlock = (clusterBytes * 8) / refcountBits;
+  // Refcounts count themselves: grow until they cover what they add. Each round adds less than the one before.
+  let blocks = 1;
+  let tables = 1;
+  for (;;) {
+    const neededBlocks = divideUp(others + blocks + tables, perBlock);
+    const neededTables = divideUp(Math.max(neededBlocks, blocks) * 8, clusterBytes);
+    if (neededBlocks <= blocks && neededTables <= tables) break;
+    blocks = Math.max(blocks, neededBlocks);
+    tables = Math.max(tables, neededTables);
+  }
+  if (tables * clusterBytes > MAX_REFCOUNT_TABLE_BYTES) {
+    throw wrongOption(
+      plan.path,
+      'size',
+      `${plan.virtualSizeBytes} preallocated bytes need a refcount table of more than 8 MiB`,
+    );
+  }
+  const refcountTable = { first: 1, clusters: tables };
+  const refcountBlocks = after(refcountTable, blocks);
+  const l1 = after(refcountBlocks, l1Clusters);
+  const l2 = after(l1, l2Clusters);
+  const data = after(l2, dataClusters);
+  const clusters = data.first + data.clusters;
+  return { l1Entries, refcountTable, refcountBlocks, l1, l2, data, clusters };
+};
+
+const after = (run: Run, clusters: number): Run => ({ first: run.first + run.clusters, clusters });
+
+interface PointerRun {
+  readonly file: Node;
+  /** Host offset of the first entry, bytes. */
+  readonly at: number;
+  readonly count: number;
+  /** What the first entry points to; each next one `stepBytes` further. */
+  readonly target: number;
+  readonly stepBytes: number;
+  readonly copied: boolean;
+}
+
+const writePointers = async (run: PointerRun): Promise<void> => {
+  const perWrite = WRITE_BYTES / 8;
+  for (let done = 0; done < run.count; done += perWrite) {
+    const entries = Math.min(perWrite, run.count - done);
+    const bytes = new Uint8Array(entries * 8);
+    const view = viewOf(bytes);
+    for (let i = 0; i < entries; i++) {
+      writeU64BE(view, i * 8, run.target + (done + i) * run.stepBytes);
+      if (run.copied) view.setUint32(i * 8, view.getUint32(i * 8) + COPIED_HIGH);
+    }
+    await run.file.write(guestOffset(run.at + done * 8), bytes);
+  }
+};
+
+/** Refcount 1 for every cluster in use. */
+const writeRefcounts = async (file: Node, l: Layout): Promise<void> => {
+  const at = l.refcountBlocks.first * l.clusterBytes;
+  const perWrite = (WRITE_BYTES * 8) / l.refcountBits;
+  for (let done = 0; done < l.clusters; done += perWrite) {
+    const count = Math.min(perWrite, l.clusters - done);
+    const bytes = ones(count, l.refcountBits);
+    await file.write(guestOffset(at + (done * l.refcountBits) / 8), bytes);
+  }
+};
+
+/** `count` refcounts of 1: big-endian from 16 bits on, from the low end of a byte below 8. */
+const ones = (count: number, bits: number): Uint8Array => {
+  const bytes = new Uint8Array(divideUp(count * bits, 8));
+  if (bits >= 8) {
+    const step = bits / 8;
+    for (let at = step - 1; at < bytes.length; at += step) bytes[at] = 1;
+    return bytes;
+  }
+  const perByte = 8 / bits;
+  for (let i = 0; i < count; i++) {
+    const at = Math.floor(i / perByte);
+    bytes[at] = (bytes[at] ?? 0) | (1 << ((i % perByte) * bits));
+  }
+  return bytes;
+};
