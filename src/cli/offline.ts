@@ -4,6 +4,7 @@ import type { ImageLocks } from '../block/image-locks.ts';
 import { noLocks } from '../block/image-locks.ts';
 import { DriverRegistry } from '../block/registry.ts';
 import type { OfflineContext } from '../image/open.ts';
+import { namingViews } from './mounted-view.ts';
 
 export interface OfflineOptions {
   readonly 'backing-dir': readonly string[];
@@ -48,4 +49,4 @@ export const offlineContext = async (options: OfflineOptions): Promise<OfflineCo
   };
 };
 
-const locksFor = (_mode: OfflineOptions['lock']): ImageLocks => noLocks;
+const locksFor = (_mode: OfflineOptions['lock']): ImageLocks => namingViews(noLocks);

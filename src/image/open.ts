@@ -28,12 +28,18 @@ export interface OpenedImage extends AsyncDisposable {
 /** Offline work streams through an image once: a small cache of metadata is enough. */
 const CACHE_BYTES = 8 << 20;
 
-/** The gate of an image: its own directory (also where a symlink leads to) and the allowed ones. */
+/** The gate of an image: its own directory and the allowed ones. */
 export const gateFor = (path: string, context: OfflineContext): Promise<OpenGate> =>
   openGate([dirname(path), ...context.backingDirectories]);
 
+/** A file of this name is never probed: its first bytes are its guest's to write. */
+const RAW_NAME = /\.raw$/i;
+
+const declaredFormat = (path: string, format: string | null): string | null =>
+  format ?? (RAW_NAME.test(path) ? 'raw' : null);
+
 /**
- * Opens an image and its backing chain read-only. `format` null probes. Errors: those of `Graph.open`; a lock that
+ * Opens an image and its backing chain read-only. `format` null probes, but for a name that ends in `.raw`. Errors: those of `Graph.open`; a lock that
  * another program holds is EBUSY.
  */
 export const openImage = async (
@@ -51,7 +57,11 @@ export const openImage = async (
     discard: 'unmap',
     journalFor: null,
   });
-  const root = await graph.open({ path, format, readOnly: true });
+  const root = await graph.open({
+    path,
+    format: declaredFormat(path, format),
+    readOnly: true,
+  });
   return { root, [Symbol.asyncDispose]: () => graph.close(root) };
 };
 
@@ -85,10 +95,11 @@ export const openFile = async (
     } as const;
     const driver = await descriptor.openPath?.(request);
     if (driver !== undefined) file.attach(driver);
+    const declared = declaredFormat(path, format);
     const found =
-      format === null
+      declared === null
         ? ((await probeFormat(registry, file, path)) ?? registry.format('raw'))
-        : registry.format(format);
+        : registry.format(declared);
     return {
       file,
       format: found,

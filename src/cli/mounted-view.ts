@@ -1,0 +1,77 @@
+/** An image that a vdiskfs mount holds is refused with the name of its view, which can do what the file cannot. */
+import { readFile, realpath, stat } from 'node:fs/promises';
+import { basename, dirname, extname, join } from 'node:path';
+import { BlockError } from '../base/block-error.ts';
+import type { ImageLocks } from '../block/image-locks.ts';
+
+const MOUNT_TYPE = 'fuse.vdiskfs';
+/** A mount that answers no sooner is not worth a better message. */
+const PATIENCE_MS = 1000;
+
+/** The same locks, whose refusal names the view of an image that a mount holds. */
+export const namingViews = (locks: ImageLocks): ImageLocks => ({
+  acquire: async (path, mode) => {
+    try {
+      return await locks.acquire(path, mode);
+    } catch (error) {
+      if (!(error instanceof BlockError) || error.kind !== 'locked') throw error;
+      const view = await mountedView(path);
+      if (view === null) throw error;
+      throw new BlockError({
+        kind: 'locked',
+        message: `${error.message}; a vdiskfs mount shows it`,
+        hint: `use its view ${view}`,
+        op: error.op,
+        path,
+        cause: error,
+      });
+    }
+  },
+});
+
+/** The view of an image file in some vdiskfs mount of this machine; null when none is found. */
+export const mountedView = async (
+  path: string,
+  mountTable = '/proc/self/mounts',
+): Promise<string | null> => {
+  const file = await realpath(path).catch(() => null);
+  const table = await readFile(mountTable, 'utf8').catch(() => '');
+  if (file === null) return null;
+  for (const line of table.split('\n')) {
+    const [source, mountpoint, type] = line.split(' ').map(unescapeOctal);
+    if (type !== MOUNT_TYPE || source === undefined || mountpoint === undefined) continue;
+    const real = await realpath(source).catch(() => null);
+    if (real !== file && real !== dirname(file)) continue;
+    const view = await firstThatExists(viewNames(file).map((name) => join(mountpoint, name)));
+    if (view !== null) return view;
+  }
+  return null;
+};
+
+/** `disk.qcow2` is `disk.qcow2.raw` when another image has the short name `disk.raw`, so the long one is looked for first. */
+const viewNames = (file: string): string[] => [
+  `${basename(file)}.raw`,
+  `${basename(file, extname(file))}.raw`,
+];
+
+const firstThatExists = async (paths: readonly string[]): Promise<string | null> => {
+  for (const path of paths) {
+    const found = stat(path).then(
+      () => true,
+      () => false,
+    );
+    if (await Promise.race([found, givingUp()])) return path;
+  }
+  return null;
+};
+
+const givingUp = (): Promise<false> =>
+  new Promise((resolve) => {
+    setTimeout(() => resolve(false), PATIENCE_MS).unref();
+  });
+
+/** The kernel writes blanks in names as `\040` and the like. */
+const unescapeOctal = (text: string): string =>
+  text.replace(/\\([0-7]{3})/g, (_, digits: string) =>
+    String.fromCharCode(Number.parseInt(digits, 8)),
+  );
