@@ -1,0 +1,11 @@
+import { mountSuite } from './suite.ts';
+
+mountSuite({
+  backend: 'fuse-native',
+  capabilities: {
+    fallocate: false,
+    seekHoles: false,
+    setTimes: false,
+    keepsCache: false,
+  },
+});

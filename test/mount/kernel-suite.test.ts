@@ -1,0 +1,11 @@
+import { mountSuite } from './suite.ts';
+
+mountSuite({
+  backend: 'kernel',
+  capabilities: {
+    fallocate: true,
+    seekHoles: true,
+    setTimes: true,
+    keepsCache: true,
+  },
+});

@@ -1,0 +1,51 @@
+/** Content of test images, and reading and writing parts of files. */
+import { open } from 'node:fs/promises';
+import { qemuImg } from '../../support/qemu-img.ts';
+import { makeQcow2 } from './image-matrix.ts';
+import type { Place } from './subject.ts';
+
+export const MIB = 1 << 20;
+
+/** Bytes that differ between sectors; another `salt`, other bytes. */
+export const pattern = (lengthBytes: number, salt = 1): Buffer => {
+  const bytes = Buffer.alloc(lengthBytes);
+  for (let i = 0; i < lengthBytes; i++) bytes[i] = (i * 7 + (i >> 9) * 13 + salt) & 0xff;
+  return bytes;
+};
+
+/** An overlay without data of its own over 2 MiB of pattern, 3 MiB long. */
+export const makeOverlay = async (place: Place): Promise<void> => {
+  await makeQcow2(place.image('base.qcow2'), { bytes: pattern(2 * MIB) });
+  const backing = ['-b', 'base.qcow2', '-F', 'qcow2'];
+  await qemuImg(['create', '-q', '-f', 'qcow2', ...backing, place.image('top.qcow2'), '3M']);
+};
+
+export const readRange = async (
+  path: string,
+  offset: number,
+  lengthBytes: number,
+): Promise<Buffer> => {
+  const file = await open(path, 'r');
+  try {
+    const buffer = Buffer.alloc(lengthBytes);
+    const { bytesRead } = await file.read(buffer, 0, lengthBytes, offset);
+    return buffer.subarray(0, bytesRead);
+  } finally {
+    await file.close();
+  }
+};
+
+/** Written and synced. */
+export const writeRange = async (
+  path: string,
+  offset: number,
+  bytes: Uint8Array,
+): Promise<void> => {
+  const file = await open(path, 'r+');
+  try {
+    await file.write(bytes, 0, bytes.length, offset);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+};
