@@ -15,7 +15,7 @@ export const fullDiskTests = (subject: MountSubject): void => {
     const small = join(place.root, 'small');
     await mkdir(small);
     await tool('mount', ['-t', 'tmpfs', '-o', 'size=8m', 'none', small]);
-    t.after(async () => {
+    place.cleanup.after(async () => {
       await run('umount', ['-l', small]);
     });
     await qemuImg(['create', '-q', '-f', 'qcow2', join(small, 'disk.qcow2'), '64M']);
@@ -49,7 +49,6 @@ export const fullDiskTests = (subject: MountSubject): void => {
     assert.deepEqual(await readRange(view, 20 * MIB, MIB), pattern(MIB));
     await mounted.unmount();
     await assertClean(join(small, 'disk.qcow2'));
-    await tool('umount', [small]);
   });
 };
 

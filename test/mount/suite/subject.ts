@@ -1,6 +1,7 @@
 /** What the suite of mount tests is run on, and what it can do there. */
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { CleanupStack } from '../../support/cleanup-stack.ts';
 import { type Mounted, type MountRequest, mountImages } from '../../support/mounted.ts';
 import { type Cleanup, scratchDirectory } from '../../support/scratch.ts';
 
@@ -21,23 +22,27 @@ export interface MountSubject {
 export interface Place {
   readonly root: string;
   readonly images: string;
+  /** Undone last first: register what lies in `root` here. */
+  readonly cleanup: Cleanup;
   /** A path in the image directory. */
   image(name: string): string;
   mount(args?: readonly string[], sources?: readonly string[]): Promise<Mounted>;
 }
 
 export const placeOf = async (t: Cleanup, subject: MountSubject): Promise<Place> => {
-  const root = await scratchDirectory(t);
+  const cleanup = new CleanupStack(t);
+  const root = await scratchDirectory(cleanup);
   const images = join(root, 'images');
   await mkdir(images);
   let mounts = 0;
   return {
     root,
     images,
+    cleanup,
     image: (name) => join(images, name),
     mount: (args = [], sources = [images]) => {
       const mountpoint = join(root, `mnt${mounts++}`);
-      return mountImages(t, { backend: subject.backend, sources, mountpoint, args });
+      return mountImages(cleanup, { backend: subject.backend, sources, mountpoint, args });
     },
   };
 };
