@@ -31,16 +31,16 @@ class RawImage implements DriverInstance {
     return this.#lengthBytes;
   }
 
+  // A guarded first sector is looked at before each write, so it may not be written behind our back: it is a run of its
+  // own.
   mapping(offset: GuestOffset, lengthBytes: number): Mapping {
+    const guarded = this.#request.probeGuard !== null && offset < FIRST_SECTOR_BYTES;
     return {
       kind: 'data',
-      lengthBytes,
+      lengthBytes: guarded ? Math.min(lengthBytes, FIRST_SECTOR_BYTES - offset) : lengthBytes,
       file: this.#file,
       hostOffset: hostOffset(offset),
-      // A guarded first sector is looked at before each write, so it may not be written behind our back.
-      inPlace:
-        !this.#request.readOnly &&
-        (this.#request.probeGuard === null || offset >= FIRST_SECTOR_BYTES),
+      inPlace: !this.#request.readOnly && !guarded,
     };
   }
 

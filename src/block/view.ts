@@ -35,6 +35,9 @@ export class View {
   /** Held requests wait on it; null outside a drained section. */
   #drain: Promise<void> | null = null;
 
+  /** Awaited at the start of each drained section: whoever does I/O beside the view (the data plane) ends it. */
+  readonly drainListeners = new Set<() => Promise<void>>();
+
   constructor(options: ViewOptions) {
     this.#options = options;
   }
@@ -54,6 +57,11 @@ export class View {
   /** The opened root, null while closed. */
   get root(): Node | null {
     return this.#root;
+  }
+
+  /** Inside a drained section, or waiting for one to begin: nobody may begin I/O beside the view. */
+  get isDraining(): boolean {
+    return this.#drain !== null;
   }
 
   /** Requests that have begun and not ended. */
@@ -198,6 +206,7 @@ export class View {
     });
     try {
       if (this.#active > 0) await new Promise<void>((resolve) => (this.#whenIdle = resolve));
+      for (const stop of this.drainListeners) await stop();
       assert(this.#active === 0, 'nothing is in flight in a drained section');
       return await change();
     } finally {

@@ -77,3 +77,49 @@ export const seekDataOrHole = (fd: number, offset: number, whence: 3 | 4): numbe
   if (errnoName(errno) === 'ENXIO') return null;
   throw systemError('lseek', errno);
 };
+
+const pipe2Call = libc.func('int pipe2(_Out_ int *fds, int flags)');
+const mountCall = libc.func('int mount(str source, str target, str type, ulong flags, str data)');
+const umount2Call = libc.func('int umount2(str target, int flags)');
+
+const O_CLOEXEC = 0o2000000;
+const O_NONBLOCK = 0o4000;
+
+/** pipe2(2), not inherited by children, its reading end not blocking. Both ends are the caller's to close. */
+export const openPipe = (): { readEnd: number; writeEnd: number } => {
+  const ends = [0, 0];
+  check('pipe2', Number(pipe2Call(ends, O_CLOEXEC | O_NONBLOCK)));
+  const [readEnd, writeEnd] = ends;
+  return { readEnd: readEnd ?? -1, writeEnd: writeEnd ?? -1 };
+};
+
+/** Flags of mount(2). */
+export const MS = { RDONLY: 1, NOSUID: 2, NODEV: 4, NOEXEC: 8, NOATIME: 1024 } as const;
+/** Flags of umount2(2). */
+export const MNT_DETACH = 2;
+
+/** mount(2). Needs CAP_SYS_ADMIN. Errors: those of the host, with the mountpoint as path. */
+export const mountFileSystem = (options: {
+  readonly source: string;
+  readonly mountpoint: string;
+  readonly type: string;
+  readonly flags: number;
+  readonly data: string;
+}): void => {
+  const { source, mountpoint, type, flags, data } = options;
+  check('mount', Number(mountCall(source, mountpoint, type, flags, data)), mountpoint);
+};
+
+/** umount2(2); EBUSY while something uses the mount, unless `flags` has MNT_DETACH. */
+export const unmountFileSystem = (mountpoint: string, flags: number): void => {
+  check('umount', Number(umount2Call(mountpoint, flags)), mountpoint);
+};
+
+const check = (op: string, result: number, path?: string): void => {
+  if (result >= 0) return;
+  const error = systemError(op, koffi.errno());
+  throw path === undefined ? error : error.with({ path });
+};
+
+/** The address of a buffer's first byte, for alignment. Exact: addresses lie below 2^47. */
+export const addressOf = (bytes: Uint8Array): number => Number(koffi.address(bytes));

@@ -1,0 +1,171 @@
+/**
+ * What the workers may do alone: keeps the translation table in step with the node graph, for every view that is used.
+ *
+ * A view is in the table from its first fault until its next drained section (close, resize, pivot), which takes
+ * it out, waits for the workers, and lets the next fault bring it back with what is true then.
+ */
+import { assert, present } from '../../src/base/assert.ts';
+import { isPowerOfTwo } from '../../src/base/range.ts';
+import { guestOffset } from '../../src/base/units.ts';
+import type { MappingChange } from '../../src/block/driver.ts';
+import type { Node } from '../../src/block/node.ts';
+import { ENTRIES_PER_SLICE, ONE_PAGE } from '../../src/translation/table-layout.ts';
+import type { TranslationTable } from '../../src/translation/translation-table.ts';
+import type { Entry } from '../directory.ts';
+import { walkPages } from './page-walk.ts';
+
+/** Page size of a view without clusters that is not one page (a raw image whose first sector is guarded). */
+const UNCLUSTERED_PAGE_BITS = 16;
+
+interface HostFile {
+  readonly index: number;
+  users: number;
+}
+
+interface TranslatedView {
+  readonly number: number;
+  readonly root: Node;
+  readonly pageBits: number;
+  readonly writable: boolean;
+  /** File nodes that its entries may name. */
+  readonly files: Set<Node>;
+  readonly chain: readonly Node[];
+  readonly onChange: (change: MappingChange) => void;
+}
+
+export class NodeTranslations {
+  readonly #table: TranslationTable;
+  readonly #views = new Map<number, TranslatedView>();
+  readonly #hostFiles = new Map<Node, HostFile>();
+
+  constructor(table: TranslationTable) {
+    this.#table = table;
+  }
+
+  /**
+   * A fault of a range has been served: gives the workers what is known of it now, so that the next request does not
+   * fault. Where the slice is new to the table, all of the slice.
+   */
+  filled(entry: Entry, offset: number, lengthBytes: number): void {
+    const { view } = entry;
+    // The request has ended: a drained section may have begun in the meantime.
+    if (view.root === null || view.isDraining || lengthBytes === 0) return;
+    const known = this.#views.get(entry.nodeId) ?? this.#openView(entry, view.root);
+    if (known === null) return;
+    assert(known.root === view.root, 'a view changes its root only in a drained section');
+    if (known.pageBits === ONE_PAGE) {
+      this.#fill(known, 0, 1);
+      return;
+    }
+    const pageBytes = 2 ** known.pageBits;
+    const first = Math.floor(offset / pageBytes);
+    const last = Math.floor((offset + lengthBytes - 1) / pageBytes);
+    for (let page = first; page <= last; ) {
+      const slice = page - (page % ENTRIES_PER_SLICE);
+      const next = slice + ENTRIES_PER_SLICE;
+      if (this.#table.isResident(known.number, page)) {
+        this.#fill(known, page, Math.min(last + 1, next) - page);
+      } else {
+        const pages = Math.ceil(known.root.lengthBytes / pageBytes);
+        this.#fill(known, slice, Math.min(next, pages) - slice);
+      }
+      page = next;
+    }
+  }
+
+  #fill(view: TranslatedView, firstPage: number, pages: number): void {
+    const onePage = view.pageBits === ONE_PAGE;
+    const found = walkPages({
+      root: view.root,
+      writable: view.writable,
+      pageBytes: onePage ? Math.max(1, view.root.lengthBytes) : 2 ** view.pageBits,
+      firstPage,
+      pages,
+      fileOf: (file) => this.#fileOf(view, file),
+    });
+    this.#table.fill(view.number, firstPage, found);
+  }
+
+  #openView(entry: Entry, root: Node): TranslatedView | null {
+    const pageBits = pageBitsOf(root);
+    if (pageBits === null) return null;
+    if (!this.#table.openView(entry.nodeId, pageBits, root.lengthBytes)) return null;
+    const chain: Node[] = [];
+    for (let node: Node | null = root; node !== null; node = node.backing) chain.push(node);
+    const onChange = (change: MappingChange): void => this.#revoke(entry.nodeId, change);
+    const view: TranslatedView = {
+      number: entry.nodeId,
+      root,
+      pageBits,
+      writable: !entry.view.readOnly,
+      files: new Set(),
+      chain,
+      onChange,
+    };
+    for (const node of chain) {
+      node.mappingListeners.add(onChange);
+      node.shootdown ??= () => this.#table.quiesce(null);
+    }
+    this.#views.set(entry.nodeId, view);
+    const close = async (): Promise<void> => {
+      entry.view.drainListeners.delete(close);
+      await this.#closeView(entry.nodeId);
+    };
+    entry.view.drainListeners.add(close);
+    return view;
+  }
+
+  async #closeView(number: number): Promise<void> {
+    const view = this.#views.get(number);
+    if (view === undefined) return;
+    this.#views.delete(number);
+    for (const node of view.chain) node.mappingListeners.delete(view.onChange);
+    await this.#table.closeView(number);
+    for (const file of view.files) this.#forgetFile(file);
+  }
+
+  #revoke(number: number, change: MappingChange): void {
+    const view = this.#views.get(number);
+    if (view === undefined || change.lengthBytes === 0) return;
+    const pageBytes = view.pageBits === ONE_PAGE ? Number.POSITIVE_INFINITY : 2 ** view.pageBits;
+    this.#table.revoke({
+      view: number,
+      firstPage: Math.floor(change.start / pageBytes),
+      lastPage: Math.floor((change.start + change.lengthBytes - 1) / pageBytes),
+    });
+  }
+
+  #fileOf(view: TranslatedView, file: Node): number | null {
+    const descriptor = file.driver.hostFd;
+    if (descriptor === undefined) return null;
+    const known = this.#hostFiles.get(file);
+    if (known !== undefined) {
+      if (!view.files.has(file)) known.users++;
+      view.files.add(file);
+      return known.index;
+    }
+    const index = this.#table.addFile(descriptor);
+    if (index === null) return null;
+    this.#hostFiles.set(file, { index, users: 1 });
+    view.files.add(file);
+    return index;
+  }
+
+  #forgetFile(file: Node): void {
+    const known = present(this.#hostFiles.get(file), 'a file that a view used is known');
+    if (--known.users > 0) return;
+    this.#hostFiles.delete(file);
+    this.#table.removeFile(known.index);
+  }
+}
+
+/** log2 of the page size; null for a view that the table cannot hold. */
+const pageBitsOf = (root: Node): number | null => {
+  const { clusterBytes, lengthBytes } = root.driver;
+  if (lengthBytes === 0) return null;
+  if (clusterBytes > 1)
+    return isPowerOfTwo(clusterBytes) && clusterBytes >= 512 ? Math.log2(clusterBytes) : null;
+  const whole = root.driver.mapping(guestOffset(0), lengthBytes);
+  const isOnePage = !(whole instanceof Promise) && whole.lengthBytes === lengthBytes;
+  return isOnePage ? ONE_PAGE : UNCLUSTERED_PAGE_BITS;
+};

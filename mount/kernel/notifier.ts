@@ -1,0 +1,50 @@
+/**
+ * Notifications to the kernel, sent by a thread of their own: they can block on locks that are held by requests which
+ * wait for this process, so neither the control plane nor a worker may send one.
+ */
+import { Worker } from 'node:worker_threads';
+import { ROOT_NODE_ID } from '../directory.ts';
+import { NOTIFY, OUT_HEADER_BYTES } from './abi.ts';
+
+/** A message of the kernel's notification protocol (`fuse_out_header` with unique 0 and the code as error). */
+const notification = (code: number, body: Uint8Array): Uint8Array => {
+  const bytes = new Uint8Array(OUT_HEADER_BYTES + body.length);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, bytes.length, true);
+  view.setInt32(4, code, true);
+  bytes.set(body, OUT_HEADER_BYTES);
+  return bytes;
+};
+
+/** Asks the kernel to repeat what an engine before this one left unanswered. Written before any worker reads. */
+export const resendRequest = (): Uint8Array => notification(NOTIFY.RESEND, new Uint8Array(0));
+
+export class Notifier {
+  readonly #thread: Worker;
+  readonly #ended: Promise<void>;
+
+  constructor(descriptor: number) {
+    this.#thread = new Worker(new URL('./notify-worker.js', import.meta.url), {
+      workerData: { descriptor },
+    });
+    this.#ended = new Promise((resolve) => this.#thread.once('exit', () => resolve()));
+    this.#thread.once('error', () => undefined);
+  }
+
+  /** The name is gone, or stands for another file: FUSE_NOTIFY_INVAL_ENTRY. */
+  nameChanged(name: string): void {
+    const text = Buffer.from(name);
+    const body = new Uint8Array(16 + text.length + 1);
+    const view = new DataView(body.buffer);
+    view.setBigUint64(0, BigInt(ROOT_NODE_ID), true);
+    view.setUint32(8, text.length, true);
+    body.set(text, 16);
+    this.#thread.postMessage(notification(NOTIFY.INVAL_ENTRY, body));
+  }
+
+  /** After the mount is gone: what was blocked has returned. */
+  async close(): Promise<void> {
+    this.#thread.postMessage(null);
+    await this.#ended;
+  }
+}

@@ -1,0 +1,303 @@
+/**
+ * The FUSE session: takes requests from the workers' ring, schedules them, and sends the replies.
+ *
+ * It owns which request lies in which slot. A request holds its slot while it is served; a view never has more than half
+ * of them: its further requests are moved to buffers of their own and wait their turn, so a view whose image does not
+ * answer does not slow the others.
+ */
+import { writeSync } from 'node:fs';
+import { BlockError, toBlockError } from '../../src/base/block-error.ts';
+import { ERRNO } from '../../src/base/errno.ts';
+import { addressOf } from '../../src/os/linux.ts';
+import { COUNTER, createSharedCounters, sumCounter } from '../../src/translation/counters.ts';
+import { createSharedSlots, type SharedSlots, SlotReceiver } from '../../src/translation/slots.ts';
+import { createSharedTable, type SharedTable } from '../../src/translation/table-layout.ts';
+import { TranslationTable } from '../../src/translation/translation-table.ts';
+import type { Backend, BackendCounters, BackendOptions } from '../backend.ts';
+import { BATCH_FORGET_IN, INIT, INTERRUPT_IN, OPCODE } from './abi.ts';
+import type { HandlerContext } from './context.ts';
+import { Doorbell } from './doorbell.ts';
+import { HANDLERS } from './handlers.ts';
+import type { InitOutcome } from './init.ts';
+import { NodeTranslations } from './node-translations.ts';
+import { Notifier, resendRequest } from './notifier.ts';
+import { OpenHandles } from './open-handles.ts';
+import { FuseRequest, REPLY_AT, type Region, regionOf } from './request.ts';
+import { RequestQueue } from './request-queue.ts';
+import { runWorkers } from './worker-pool.ts';
+
+const SLOTS = 64;
+const STUCK_WORKER_MS = 10_000;
+
+export interface KernelBackendOptions extends BackendOptions {
+  readonly descriptor: number;
+  readonly init: InitOutcome;
+  /** 0 for the first engine of a mount. */
+  readonly generation: number;
+  /** Memory for translations, in bytes; 0 switches the table off, for comparison and debugging. */
+  readonly tableBytes: number;
+}
+
+const SLICE_BYTES = 4096;
+
+export class KernelSession implements Backend {
+  readonly name = 'kernel';
+  readonly ended: Promise<void>;
+  readonly #options: KernelBackendOptions;
+  readonly #slots: SharedSlots;
+  readonly #receiver: SlotReceiver;
+  readonly #regions: readonly Region[];
+  readonly #doorbell: Doorbell;
+  readonly #counters: SharedArrayBuffer;
+  readonly #notifier: Notifier;
+  readonly #queue: RequestQueue;
+  readonly #context: HandlerContext;
+  /** LOOKUPs and listings of each node that the kernel has not forgotten. */
+  readonly #lookups = new Map<number, number>();
+  #faults = 0;
+  #serving = 0;
+  #whenServed: (() => void) | null = null;
+  #endPauses: () => void = () => undefined;
+
+  constructor(options: KernelBackendOptions) {
+    this.#options = options;
+    const { descriptor, init, threads, directory, log } = options;
+    this.#slots = createSharedSlots({ slots: SLOTS, payloadBytes: init.maxWriteBytes, addressOf });
+    this.#receiver = new SlotReceiver(this.#slots);
+    this.#regions = regionsOf(this.#slots);
+    this.#counters = createSharedCounters(threads);
+    const table = this.#sharedTable();
+    this.#queue = new RequestQueue({
+      perView: SLOTS / 2,
+      // One slot for each worker to read into, and one more for each on its way.
+      inSlots: SLOTS - 2 * threads,
+      start: (request) => this.#serve(request),
+      detach: (request) => this.#detach(request),
+      refuse: (request, error) => this.#replyError(request, error),
+    });
+    this.#context = this.#handlerContext(table);
+    this.#notifier = new Notifier(descriptor);
+    directory.onNameChanged((name) => this.#notifier.nameChanged(name));
+    this.#doorbell = new Doorbell(() => this.#drainRing());
+    if (options.generation > 0 && (init.flags2 & INIT.HAS_RESEND2) !== 0)
+      writeSync(descriptor, resendRequest());
+    this.ended = this.#run(table).catch((error: unknown) => {
+      log.error(options.mountpoint, `a worker has died: ${String(error)}`);
+      throw error;
+    });
+  }
+
+  counters(): BackendCounters {
+    const sum = (counter: number): number => sumCounter(this.#counters, counter);
+    return {
+      requests: sum(COUNTER.requests),
+      readBytes: sum(COUNTER.readBytes),
+      writtenBytes: sum(COUNTER.writtenBytes),
+      faults: this.#faults,
+      hits: sum(COUNTER.hits),
+    };
+  }
+
+  async #run(table: SharedTable | null): Promise<void> {
+    const { descriptor, threads } = this.#options;
+    const doorbell = this.#doorbell.writeEnd;
+    const shared = { descriptor, doorbell, slots: this.#slots, counters: this.#counters, table };
+    try {
+      await runWorkers(Array.from({ length: threads }, (_, worker) => ({ worker, ...shared })));
+    } finally {
+      this.#endPauses();
+      this.#drainRing();
+      if (this.#serving > 0) await new Promise<void>((resolve) => (this.#whenServed = resolve));
+      await this.#notifier.close();
+      this.#doorbell.close();
+    }
+  }
+
+  #sharedTable(): SharedTable | null {
+    const { tableBytes, threads } = this.#options;
+    const slots = Math.floor(tableBytes / SLICE_BYTES);
+    return slots === 0 ? null : createSharedTable({ workers: threads, slots });
+  }
+
+  #handlerContext(table: SharedTable | null): HandlerContext {
+    const { directory, log, readOnly, init, generation } = this.#options;
+    const ending = new Promise<void>((resolve) => {
+      this.#endPauses = resolve;
+    });
+    const stuck = (worker: number, waitedMs: number): void =>
+      log.warning(
+        this.#options.mountpoint,
+        `worker ${worker} has been in one request for ${waitedMs} ms`,
+      );
+    const options = { reportAfterMs: STUCK_WORKER_MS, stuck };
+    return {
+      directory,
+      log,
+      readOnly,
+      handles: new OpenHandles({ inherited: generation > 0 }),
+      translations:
+        table === null ? null : new NodeTranslations(new TranslationTable(table, options)),
+      maxTransferBytes: init.maxWriteBytes,
+      release: (request) => this.#detach(request),
+      remembered: (nodeId) => this.#lookups.set(nodeId, (this.#lookups.get(nodeId) ?? 0) + 1),
+      pause: (ms) => pauseUnless(ending, ms),
+      starved: new Map(),
+    };
+  }
+
+  #drainRing(): void {
+    this.#receiver.wake();
+    for (;;) {
+      this.#takeArrived();
+      this.#receiver.sleep();
+      // One that came before `sleep` did not ring.
+      const slot = this.#receiver.next();
+      if (slot < 0) return;
+      this.#receiver.wake();
+      this.#arrived(slot);
+    }
+  }
+
+  #takeArrived(): void {
+    for (let slot = this.#receiver.next(); slot >= 0; slot = this.#receiver.next())
+      this.#arrived(slot);
+  }
+
+  #arrived(slot: number): void {
+    this.#faults++;
+    const region = this.#regions[slot];
+    if (region === undefined) throw new RangeError(`slot ${slot}`);
+    const request = new FuseRequest(region, slot);
+    switch (request.opcode) {
+      case OPCODE.FORGET:
+        this.#forget(request.nodeId, request.u64(0));
+        this.#receiver.release(slot);
+        return;
+      case OPCODE.BATCH_FORGET:
+        this.#forgetBatch(request);
+        this.#receiver.release(slot);
+        return;
+      case OPCODE.INTERRUPT:
+        this.#interrupt(request);
+        this.#receiver.release(slot);
+        return;
+      default:
+        this.#queue.add(request);
+    }
+  }
+
+  #serve(request: FuseRequest): void {
+    this.#serving++;
+    const handler = HANDLERS.get(request.opcode);
+    if (handler === undefined) {
+      this.#reply(request, ERRNO.ENOSYS, 0);
+      return;
+    }
+    try {
+      const outcome = handler(request, this.#context);
+      if (typeof outcome === 'number') this.#reply(request, 0, outcome);
+      else {
+        outcome.then(
+          (bodyBytes) => this.#reply(request, 0, bodyBytes),
+          (error: unknown) => this.#fail(request, error),
+        );
+      }
+    } catch (error) {
+      this.#fail(request, error);
+    }
+  }
+
+  #fail(request: FuseRequest, thrown: unknown): void {
+    const error = toBlockError(thrown);
+    if (!(thrown instanceof BlockError) || error.errno === 'EIO') {
+      const name =
+        this.#options.directory.byNodeId(request.nodeId)?.name ?? `node ${request.nodeId}`;
+      this.#options.log.error(name, `request ${request.opcode} failed: ${error.describe()}`);
+    }
+    this.#reply(request, error.errnoNumber, 0);
+  }
+
+  #reply(request: FuseRequest, errno: number, bodyBytes: number): void {
+    this.#send(request, errno, errno === 0 ? bodyBytes : 0);
+    if (request.slot >= 0) this.#receiver.release(request.slot);
+    this.#queue.ended(request);
+    this.#serving--;
+    if (this.#serving === 0) this.#whenServed?.();
+  }
+
+  /** For a request that was never started. */
+  #replyError(request: FuseRequest, error: BlockError): void {
+    this.#send(request, error.errnoNumber, 0);
+    if (request.slot >= 0) this.#receiver.release(request.slot);
+  }
+
+  #send(request: FuseRequest, errno: number, bodyBytes: number): void {
+    const length = request.finish(errno, bodyBytes);
+    try {
+      writeSync(this.#options.descriptor, request.bytes, REPLY_AT, length, null);
+    } catch (error) {
+      const code = (error as NodeJS.ErrnoException).code;
+      // ENOENT: the request was interrupted. ENODEV: the mount is gone. Nobody waits for the answer.
+      if (code === 'ENOENT' || code === 'ENODEV') return;
+      this.#options.log.error(
+        this.#options.mountpoint,
+        `a reply to request ${request.opcode} was refused: ${code}`,
+      );
+    }
+  }
+
+  #detach(request: FuseRequest): void {
+    if (request.slot < 0) return;
+    this.#receiver.release(request.detach());
+    this.#queue.leftSlot(request);
+  }
+
+  #forget(nodeId: number, count: number): void {
+    const left = (this.#lookups.get(nodeId) ?? 0) - count;
+    if (left > 0) {
+      this.#lookups.set(nodeId, left);
+      return;
+    }
+    this.#lookups.delete(nodeId);
+    this.#options.directory.forgotten(nodeId);
+  }
+
+  #forgetBatch(request: FuseRequest): void {
+    const { bytes, count, entryBytes } = BATCH_FORGET_IN;
+    const entries = Math.min(
+      request.u32(count),
+      Math.floor((request.bodyBytes - bytes) / entryBytes),
+    );
+    for (let i = 0; i < entries; i++) {
+      const at = bytes + i * entryBytes;
+      this.#forget(request.u64(at), request.u64(at + 8));
+    }
+  }
+
+  // One that is being served is left alone: it ends when its I/O does. One that waits is answered now.
+  #interrupt(request: FuseRequest): void {
+    const low = request.u32(INTERRUPT_IN.unique);
+    const high = request.u32(INTERRUPT_IN.unique + 4);
+    const waiting = this.#queue.removeWaiting(low, high);
+    if (waiting === null) return;
+    this.#replyError(waiting, new BlockError({ kind: 'interrupted', message: 'interrupted' }));
+  }
+}
+
+const regionsOf = (slots: SharedSlots): readonly Region[] =>
+  Array.from({ length: slots.slots }, (_, slot) =>
+    regionOf(
+      new Uint8Array(slots.memory, slots.firstByte + slot * slots.slotBytes, slots.slotBytes),
+    ),
+  );
+
+/** False when `ending` came first. */
+const pauseUnless = async (ending: Promise<void>, ms: number): Promise<boolean> => {
+  let timer: NodeJS.Timeout | undefined;
+  const slept = new Promise<true>((resolve) => {
+    timer = setTimeout(() => resolve(true), ms);
+  });
+  const goesOn = await Promise.race([slept, ending.then(() => false as const)]);
+  clearTimeout(timer);
+  return goesOn;
+};

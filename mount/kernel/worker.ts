@@ -1,0 +1,139 @@
+/**
+ * A worker of the data plane: reads requests from /dev/fuse, answers reads and writes of translated pages itself, and
+ * hands everything else to the control plane. Its loop allocates nothing for a request that it answers.
+ *
+ * It ends when the mount is gone (ENODEV), after which its thread ends by itself.
+ */
+import { readSync, writeSync } from 'node:fs';
+import { parentPort, workerData } from 'node:worker_threads';
+import { present } from '../../src/base/assert.ts';
+import { COUNTER, WorkerCounters } from '../../src/translation/counters.ts';
+import { Lookup, ZERO_RUN } from '../../src/translation/lookup.ts';
+import { SlotTaker } from '../../src/translation/slots.ts';
+import { layoutOf, READ, WRITE } from '../../src/translation/table-layout.ts';
+import { IN, OPCODE, OUT, OUT_HEADER_BYTES, READ_IN, WRITE_OUT_BYTES } from './abi.ts';
+import { ringDoorbell } from './doorbell.ts';
+import { REPLY_AT, REPLY_BODY_AT, REQUEST_AT, REQUEST_BODY_AT } from './request.ts';
+import type { WorkerSetup } from './worker-pool.ts';
+
+const setup = workerData as WorkerSetup;
+const { descriptor, slots, doorbell } = setup;
+const memory = new Uint8Array(slots.memory);
+const fields = new DataView(slots.memory);
+const taker = new SlotTaker(slots);
+const counters = new WorkerCounters(setup.counters, setup.worker);
+const lookup = setup.table === null ? null : new Lookup(layoutOf(setup.table), setup.worker);
+
+/** Errors after which the read is simply repeated: a signal, nothing there, a request aborted before it was read. */
+const PASSING = new Set(['EINTR', 'EAGAIN', 'ENOENT']);
+
+/** False: the mount is gone. */
+const receive = (base: number): boolean => {
+  for (;;) {
+    try {
+      readSync(descriptor, memory, base + REQUEST_AT, slots.slotBytes - REQUEST_AT, null);
+      return true;
+    } catch (error) {
+      const code = (error as NodeJS.ErrnoException).code ?? '';
+      if (code === 'ENODEV') return false;
+      if (!PASSING.has(code)) throw error;
+    }
+  }
+};
+
+const reply = (base: number, bodyBytes: number): void => {
+  const length = OUT_HEADER_BYTES + bodyBytes;
+  const at = base + REPLY_AT;
+  fields.setUint32(at + OUT.length, length, true);
+  fields.setInt32(at + OUT.error, 0, true);
+  fields.setUint32(at + OUT.unique, fields.getUint32(base + REQUEST_AT + IN.unique, true), true);
+  fields.setUint32(
+    at + OUT.unique + 4,
+    fields.getUint32(base + REQUEST_AT + IN.unique + 4, true),
+    true,
+  );
+  try {
+    writeSync(descriptor, memory, at, length, null);
+  } catch (error) {
+    // The request was interrupted, or the mount is going: nobody waits for the answer.
+    const code = (error as NodeJS.ErrnoException).code;
+    if (code !== 'ENOENT' && code !== 'ENODEV') throw error;
+  }
+};
+
+const readRuns = (runs: Lookup, to: number): void => {
+  let at = to;
+  for (let run = 0; run < runs.count; run++) {
+    const file = runs.files[run] ?? ZERO_RUN;
+    const end = at + (runs.lengths[run] ?? 0);
+    const from = (runs.hostOffsets[run] ?? 0) - at;
+    while (file !== ZERO_RUN && at < end) {
+      const got = readSync(file, memory, at, end - at, from + at);
+      if (got === 0) break;
+      at += got;
+    }
+    // Inside the view, what the host file does not have reads as zeros.
+    if (at < end) memory.fill(0, at, end);
+    at = end;
+  }
+};
+
+const writeRuns = (runs: Lookup, payload: number): void => {
+  let at = payload;
+  for (let run = 0; run < runs.count; run++) {
+    const end = at + (runs.lengths[run] ?? 0);
+    const to = (runs.hostOffsets[run] ?? 0) - at;
+    while (at < end) at += writeSync(runs.files[run] ?? ZERO_RUN, memory, at, end - at, to + at);
+  }
+};
+
+/** Whether the request was answered. An error of the host file is left to the control plane, which meets it again. */
+const transfer = (base: number, opcode: number): boolean => {
+  if (lookup === null) return false;
+  const isRead = opcode === OPCODE.READ;
+  const body = base + REQUEST_BODY_AT;
+  const high = fields.getUint32(body + READ_IN.offset + 4, true);
+  const nodeHigh = fields.getUint32(base + REQUEST_AT + IN.nodeId + 4, true);
+  if (high >= 0x20_0000 || nodeHigh !== 0) return false;
+  const offset = high * 2 ** 32 + fields.getUint32(body + READ_IN.offset, true);
+  const size = fields.getUint32(body + READ_IN.size, true);
+  const node = fields.getUint32(base + REQUEST_AT + IN.nodeId, true);
+  if (size === 0 || !lookup.begin(node, offset, size, isRead ? READ : WRITE)) return false;
+  try {
+    if (isRead) readRuns(lookup, base + REPLY_BODY_AT);
+    else writeRuns(lookup, base + REPLY_BODY_AT);
+  } catch {
+    return false;
+  } finally {
+    lookup.end();
+  }
+  counters.add(COUNTER.hits, 1);
+  counters.add(isRead ? COUNTER.readBytes : COUNTER.writtenBytes, size);
+  if (isRead) {
+    reply(base, size);
+    return true;
+  }
+  fields.setUint32(base + REPLY_BODY_AT, size, true);
+  fields.setUint32(base + REPLY_BODY_AT + 4, 0, true);
+  reply(base, WRITE_OUT_BYTES);
+  return true;
+};
+
+const serve = (): void => {
+  for (let slot = taker.take(); ; ) {
+    const base = slots.firstByte + slot * slots.slotBytes;
+    if (!receive(base)) {
+      taker.drop(slot);
+      return;
+    }
+    counters.add(COUNTER.requests, 1);
+    const opcode = fields.getUint32(base + REQUEST_AT + IN.opcode, true);
+    if ((opcode === OPCODE.READ || opcode === OPCODE.WRITE) && transfer(base, opcode)) continue;
+    counters.add(COUNTER.faults, 1);
+    if (taker.handOver(slot)) ringDoorbell(doorbell);
+    slot = taker.take();
+  }
+};
+
+serve();
+present(parentPort, 'a worker has a parent').close();
