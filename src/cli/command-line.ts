@@ -4,6 +4,7 @@ import type { Argv } from 'yargs';
 import { type AnyCommand, UsageError } from './command.ts';
 import { COMMANDS } from './command-table.ts';
 import { EXIT } from './exit-codes.ts';
+import { expandMountLine } from './mount-options.ts';
 
 /** Options of the mount(8) form whose value is a word of its own. */
 const VALUE_OPTIONS = new Set(['-o', '-t']);
@@ -14,6 +15,11 @@ const VALUE_OPTIONS = new Set(['-o', '-t']);
  * not exist is a mistyped command.
  */
 export const withCommand = (line: readonly string[]): readonly string[] => {
+  const full = withMount(line);
+  return full[0] === 'mount' ? expandMountLine(full) : full;
+};
+
+const withMount = (line: readonly string[]): readonly string[] => {
   const words = line.filter((w, i) => !w.startsWith('-') && !VALUE_OPTIONS.has(line[i - 1] ?? ''));
   const [first, second] = words;
   if (first === undefined || second === undefined || Object.hasOwn(COMMANDS, first)) return line;

@@ -15,6 +15,24 @@ export interface CommandEntry {
 const erase = <Options>(command: Command<Options>): AnyCommand => command as unknown as AnyCommand;
 
 export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
+  mount: {
+    synopsis: 'mount <paths..>',
+    usage: 'mount [options] SOURCE... MOUNTPOINT',
+    summary: 'Show images as flat raw files',
+    load: async () => erase((await import('./commands/mount.ts')).command),
+  },
+  umount: {
+    synopsis: 'umount <mountpoint>',
+    usage: 'umount [--lazy] MOUNTPOINT',
+    summary: 'Flush, unmount, wait for the daemon to end',
+    load: async () => erase((await import('./commands/umount.ts')).command),
+  },
+  status: {
+    synopsis: 'status [mountpoint]',
+    usage: 'status [MOUNTPOINT]',
+    summary: 'Show what is mounted, and how each image fares',
+    load: async () => erase((await import('./commands/status.ts')).command),
+  },
   create: {
     synopsis: 'create <file> [size]',
     usage: 'create [-f FMT] [-o name=value,…] [-b BACKING -F BACKING_FMT] FILE [SIZE]',

@@ -14,11 +14,12 @@ const version = (): string => {
 };
 
 const main = async (given: readonly string[]): Promise<number> => {
-  const line = withCommand(given);
-  const first = line[0];
-  const name = first !== undefined && Object.hasOwn(COMMANDS, first) ? first : null;
+  let name: string | null = null;
   let command: AnyCommand | null = null;
   try {
+    const line = withCommand(given);
+    const first = line[0];
+    name = first !== undefined && Object.hasOwn(COMMANDS, first) ? first : null;
     if (first === '--version') {
       await print(`vdiskfs ${version()}\n`);
       return EXIT.success;

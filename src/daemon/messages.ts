@@ -3,6 +3,7 @@
  * The supervisor is small and trusted to stay: it opens no image content; the engine asks it for what must outlive
  * an engine.
  */
+import type { InitOutcome } from '../../mount/kernel/init.ts';
 import type { BlockErrorWire } from '../base/block-error.ts';
 import type { LockMode } from '../block/image-locks.ts';
 
@@ -22,20 +23,15 @@ export interface EngineConfig {
   readonly allowShrink: boolean;
   readonly lock: 'auto' | 'on' | 'off';
   readonly socketPath: string;
-  readonly runtimeDirectory: string;
+  /** Of restart journals. */
+  readonly journalDirectory: string;
+  /** What /proc/mounts shows as the source. */
+  readonly sourceLabel: string;
   readonly logLevel: 'error' | 'warning' | 'info' | 'debug';
   /** The engine's number for the FUSE descriptor, and what INIT settled; null for fuse-native. */
-  readonly fuse: { readonly descriptor: number; readonly init: FuseInit } | null;
+  readonly fuse: { readonly descriptor: number; readonly init: InitOutcome } | null;
   /** 0 for the first engine of a mount. */
   readonly generation: number;
-}
-
-/** The outcome of INIT, answered once per mount by the supervisor. */
-export interface FuseInit {
-  readonly minor: number;
-  readonly flags: number;
-  readonly flags2: number;
-  readonly maxWriteBytes: number;
 }
 
 export type EngineMessage =

@@ -80,7 +80,6 @@ export const seekDataOrHole = (fd: number, offset: number, whence: 3 | 4): numbe
 
 const pipe2Call = libc.func('int pipe2(_Out_ int *fds, int flags)');
 const mountCall = libc.func('int mount(str source, str target, str type, ulong flags, str data)');
-const umount2Call = libc.func('int umount2(str target, int flags)');
 
 const O_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
@@ -95,8 +94,6 @@ export const openPipe = (): { readEnd: number; writeEnd: number } => {
 
 /** Flags of mount(2). */
 export const MS = { RDONLY: 1, NOSUID: 2, NODEV: 4, NOEXEC: 8, NOATIME: 1024 } as const;
-/** Flags of umount2(2). */
-export const MNT_DETACH = 2;
 
 /** mount(2). Needs CAP_SYS_ADMIN. Errors: those of the host, with the mountpoint as path. */
 export const mountFileSystem = (options: {
@@ -110,11 +107,6 @@ export const mountFileSystem = (options: {
   check('mount', Number(mountCall(source, mountpoint, type, flags, data)), mountpoint);
 };
 
-/** umount2(2); EBUSY while something uses the mount, unless `flags` has MNT_DETACH. */
-export const unmountFileSystem = (mountpoint: string, flags: number): void => {
-  check('umount', Number(umount2Call(mountpoint, flags)), mountpoint);
-};
-
 const check = (op: string, result: number, path?: string): void => {
   if (result >= 0) return;
   const error = systemError(op, koffi.errno());
@@ -123,3 +115,115 @@ const check = (op: string, result: number, path?: string): void => {
 
 /** The address of a buffer's first byte, for alignment. Exact: addresses lie below 2^47. */
 export const addressOf = (bytes: Uint8Array): number => Number(koffi.address(bytes));
+
+const fcntlCall = libc.func('int fcntl(int fd, int command, _Inout_ uint8_t *lock)');
+const prctlCall = libc.func('int prctl(int option, ulong a, ulong b, ulong c, ulong d)');
+const socketpairCall = libc.func(
+  'int socketpair(int domain, int type, int protocol, _Out_ int *ends)',
+);
+const recvmsgCall = libc.func('int64_t recvmsg(int fd, uint8_t *message, int flags)');
+
+const F_OFD_GETLK = 36;
+const F_OFD_SETLK = 37;
+const LOCK_TYPE = { shared: 0, exclusive: 1, none: 2 } as const;
+/** struct flock of x86-64 and arm64: l_type s16, l_whence s16, l_start s64 at 8, l_len s64 at 16, l_pid s32 at 24. */
+const FLOCK_BYTES = 32;
+
+const flockOf = (type: number, offset: number): Uint8Array => {
+  const lock = new Uint8Array(FLOCK_BYTES);
+  const view = new DataView(lock.buffer);
+  view.setInt16(0, type, true);
+  view.setBigInt64(8, BigInt(offset), true);
+  view.setBigInt64(16, 1n, true);
+  return lock;
+};
+
+/**
+ * Takes or gives back an open-file-description lock on one byte; never waits. False: another description holds one that
+ * conflicts. Errors: EINVAL, ENOLCK, EOPNOTSUPP on file systems without such locks; EBADF for an exclusive lock on a
+ * descriptor that is open for reading.
+ */
+export const lockByte = (
+  fd: number,
+  offset: number,
+  type: 'shared' | 'exclusive' | 'none',
+): boolean => {
+  if (Number(fcntlCall(fd, F_OFD_SETLK, flockOf(LOCK_TYPE[type], offset))) === 0) return true;
+  const errno = koffi.errno();
+  if (errnoName(errno) === 'EAGAIN' || errnoName(errno) === 'EACCES') return false;
+  throw systemError('lock', errno);
+};
+
+/** Whether another open file description holds any lock on a byte. Errors: as `lockByte`. */
+export const isByteLocked = (fd: number, offset: number): boolean => {
+  const lock = flockOf(LOCK_TYPE.exclusive, offset);
+  check('lock', Number(fcntlCall(fd, F_OFD_GETLK, lock)));
+  return new DataView(lock.buffer).getInt16(0, true) !== LOCK_TYPE.none;
+};
+
+const PR_SET_PDEATHSIG = 1;
+const PR_SET_IO_FLUSHER = 57;
+const SIGKILL = 9;
+
+/** The kernel kills this process when the thread that started it has ended. The caller checks its parent afterwards. */
+export const dieWithParent = (): void =>
+  check('prctl', Number(prctlCall(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)));
+
+/**
+ * This process and its children write what others must flush: the kernel does not make their writes wait for the dirty
+ * limit, nor their allocations for that writing. False without the privilege (CAP_SYS_RESOURCE).
+ */
+export const becomeIoFlusher = (): boolean =>
+  Number(prctlCall(PR_SET_IO_FLUSHER, 1, 0, 0, 0)) === 0;
+
+const AF_UNIX = 1;
+const SOCK_STREAM = 1;
+/** struct msghdr and struct iovec of 64-bit Linux, the control message's header, and its one descriptor. */
+const MSGHDR_BYTES = 56;
+const CONTROL_BYTES = 64;
+const FIRST_DESCRIPTOR_AT = 16;
+
+/** A connected pair of stream sockets, for a child that sends a descriptor back. Both are the caller's to close. */
+export const socketPair = (): readonly [number, number] => {
+  const ends = [0, 0];
+  check('socketpair', Number(socketpairCall(AF_UNIX, SOCK_STREAM, 0, ends)));
+  return [ends[0] ?? -1, ends[1] ?? -1];
+};
+
+/** Memory that does not move: small typed arrays may lie in the heap until their buffer is asked for. */
+const pinned = (bytes: number): Uint8Array => new Uint8Array(new ArrayBuffer(bytes));
+
+/** Receives one descriptor (SCM_RIGHTS); null when the peer closed without sending one. Blocks until either. */
+export const receiveDescriptor = (socket: number): number | null => {
+  const payload = pinned(8);
+  const iovec = pinned(16);
+  const control = pinned(CONTROL_BYTES);
+  const message = pinned(MSGHDR_BYTES);
+  const pointer = (at: Uint8Array): bigint => BigInt(addressOf(at));
+  new DataView(iovec.buffer).setBigUint64(0, pointer(payload), true);
+  new DataView(iovec.buffer).setBigUint64(8, BigInt(payload.length), true);
+  const view = new DataView(message.buffer);
+  view.setBigUint64(16, pointer(iovec), true);
+  view.setBigUint64(24, 1n, true);
+  view.setBigUint64(32, pointer(control), true);
+  view.setBigUint64(40, BigInt(control.length), true);
+  const got = Number(recvmsgCall(socket, message, 0));
+  check('recvmsg', got);
+  if (view.getBigUint64(40, true) < BigInt(FIRST_DESCRIPTOR_AT + 4)) return null;
+  return new DataView(control.buffer).getInt32(FIRST_DESCRIPTOR_AT, true);
+};
+
+const getxattrCall = libc.func(
+  'int64_t getxattr(str path, str name, _Out_ uint8_t *value, size_t size)',
+);
+const MAX_ATTRIBUTE_BYTES = 4096;
+
+/** The value of an extended attribute; null when there is none. On a thread of its own: a mount may be slow to answer. */
+export const extendedAttribute = (path: string, name: string): Promise<string | null> =>
+  new Promise((resolve) => {
+    const value = pinned(MAX_ATTRIBUTE_BYTES);
+    getxattrCall.async(path, name, value, value.length, (error: unknown, length: number) => {
+      const found = error === null && length >= 0;
+      resolve(found ? Buffer.from(value.subarray(0, Number(length))).toString('utf8') : null);
+    });
+  });

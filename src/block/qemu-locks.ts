@@ -1,0 +1,191 @@
+/**
+ * QEMU's image locks (block/file-posix.c): byte-range locks of the open file description. Byte 100 + n held shared says
+ * "I use permission n", byte 200 + n "I share permission n with nobody". Who wants in takes its own bytes first and then
+ * looks whether somebody holds the opposite ones.
+ *
+ * One instance for each process that opens images: the supervisor of a mount, or an offline command. Holders in this
+ * process share one open file description a file, so they never conflict with each other; the strongest mode counts.
+ */
+import { closeSync, constants, fstatSync, openSync } from 'node:fs';
+import { BlockError, toBlockError } from '../base/block-error.ts';
+import type { Log } from '../base/log.ts';
+import { isByteLocked, lockByte } from '../os/linux.ts';
+import type { ImageLock, ImageLocks, LockMode } from './image-locks.ts';
+
+const PERMISSION_BYTE = 100;
+const UNSHARED_BYTE = 200;
+const PERMISSION = { consistentRead: 0, write: 1, resize: 3 } as const;
+const PERMISSION_NAME = ['consistent read', 'write', 'write unchanged', 'resize'] as const;
+
+interface Bytes {
+  readonly used: readonly number[];
+  readonly unshared: readonly number[];
+}
+
+/** A writer changes content and size, and lets nobody else do so; a reader only demands that nobody does. */
+const BYTES: Record<LockMode, Bytes> = {
+  read: { used: [PERMISSION.consistentRead], unshared: [PERMISSION.write, PERMISSION.resize] },
+  write: {
+    used: [PERMISSION.consistentRead, PERMISSION.write, PERMISSION.resize],
+    unshared: [PERMISSION.write, PERMISSION.resize],
+  },
+};
+const NO_BYTES: Bytes = { used: [], unshared: [] };
+
+/** errno values with which a file system says that it has no such locks. */
+const NO_LOCKS = new Set(['EINVAL', 'ENOLCK', 'EOPNOTSUPP', 'ENOSYS']);
+
+interface Held {
+  readonly fd: number;
+  readonly path: string;
+  bytes: Bytes;
+  readonly holders: Record<LockMode, number>;
+}
+
+export interface QemuLocksOptions {
+  /** `auto` goes on without locks where the file system has none; `on` refuses such a file. */
+  readonly require: 'auto' | 'on';
+  readonly log: Log;
+}
+
+export class QemuLocks implements ImageLocks {
+  readonly #options: QemuLocksOptions;
+  readonly #held = new Map<string, Held>();
+
+  constructor(options: QemuLocksOptions) {
+    this.#options = options;
+  }
+
+  /** Synchronous inside, so two calls never interleave. */
+  async acquire(path: string, mode: LockMode): Promise<ImageLock> {
+    const { held, key } = this.#open(path);
+    try {
+      this.#raise(held, mode);
+      held.holders[mode]++;
+    } catch (error) {
+      this.#settle(key, held);
+      throw error;
+    }
+    let released = false;
+    const release = async (): Promise<void> => {
+      if (released) return;
+      released = true;
+      held.holders[mode]--;
+      this.#settle(key, held);
+    };
+    return { release };
+  }
+
+  /** Gives everything back at once: the process is ending. */
+  close(): void {
+    for (const held of this.#held.values()) closeSync(held.fd);
+    this.#held.clear();
+  }
+
+  // The descriptor is open for reading: shared locks need no more, and a lock never makes a file busy for writing.
+  #open(path: string): { key: string; held: Held } {
+    let fd: number;
+    try {
+      fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    } catch (error) {
+      throw toBlockError(error, { op: 'lock', path });
+    }
+    const { dev, ino } = fstatSync(fd);
+    const key = `${dev}:${ino}`;
+    const known = this.#held.get(key);
+    if (known !== undefined) {
+      closeSync(fd);
+      return { key, held: known };
+    }
+    const held: Held = { fd, path, bytes: NO_BYTES, holders: { read: 0, write: 0 } };
+    this.#held.set(key, held);
+    return { key, held };
+  }
+
+  #raise(held: Held, mode: LockMode): void {
+    const before = held.bytes;
+    const wanted = held.holders.write > 0 ? BYTES.write : BYTES[mode];
+    try {
+      this.#take(held, wanted);
+      this.#refuseConflict(held, wanted);
+    } catch (error) {
+      const failure = toBlockError(error, { path: held.path });
+      this.#keepOnly(held, before);
+      if (!NO_LOCKS.has(failure.errno)) throw failure;
+      if (this.#options.require === 'on') {
+        throw new BlockError({
+          kind: 'unsupported',
+          message: `its file system has no byte-range locks (${failure.errno}), and --lock on demands them`,
+          hint: 'use --lock auto or off',
+          path: held.path,
+        });
+      }
+      this.#options.log.warning(
+        held.path,
+        `not locked: its file system has no byte-range locks (${failure.errno})`,
+      );
+    }
+  }
+
+  #take(held: Held, wanted: Bytes): void {
+    held.bytes = wanted;
+    for (const n of wanted.used) this.#lock(held, PERMISSION_BYTE + n);
+    for (const n of wanted.unshared) this.#lock(held, UNSHARED_BYTE + n);
+  }
+
+  #lock(held: Held, offset: number): void {
+    if (lockByte(held.fd, offset, 'shared')) return;
+    throw lockedError(held.path, `another program holds byte ${offset} of it exclusively`);
+  }
+
+  #refuseConflict(held: Held, wanted: Bytes): void {
+    for (const n of wanted.used) {
+      if (isByteLocked(held.fd, UNSHARED_BYTE + n)) {
+        throw lockedError(
+          held.path,
+          `another program does not share '${PERMISSION_NAME[n]}' on it`,
+        );
+      }
+    }
+    for (const n of wanted.unshared) {
+      if (isByteLocked(held.fd, PERMISSION_BYTE + n)) {
+        throw lockedError(held.path, `another program uses '${PERMISSION_NAME[n]}' on it`);
+      }
+    }
+  }
+
+  #settle(key: string, held: Held): void {
+    if (held.holders.write > 0) return;
+    if (held.holders.read > 0) {
+      this.#keepOnly(held, BYTES.read);
+      return;
+    }
+    closeSync(held.fd);
+    this.#held.delete(key);
+  }
+
+  #keepOnly(held: Held, kept: Bytes): void {
+    const { used, unshared } = held.bytes;
+    const gone = [
+      ...used.filter((n) => !kept.used.includes(n)).map((n) => PERMISSION_BYTE + n),
+      ...unshared.filter((n) => !kept.unshared.includes(n)).map((n) => UNSHARED_BYTE + n),
+    ];
+    held.bytes = kept;
+    for (const offset of gone) {
+      try {
+        lockByte(held.fd, offset, 'none');
+      } catch {
+        // A file system without locks has nothing to give back.
+      }
+    }
+  }
+}
+
+const lockedError = (path: string, message: string): BlockError =>
+  new BlockError({
+    kind: 'locked',
+    message,
+    hint: 'end that program, or use --lock off',
+    path,
+    op: 'lock',
+  });

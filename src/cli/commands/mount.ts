@@ -1,0 +1,103 @@
+/** `vdiskfs mount`: shows images as flat raw files, and leaves a daemon that serves them. */
+import { existsSync, realpathSync, statSync } from 'node:fs';
+import { isAbsolute, resolve } from 'node:path';
+import { BlockError, toBlockError } from '../../base/block-error.ts';
+import { startDaemon, stayInForeground } from '../../daemon/launch.ts';
+import { cleanDeadMount, requireFreeMountpoint } from '../../daemon/mountpoint.ts';
+import { prepareRuntime } from '../../daemon/runtime-directory.ts';
+import type { SupervisorConfig } from '../../daemon/supervisor.ts';
+import { defineCommand, UsageError } from '../command.ts';
+import { EXIT } from '../exit-codes.ts';
+import { declareMountOptions, parseCacheSize, parseThreads } from '../mount-options.ts';
+import { print } from '../print.ts';
+
+interface Source {
+  readonly name: string | null;
+  readonly path: string;
+}
+
+export const command = defineCommand({
+  declare: (yargs) =>
+    declareMountOptions(yargs)
+      .positional('paths', {
+        type: 'string',
+        array: true,
+        demandOption: true,
+        describe:
+          'SOURCE... MOUNTPOINT: directories of images or image files, each optionally as NAME=SOURCE',
+      })
+      .example('$0 mount images/ /mnt/disks', 'Each image of the directory as NAME.raw')
+      .example('$0 mount --read-only root=disk.qcow2 /mnt/disks', 'One image, shown as root.raw')
+      .example('$0 images/ /mnt/disks -o ro,allow_other', 'As mount(8) and fstab call it'),
+  run: async (options) => {
+    const paths = options.paths ?? [];
+    const mountpointGiven = paths.at(-1);
+    const given = paths.slice(0, -1);
+    if (mountpointGiven === undefined || given.length === 0)
+      throw new UsageError('a SOURCE and a MOUNTPOINT are needed');
+    const sources = given.map(parseSource);
+    await cleanDeadMount(resolve(mountpointGiven));
+    const mountpoint = requireFreeMountpoint(mountpointGiven);
+    const runtime = prepareRuntime(mountpoint);
+    const config: SupervisorConfig = {
+      mountpoint,
+      sources,
+      sourceLabel: sources[0]?.path ?? '',
+      readOnly: options['read-only'],
+      allowOther: options['allow-other'],
+      threads: parseThreads(options.threads),
+      backend: options.backend === 'fuse-native' ? 'fuse-native' : 'kernel',
+      cache: options.cache,
+      cacheBytes: parseCacheSize(options['l2-cache-size']),
+      format: formatOf(options.format, sources),
+      backingDirectories: options['backing-dir'].map((d) => requireDirectory(d)),
+      discard: options.discard,
+      allowShrink: options['allow-shrink'],
+      lock: options.lock,
+      socketPath: options.socket === undefined ? runtime.socket : resolve(options.socket),
+      journalDirectory: runtime.journals,
+      logLevel: options['log-level'],
+    };
+    if (options.foreground) {
+      await stayInForeground(config, (warnings) => announce(mountpointGiven, warnings));
+      return EXIT.success;
+    }
+    const { warnings } = await startDaemon(config, runtime.log);
+    for (const warning of warnings) process.stderr.write(`vdiskfs: ${warning}\n`);
+    return EXIT.success;
+  },
+});
+
+const announce = async (mountpoint: string, warnings: readonly string[]): Promise<void> => {
+  for (const warning of warnings) process.stderr.write(`vdiskfs: ${warning}\n`);
+  await print(`ready ${mountpoint}\n`);
+};
+
+/** `NAME=SOURCE` or `SOURCE`; a path that exists is never split. */
+const parseSource = (text: string): Source => {
+  const named = existsSync(text) ? null : /^(?<name>[^/=]+)=(?<path>.+)$/.exec(text)?.groups;
+  const path = named?.['path'] ?? text;
+  if (/^[a-z][a-z0-9+-]*:\/\//i.test(path))
+    throw new UsageError('URLs are not supported yet', path);
+  if (!existsSync(path))
+    throw new BlockError({ kind: 'not-found', message: 'no such file or directory', path });
+  return { name: named?.['name'] ?? null, path: realpathSync(path) };
+};
+
+const formatOf = (format: string | undefined, sources: readonly Source[]): string | null => {
+  if (format === undefined) return null;
+  const [only] = sources;
+  if (sources.length === 1 && only !== undefined && !statSync(only.path).isDirectory())
+    return format;
+  throw new UsageError('names the format of a SOURCE that is one file', '--format');
+};
+
+const requireDirectory = (path: string): string => {
+  if (!isAbsolute(path) && /^[a-z][a-z0-9+-]*:\/\//i.test(path))
+    throw new UsageError('URLs are not supported yet', path);
+  try {
+    return realpathSync(path);
+  } catch (error) {
+    throw toBlockError(error, { path, op: 'open' });
+  }
+};

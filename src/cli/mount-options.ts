@@ -1,0 +1,237 @@
+/**
+ * The options of `vdiskfs mount`, in both spellings: `--name value`, and `-o name=value,…` as mount(8) and fstab pass
+ * them. The one list of them.
+ */
+import { availableParallelism } from 'node:os';
+import type { Argv } from 'yargs';
+import { UsageError } from './command.ts';
+import { parseSize } from './size.ts';
+
+/** What mount(8) and fstab put into -o that is no business of ours. */
+const IGNORED_WORDS = new Set([
+  'rw',
+  'defaults',
+  'auto',
+  'noauto',
+  'user',
+  'nouser',
+  'users',
+  'nofail',
+  '_netdev',
+  'suid',
+  'nosuid',
+  'dev',
+  'nodev',
+  'exec',
+  'noexec',
+  'atime',
+  'noatime',
+  'diratime',
+  'nodiratime',
+  'relatime',
+  'norelatime',
+  'strictatime',
+  'async',
+  'sync',
+]);
+
+/** Of the contract, with what they wait for: named here so that they are refused by name and not as typing errors. */
+const NOT_YET = [
+  'copy-on-read',
+  'stream',
+  'inactive',
+  'detect-zeroes',
+  'secret',
+  'record',
+  'prefetch',
+  'metrics',
+  'no-resume',
+  'passthrough',
+];
+
+const BOOLEANS = ['read-only', 'allow-other', 'allow-shrink'] as const;
+const VALUES = [
+  'threads',
+  'backend',
+  'cache',
+  'l2-cache-size',
+  'format',
+  'socket',
+  'state-dir',
+  'lock',
+  'discard',
+  'log-level',
+] as const;
+
+const MIN_THREADS = 1;
+const MAX_THREADS = 64;
+/** Less holds no slice of each table of a deep chain. */
+const MIN_CACHE_BYTES = 64 << 10;
+
+export const declareMountOptions = <T>(yargs: Argv<T>) =>
+  declareImageOptions(yargs)
+    .option('foreground', {
+      alias: 'f',
+      type: 'boolean',
+      default: false,
+      describe: 'Stay, log to stderr, print "ready MOUNTPOINT" when usable',
+    })
+    .option('read-only', { type: 'boolean', default: false, describe: 'No writes reach any image' })
+    .option('allow-other', {
+      type: 'boolean',
+      default: false,
+      describe: "Other users may enter, checked against the image file's own owner and mode",
+    })
+    .option('threads', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Workers that read and write',
+      defaultDescription: '2 to 4 by core count',
+    })
+    .option('backend', {
+      choices: ['auto', 'kernel', 'fuse-native'] as const,
+      default: 'auto' as const,
+      requiresArg: true,
+      describe: 'How FUSE is spoken',
+    })
+    .option('options', {
+      alias: 'o',
+      type: 'string',
+      array: true,
+      default: [] as string[],
+      requiresArg: true,
+      describe: 'The same options as mount(8) spells them: -o ro,allow_other,threads=4',
+    });
+
+/** What concerns the images. */
+const declareImageOptions = <T>(yargs: Argv<T>) =>
+  yargs
+    .option('cache', {
+      choices: ['writeback', 'none', 'unsafe'] as const,
+      default: 'writeback' as const,
+      requiresArg: true,
+      describe:
+        'Host cache of the image files: page cache with real flushes, O_DIRECT, flushes ignored',
+    })
+    .option('l2-cache-size', {
+      type: 'string',
+      default: '32M',
+      requiresArg: true,
+      describe: 'Memory for mapping metadata of an image',
+    })
+    .option('format', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Format of SOURCE when it is one file; never probed then',
+      defaultDescription: 'probed',
+    })
+    .option('backing-dir', {
+      type: 'string',
+      array: true,
+      default: [] as string[],
+      requiresArg: true,
+      describe: 'Allow backing and data files below this directory too (repeatable)',
+      defaultDescription: 'only below SOURCE',
+    })
+    .option('socket', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Control socket',
+      defaultDescription: 'in the runtime directory',
+    })
+    .option('state-dir', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Where jobs keep their state',
+      defaultDescription: 'user state directory',
+    })
+    .option('lock', {
+      choices: ['auto', 'on', 'off'] as const,
+      default: 'auto' as const,
+      requiresArg: true,
+      describe: "QEMU's image locks: taken where the file system has them, required, not taken",
+    })
+    .option('discard', {
+      choices: ['unmap', 'ignore'] as const,
+      default: 'unmap' as const,
+      requiresArg: true,
+      describe: 'What punched ranges do to the image',
+    })
+    .option('allow-shrink', {
+      type: 'boolean',
+      default: false,
+      describe: 'Truncating to a smaller size shrinks the disk',
+    })
+    .option('log-level', {
+      choices: ['error', 'warning', 'info', 'debug'] as const,
+      default: 'info' as const,
+      requiresArg: true,
+      describe: 'Least urgent lines of the log',
+    });
+
+/** `-o a,b=c` lists as words of a command line. Errors: UsageError for an unknown word. */
+const wordsOfMountOptions = (lists: readonly string[]): string[] => {
+  const words: string[] = [];
+  for (const item of lists.flatMap((list) => list.split(',')).filter((i) => i !== '')) {
+    const equals = item.indexOf('=');
+    const name = (equals < 0 ? item : item.slice(0, equals)).replaceAll('_', '-');
+    const value = equals < 0 ? null : item.slice(equals + 1);
+    if (name === 'ro') words.push('--read-only');
+    else if (isOneOf(BOOLEANS, name) && value === null) words.push(`--${name}`);
+    else if ((isOneOf(VALUES, name) || name === 'backing-dir') && value !== null)
+      words.push(`--${name}`, value);
+    else if (!IGNORED_WORDS.has(item) && !item.startsWith('x-'))
+      throw new UsageError(unknownReason(name), `-o ${item}`);
+  }
+  return words;
+};
+
+const isOneOf = (names: readonly string[], name: string): boolean => names.includes(name);
+
+const unknownReason = (name: string): string =>
+  NOT_YET.includes(name) ? 'is not supported yet' : 'is no mount option';
+
+/**
+ * A line of `mount` in which each `-o list` is spelled out as the options it stands for, so that both spellings meet the
+ * same checks. Errors: UsageError, for options that do not work yet too.
+ */
+export const expandMountLine = (line: readonly string[]): readonly string[] => {
+  const words: string[] = [];
+  for (let i = 0; i < line.length; i++) {
+    const word = line[i] ?? '';
+    const inline = /^(?:-o=?|--options=)(?<list>.+)$/.exec(word)?.groups?.['list'];
+    if (inline !== undefined) words.push(...wordsOfMountOptions([inline]));
+    else if ((word === '-o' || word === '--options') && i + 1 < line.length)
+      words.push(...wordsOfMountOptions([line[++i] ?? '']));
+    else words.push(word);
+  }
+  refuseUnsupported(words);
+  return words;
+};
+
+/** Refuses options of the contract that do not work yet. Errors: UsageError. */
+const refuseUnsupported = (line: readonly string[]): void => {
+  for (const word of line) {
+    const name = /^--(?<name>[a-z0-9-]+)/.exec(word)?.groups?.['name'];
+    if (name !== undefined && NOT_YET.includes(name))
+      throw new UsageError('is not supported yet', `--${name}`);
+  }
+};
+
+/** Errors: UsageError. */
+export const parseThreads = (text: string | undefined): number => {
+  if (text === undefined) return Math.min(4, Math.max(2, availableParallelism()));
+  const threads = Number(text);
+  if (Number.isInteger(threads) && threads >= MIN_THREADS && threads <= MAX_THREADS) return threads;
+  throw new UsageError(
+    `'${text}' is not a number from ${MIN_THREADS} to ${MAX_THREADS}`,
+    '--threads',
+  );
+};
+
+/** Errors: UsageError. */
+export const parseCacheSize = (text: string): number => {
+  const bytes = parseSize(text, '--l2-cache-size');
+  if (bytes >= MIN_CACHE_BYTES) return bytes;
+  throw new UsageError(`'${text}' is less than 64k`, '--l2-cache-size');
+};

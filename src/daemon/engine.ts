@@ -1,0 +1,122 @@
+/**
+ * The engine process: composes drivers, graph, directory and backend from the configuration that its supervisor sends,
+ * serves until the mount is gone, then flushes and closes everything and exits.
+ *
+ * It may be killed at any instruction; nothing that must survive lives here alone.
+ */
+import { drivers } from '../../drivers/index.ts';
+import type { Backend } from '../../mount/backend.ts';
+import { type Catalog, openCatalog, sourceGate } from '../../mount/catalog.ts';
+import { KernelSession } from '../../mount/kernel/session.ts';
+import { BlockError, toBlockError } from '../base/block-error.ts';
+import { createLog, type Log } from '../base/log.ts';
+import { Graph } from '../block/graph.ts';
+import { noLocks } from '../block/image-locks.ts';
+import { DriverRegistry } from '../block/registry.ts';
+import { dieWithParent } from '../os/linux.ts';
+import type { EngineConfig, EngineMessage, SupervisorMessage } from './messages.ts';
+import { serveStatus } from './status-server.ts';
+import { SupervisorLink } from './supervisor-link.ts';
+
+/** `off`: every request faults; for comparison and debugging. */
+const TABLE_SWITCH = 'VDISKFS_TRANSLATION_TABLE';
+/** The table's share of the metadata memory; the drivers' caches have the rest. */
+const TABLE_SHARE = 1 / 2;
+
+const send = (message: EngineMessage): void => {
+  process.send?.(message);
+};
+
+interface Engine {
+  readonly backend: Backend;
+  readonly catalog: Catalog;
+  readonly closeStatus: () => void;
+}
+
+const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Promise<Engine> => {
+  const { sources, mountpoint, lock, cache, cacheBytes, discard } = config;
+  const registry = new DriverRegistry(drivers);
+  const locks = lock === 'off' ? noLocks : link;
+  const { backingDirectories } = config;
+  const gate = await sourceGate({ sources, backingDirectories, mountpoint });
+  const journalFor = null;
+  const graph = new Graph({ registry, gate, locks, log, cache, cacheBytes, discard, journalFor });
+  const catalog = await openCatalog({
+    sources,
+    graph,
+    registry,
+    gate,
+    locks,
+    log,
+    mountpoint,
+    readOnly: config.readOnly,
+    allowShrink: config.allowShrink,
+    format: config.format,
+    socketPath: config.socketPath,
+    pid: process.pid,
+    nodeIds: (keys) => link.nodeIds(keys),
+  });
+  const backend = await startBackend(config, catalog, log);
+  const closeStatus = await serveStatus({ config, catalog, backend, log });
+  return { backend, catalog, closeStatus };
+};
+
+const startBackend = async (
+  config: EngineConfig,
+  directory: Catalog,
+  log: Log,
+): Promise<Backend> => {
+  const { mountpoint, readOnly, allowOther, threads, fuse, generation, cacheBytes } = config;
+  const options = { directory, mountpoint, readOnly, allowOther, threads, log };
+  if (fuse === null) {
+    const { mountFuseNative } = await import('../../mount/fuse-native/backend.ts');
+    return mountFuseNative({ ...options, source: config.sourceLabel });
+  }
+  const { descriptor, init } = fuse;
+  const tableBytes = process.env[TABLE_SWITCH] === 'off' ? 0 : Math.floor(cacheBytes * TABLE_SHARE);
+  return new KernelSession({ ...options, descriptor, init, generation, tableBytes });
+};
+
+const warningsOf = async (catalog: Catalog): Promise<string[]> => {
+  const { views } = await catalog.status();
+  return views.flatMap((v) => (v.error === null ? [] : [BlockError.fromWire(v.error).describe()]));
+};
+
+const serve = async (config: EngineConfig, link: SupervisorLink): Promise<void> => {
+  const log = createLog({ level: config.logLevel });
+  const { backend, catalog, closeStatus } = await start(config, link, log);
+  send({ type: 'ready', warnings: await warningsOf(catalog) });
+  try {
+    await backend.ended;
+  } finally {
+    closeStatus();
+    await catalog.close();
+    send({ type: 'unmounted' });
+  }
+};
+
+const main = (): void => {
+  dieWithParent();
+  // The parent may have died before the line above: then nobody will tell.
+  if (!process.connected) process.exit(1);
+  const link = new SupervisorLink(send);
+  process.on('disconnect', () => process.exit(1));
+  // The supervisor decides when to end; a terminal's ^C reaches the whole process group.
+  process.on('SIGINT', () => undefined);
+  process.on('message', (message: SupervisorMessage) => {
+    if (message.type !== 'start') {
+      link.answer(message);
+      return;
+    }
+    serve(message.config, link).then(
+      () => process.exit(0),
+      (error: unknown) => {
+        send({ type: 'failed', error: toBlockError(error).toWire() });
+        // A worker may sit in its read for ever: the message is out, then nothing is waited for.
+        setTimeout(() => process.kill(process.pid, 'SIGKILL'), 100);
+      },
+    );
+  });
+};
+
+main();

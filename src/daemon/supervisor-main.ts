@@ -1,0 +1,47 @@
+/**
+ * The supervisor's process. `vdiskfs mount` starts it detached, sends the configuration over the channel, and gets back
+ * whether the mount is usable; then the channel is closed and the daemon is on its own. With --foreground the same runs
+ * in the command's own process (foreground.ts).
+ */
+
+import type { BlockErrorWire } from '../base/block-error.ts';
+import { toBlockError } from '../base/block-error.ts';
+import { createLog } from '../base/log.ts';
+import { Supervisor, type SupervisorConfig } from './supervisor.ts';
+
+/** What the daemon tells the command that started it. */
+export type StartOutcome =
+  | { readonly type: 'ready'; readonly warnings: readonly string[] }
+  | { readonly type: 'failed'; readonly error: BlockErrorWire };
+
+const tell = (outcome: StartOutcome): Promise<void> =>
+  new Promise((resolve) => {
+    if (process.send === undefined || !process.connected) resolve();
+    else process.send(outcome, undefined, undefined, () => resolve());
+  });
+
+const run = async (config: SupervisorConfig): Promise<number> => {
+  const supervisor = new Supervisor(config, createLog({ level: config.logLevel }));
+  for (const signal of ['SIGTERM', 'SIGINT'] as const)
+    process.on(signal, () => void supervisor.stop());
+  process.on('SIGHUP', () => undefined);
+  try {
+    const { warnings } = await supervisor.start();
+    await tell({ type: 'ready', warnings });
+  } catch (error) {
+    await tell({ type: 'failed', error: toBlockError(error).toWire() });
+    return 1;
+  } finally {
+    if (process.connected) process.disconnect();
+  }
+  await supervisor.ended;
+  return 0;
+};
+
+process.chdir('/');
+process.once('message', (config: SupervisorConfig) => {
+  run(config).then(
+    (code) => process.exit(code),
+    () => process.exit(1),
+  );
+});
