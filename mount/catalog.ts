@@ -97,8 +97,6 @@ export class Catalog implements Directory {
     this.#context = this.#createContext();
     this.#watch = new SourceWatch({
       sources,
-      log: options.log,
-      matters: (path) => this.#matters(path),
       changed: () => this.#inBackground('scan', this.rescan()),
     });
     this.#idleTimer = setInterval(() => this.#closeIdle(), IDLE_SWEEP_MS).unref();
@@ -153,8 +151,8 @@ export class Catalog implements Directory {
     image.handles = Math.max(0, image.handles - 1);
     image.idleSinceMs = performance.now();
     if (image.handles > 0) return;
-    if (image.gone) this.#inBackground(image.name, this.#retire(image));
-    else this.#inBackground(image.name, image.settle());
+    if (image.gone) void this.#inBackground(image.name, this.#retire(image));
+    else void this.#inBackground(image.name, image.settle());
   }
 
   async space(): Promise<{ totalBytes: number; freeBytes: number; availableBytes: number }> {
@@ -261,8 +259,10 @@ export class Catalog implements Directory {
   async #adopt(result: ScanResult): Promise<void> {
     this.#knownIgnored = new Map(result.ignoredHosts.map((i) => [i.host.stamp, i.reason]));
     const lost = this.#table.replace(result.entries);
-    for (const entry of [...lost, ...this.#table.surplus()]) {
-      if (entry.handles === 0) this.#inBackground(entry.name, this.#retire(entry));
+    const surplus = this.#table.surplus();
+    for (const entry of surplus) entry.known = false;
+    for (const entry of [...lost, ...surplus]) {
+      if (entry.handles === 0) void this.#inBackground(entry.name, this.#retire(entry));
     }
     // Readers of a base first give up writing it, then its overlays may be opened.
     await mapBounded(result.entries, PARALLEL_LOOKS, (entry) => entry.settle());
@@ -288,7 +288,7 @@ export class Catalog implements Directory {
     const surplus = idle.length - MAX_IDLE_OPEN;
     idle.forEach((entry, index) => {
       if (index >= surplus && now - entry.idleSinceMs < IDLE_CLOSE_MS) return;
-      this.#inBackground(entry.name, entry.view.close());
+      void this.#inBackground(entry.name, entry.view.close());
     });
   }
 
@@ -319,16 +319,13 @@ export class Catalog implements Directory {
     return null;
   }
 
-  #matters(path: string): boolean {
-    const entry = this.#table.listed.find((e) => e.host.path === path);
-    return entry === undefined || !(entry.isOpen || entry.handles > 0);
-  }
-
-  #inBackground(subject: string, work: Promise<void>): void {
+  /** Never rejects: an error is logged. */
+  #inBackground(subject: string, work: Promise<void>): Promise<void> {
     const task = work
       .catch((error: unknown) => this.#options.log.error(subject, toBlockError(error).describe()))
       .finally(() => this.#background.delete(task));
     this.#background.add(task);
+    return task;
   }
 
   #firstSource(): string {

@@ -5,7 +5,7 @@
  * under it; a change that comes meanwhile waits for the last release.
  */
 import { access, constants, utimes } from 'node:fs/promises';
-import { BlockError, toBlockError } from '../../src/base/block-error.ts';
+import { BlockError, type BlockErrorKind, toBlockError } from '../../src/base/block-error.ts';
 import type { Log } from '../../src/base/log.ts';
 import type { Graph } from '../../src/block/graph.ts';
 import type { ImageLocks } from '../../src/block/image-locks.ts';
@@ -20,6 +20,14 @@ import type { Candidate } from './listing.ts';
 
 /** How long an image that could not be opened is taken to be so, before its file is looked at again, in ms. */
 const RETRY_AFTER_MS = 1000;
+
+/** Failures of an opening that say something of the image, not of the moment. */
+const LASTING: ReadonlySet<BlockErrorKind> = new Set([
+  'invalid-image',
+  'unsupported',
+  'not-permitted',
+  'not-found',
+]);
 
 /** What all entries of a mount share. */
 export interface EntryContext {
@@ -128,8 +136,8 @@ export class ImageEntry implements Entry {
   }
 
   /** Says in the log, once, why the image cannot be opened. */
-  report(): void {
-    const text = this.error?.describe() ?? '';
+  report(error: BlockError | null = this.error): void {
+    const text = error?.describe() ?? '';
     if (text === this.#reported) return;
     this.#reported = text;
     if (text !== '') this.#context.log.warning(this.name, text);
@@ -212,8 +220,8 @@ export class ImageEntry implements Entry {
       }
     } catch (error) {
       const failure = toBlockError(error, { op: 'open', path: this.host.path });
-      if (failure.errno !== 'ESTALE') this.#openError = failure;
-      this.report();
+      if (LASTING.has(failure.kind)) this.#openError = failure;
+      if (failure.errno !== 'ESTALE') this.report(failure);
       throw failure;
     }
   }

@@ -127,7 +127,10 @@ const stays = (
   directories: ReadonlySet<string>,
 ): boolean => {
   if (entry.isOpen || entry.handles > 0) return true;
-  if (entry.error !== null || entry.host.stamp !== host.stamp) return false;
+  if (entry.host.stamp !== host.stamp) return false;
+  // A broken header is mended in its file; a broken chain may be mended elsewhere.
+  const { error, description } = entry.inspection;
+  if (error !== null) return description === null;
   return entry.inspection.chain.slice(1).every((layer) => {
     const now = hosts.get(layer.path);
     if (now === undefined) return !directories.has(dirname(layer.path));

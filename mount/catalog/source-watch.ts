@@ -1,47 +1,43 @@
 /**
- * Notices that sources have changed: by inotify, which tells at once but not on every file system, and by a cheap look
- * at the times of directories, which tells when asked.
+ * Notices that sources have changed, by the times of their directories: at every lookup, and once a second so that a
+ * kernel hears of a removal that nobody looks for. No inotify: it reports every write to an image that is open here, and
+ * those come by the ten thousand a second, on the thread that takes every decision.
  */
-import { type FSWatcher, watch } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { toBlockError } from '../../src/base/block-error.ts';
-import type { Log } from '../../src/base/log.ts';
 import { tryStatHostFile } from './host-file.ts';
 import type { Source } from './listing.ts';
 
+const POLL_MS = 1000;
+
 /**
  * A directory whose time is as young as this when it is listed may change again without its time telling: the clock of
- * file systems has ticks (4 ms on Linux with HZ=250; up to 2 s on FAT).
+ * file systems has ticks (4 ms on Linux with HZ=250).
  */
 const CLOCK_TICK_MS = 20;
-
-/** Events come in bursts (a copy is a create and many changes); one scan answers them all. */
-const QUIET_MS = 50;
 
 /** Young files that were no images yet are looked at again, so many at most. */
 const MAX_YOUNG_FILES = 64;
 const YOUNG_MS = 5000;
 
+/** A single file is the same while its inode is; what writes to it is mostly we. */
+type Aspect = 'stamp' | 'identity';
+
 export interface SourceWatchOptions {
   readonly sources: readonly Source[];
-  readonly log: Log;
-  /** Whether the writing of a file may matter: an image that is open here is written by us. */
-  readonly matters: (path: string) => boolean;
-  /** Something has changed; called after a burst of events. */
-  readonly changed: () => void;
+  /** Something has changed; not called again while its promise is pending. Never rejects. */
+  readonly changed: () => Promise<void>;
 }
 
 export class SourceWatch {
   readonly #options: SourceWatchOptions;
-  readonly #watchers: FSWatcher[] = [];
-  /** Stamps of directories, single files and young files at the last scan. */
-  #stamps = new Map<string, string>();
+  /** What was there at the last scan; '' for what was not. */
+  #seen = new Map<string, { readonly aspect: Aspect; readonly value: string }>();
   #dirty = true;
-  #timer: NodeJS.Timeout | null = null;
+  #polling = false;
+  readonly #timer: NodeJS.Timeout;
 
   constructor(options: SourceWatchOptions) {
     this.#options = options;
-    for (const directory of new Set(options.sources.map(watchedDirectory))) this.#watch(directory);
+    this.#timer = setInterval(() => void this.#poll(), POLL_MS).unref();
   }
 
   /** A change is known, or suspected, that no scan has seen. */
@@ -52,8 +48,8 @@ export class SourceWatch {
   /** Whether a scan is needed. Costs a stat per source. */
   async hasChanged(): Promise<boolean> {
     if (this.#dirty) return true;
-    for (const [path, stamp] of this.#stamps) {
-      if (((await tryStatHostFile(path))?.stamp ?? '') !== stamp) return true;
+    for (const [path, { aspect, value }] of this.#seen) {
+      if (((await tryStatHostFile(path))?.[aspect] ?? '') !== value) return true;
     }
     return false;
   }
@@ -61,13 +57,14 @@ export class SourceWatch {
   /** Called before a scan lists the sources. */
   async beginScan(): Promise<void> {
     this.#dirty = false;
-    const stamps = new Map<string, string>();
-    for (const { path } of this.#options.sources) {
+    this.#seen.clear();
+    for (const { path, isDirectory } of this.#options.sources) {
       const host = await tryStatHostFile(path);
-      stamps.set(path, host?.stamp ?? '');
-      if (host !== null && Date.now() - host.changeTimeMs < CLOCK_TICK_MS) this.#dirty = true;
+      const aspect = isDirectory ? 'stamp' : 'identity';
+      this.#seen.set(path, { aspect, value: host?.[aspect] ?? '' });
+      if (!isDirectory || host === null) continue;
+      if (Date.now() - host.changeTimeMs < CLOCK_TICK_MS) this.#dirty = true;
     }
-    this.#stamps = stamps;
   }
 
   /**
@@ -75,45 +72,23 @@ export class SourceWatch {
    * directory's time does not tell.
    */
   followYoung(files: readonly { path: string; stamp: string; modifyTimeMs: number }[]): void {
-    let room = MAX_YOUNG_FILES;
-    for (const file of files) {
-      if (Date.now() - file.modifyTimeMs > YOUNG_MS || room-- <= 0) continue;
-      this.#stamps.set(file.path, file.stamp);
+    const young = files.filter((file) => Date.now() - file.modifyTimeMs < YOUNG_MS);
+    for (const { path, stamp } of young.slice(0, MAX_YOUNG_FILES)) {
+      this.#seen.set(path, { aspect: 'stamp', value: stamp });
     }
   }
 
   close(): void {
-    if (this.#timer !== null) clearTimeout(this.#timer);
-    for (const watcher of this.#watchers) watcher.close();
+    clearInterval(this.#timer);
   }
 
-  #watch(directory: string): void {
-    const { log } = this.#options;
+  async #poll(): Promise<void> {
+    if (this.#polling) return;
+    this.#polling = true;
     try {
-      const watcher = watch(directory, { persistent: false }, (event, name) =>
-        this.#onEvent(directory, event, name),
-      );
-      watcher.on('error', (error) => log.debug(directory, toBlockError(error).message));
-      this.#watchers.push(watcher);
-    } catch (error) {
-      // Without inotify a change shows when the mount is listed or a name is looked up.
-      log.info(directory, `is not watched: ${toBlockError(error).message}`);
+      if (await this.hasChanged()) await this.#options.changed();
+    } finally {
+      this.#polling = false;
     }
-  }
-
-  #onEvent(directory: string, event: string, name: string | null): void {
-    if (name !== null) {
-      if (name.startsWith('.')) return;
-      const path = join(directory, name);
-      if (event === 'change' && !this.#options.matters(path)) return;
-    }
-    this.#dirty = true;
-    this.#timer ??= setTimeout(() => {
-      this.#timer = null;
-      this.#options.changed();
-    }, QUIET_MS).unref();
   }
 }
-
-const watchedDirectory = (source: Source): string =>
-  source.isDirectory ? source.path : dirname(source.path);
