@@ -4,7 +4,7 @@
  * image that holds it, symlinks followed, and must end inside an allowed directory.
  */
 import { realpath } from 'node:fs/promises';
-import { dirname, isAbsolute, resolve } from 'node:path';
+import { dirname, isAbsolute, sep } from 'node:path';
 import { BlockError } from '../base/block-error.ts';
 import { isWithin, realPathOutside } from './real-path.ts';
 
@@ -37,7 +37,7 @@ export class OpenGate {
         referrer,
       );
     }
-    const path = isAbsolute(name) ? name : resolve(dirname(referrer), name);
+    const path = isAbsolute(name) ? name : `${dirname(referrer)}${sep}${name}`;
     const real = await realPathOutside(path, this.#excluded);
     if (!this.allows(real)) {
       throw this.#refused(

@@ -3,7 +3,8 @@
  * answer would have to come from this very process.
  */
 import { readlink } from 'node:fs/promises';
-import { dirname, isAbsolute, join, resolve, sep } from 'node:path';
+import { dirname, isAbsolute, join, sep } from 'node:path';
+import { cwd } from 'node:process';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 
 /** As the kernel's own limit on one lookup. */
@@ -18,7 +19,8 @@ export const isWithin = (path: string, directory: string): boolean =>
  * (kind not-permitted) when the way leads into `excluded`; ENOENT, ELOOP and those of the host.
  */
 export const realPathOutside = async (path: string, excluded: string | null): Promise<string> => {
-  const pending = componentsOf(resolve(path));
+  // Not path.resolve: `link/..` is the parent of what the link names.
+  const pending = componentsOf(isAbsolute(path) ? path : `${cwd()}${sep}${path}`);
   let current: string = sep;
   let links = 0;
   for (let name = pending.pop(); name !== undefined; name = pending.pop()) {
