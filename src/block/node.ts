@@ -264,14 +264,16 @@ export class Node {
         if (stores === undefined)
           return { ...run, ...place, allocated: true, zero: false, data: true };
         const s = await stores.call(m.file.driver, m.hostOffset, m.lengthBytes);
-        const { stored } = s;
+        // A hole below a format that maps clusters is no hole of the format: a cluster is kept there, which reads
+        // as zeros.
+        const data = s.stored || this.driver.clusterBytes > 1;
         return {
           ...run,
           ...place,
           lengthBytes: s.lengthBytes,
           allocated: true,
-          zero: !stored,
-          data: stored,
+          zero: !s.stored,
+          data,
         };
       }
     }

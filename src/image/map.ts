@@ -47,7 +47,14 @@ export async function* mapImage(root: Node, range?: MapRange): AsyncGenerator<Pl
     at += status.lengthBytes;
   }
   if (pending !== null) yield pending;
+  else if (root.lengthBytes === 0) yield EMPTY;
 }
+
+/** What `qemu-img` prints for an image of no bytes. */
+const EMPTY: PlacedRecord = {
+  path: null,
+  record: { start: 0, length: 0, depth: 0, present: false, zero: false, data: false },
+};
 
 const placed = (start: number, s: BlockStatus): PlacedRecord => ({
   path: s.path,

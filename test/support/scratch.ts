@@ -1,16 +1,32 @@
-/** Temporary directories of tests, removed when the test ends, also when it fails. */
+/** Temporary directories of tests, removed when the test or suite ends, also when it fails. */
 import { mkdtemp, realpath, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { after, before } from 'node:test';
 
-/** What `node:test` hands to a test or a suite's hooks. */
+/** What `node:test` hands to a test. */
 export interface Cleanup {
   after(hook: () => Promise<void>): void;
 }
 
+const make = async (): Promise<string> => realpath(await mkdtemp(join(tmpdir(), 'vdiskfs-test-')));
+
+const remove = (directory: string): Promise<void> =>
+  rm(directory, { recursive: true, force: true });
+
 /** A fresh directory (its real path), removed after test `t`. */
 export const scratchDirectory = async (t: Cleanup): Promise<string> => {
-  const directory = await realpath(await mkdtemp(join(tmpdir(), 'vdiskfs-test-')));
-  t.after(() => rm(directory, { recursive: true, force: true }));
+  const directory = await make();
+  t.after(() => remove(directory));
   return directory;
+};
+
+/** The same for a suite: call it in the body of `describe`; the path is there when its tests run. */
+export const suiteDirectory = (): { readonly path: string } => {
+  const suite = { path: '' };
+  before(async () => {
+    suite.path = await make();
+  });
+  after(() => remove(suite.path));
+  return suite;
 };
