@@ -70,14 +70,16 @@ export class Inspector {
   }
 
   /**
-   * Looks at one file of a source. `format`: as declared by the command line, null for the rules of content and
-   * extension. Never throws for what the file holds.
+   * Looks at one file of a source. `format`: what the command line declares files to be that it names; null for the
+   * rules of content and extension, which hold for files of a directory anyhow. Never throws for what the file holds.
    */
   async inspect(candidate: Candidate, format: string | null): Promise<Inspection | NoImage> {
     const { host } = candidate;
     // A symlink counts by its own name and by its target's.
     const extensions = [extensionOf(host.path), extensionOf(candidate.fileName)];
-    const declaredFormat = format ?? (extensions.includes(NEVER_PROBED_EXTENSION) ? 'raw' : null);
+    const declaredFormat =
+      (candidate.named ? format : null) ??
+      (extensions.includes(NEVER_PROBED_EXTENSION) ? 'raw' : null);
     // A file named on the command line is an image whatever it is called.
     const asRaw = candidate.named || extensions.some((e) => RAW_EXTENSIONS.has(e));
     let driver: DriverDescriptor | null = null;

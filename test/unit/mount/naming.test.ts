@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import fc from 'fast-check';
 import { assignNames, MAX_NAME_BYTES, type Nameable } from '../../../mount/catalog/naming.ts';
 
 const file = (fileName: string, more: Partial<Nameable> = {}): Nameable => ({
@@ -59,4 +60,35 @@ test('a name never passes NAME_MAX', () => {
   assert.deepEqual(namesOf(file(long)), [null]);
   const [name] = namesOf(file(`${'x'.repeat(MAX_NAME_BYTES - 6)}.qcow2`));
   assert.equal(name, `${'x'.repeat(MAX_NAME_BYTES - 6)}.raw`);
+});
+
+test('whatever the files are called, no two views share a name and no open view loses its own', () => {
+  const fileName = fc
+    .array(fc.constantFrom('a', 'b', '.', '.raw', '.qcow2', '.2', '@', '/'), {
+      minLength: 1,
+      maxLength: 5,
+    })
+    .map((parts) => parts.join(''));
+  const item = fc.record({
+    fileName,
+    declaredName: fc.option(fileName),
+    snapshot: fc.option(fc.constantFrom('s', 'a/b')),
+  });
+  fc.assert(
+    fc.property(fc.array(item, { maxLength: 12 }), fc.nat(), (items, pick) => {
+      const before = assignNames(items.map((i) => ({ ...i, kept: null })));
+      assert.ok(!before.includes(null));
+      assert.equal(new Set(before).size, items.length);
+      for (const name of before) assert.ok(!name?.slice(0, -'.raw'.length).includes('/'));
+      const open = items.length === 0 ? -1 : pick % items.length;
+      const newcomers = items.map((i) => ({ ...i, kept: null }));
+      const kept = items.map((i, index) => ({
+        ...i,
+        kept: index === open ? (before[index] ?? null) : null,
+      }));
+      const after = assignNames([...newcomers, ...kept]);
+      assert.equal(new Set(after).size, 2 * items.length);
+      if (open >= 0) assert.equal(after[items.length + open], before[open]);
+    }),
+  );
 });
