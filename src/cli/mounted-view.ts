@@ -1,10 +1,9 @@
 /** An image that a vdiskfs mount holds is refused with the name of its view, which can do what the file cannot. */
-import { readFile, realpath, stat } from 'node:fs/promises';
+import { realpath, stat } from 'node:fs/promises';
 import { basename, dirname, extname, join } from 'node:path';
 import { BlockError } from '../base/block-error.ts';
 import type { ImageLocks } from '../block/image-locks.ts';
 
-const MOUNT_TYPE = 'fuse.vdiskfs';
 /** A mount that answers no sooner is not worth a better message. */
 const PATIENCE_MS = 1000;
 
@@ -15,11 +14,13 @@ export const namingViews = (locks: ImageLocks): ImageLocks => ({
       return await locks.acquire(path, mode);
     } catch (error) {
       if (!(error instanceof BlockError) || error.kind !== 'locked') throw error;
-      const view = await mountedView(path);
+      // Loaded here and not before: a lock is refused rarely.
+      const { vdiskfsMounts } = await import('../daemon/mount-table.ts');
+      const view = await mountedView(path, vdiskfsMounts());
       if (view === null) throw error;
       throw new BlockError({
         kind: 'locked',
-        message: `${error.message}; a vdiskfs mount shows it`,
+        message: 'a vdiskfs mount holds it',
         hint: `use its view ${view}`,
         op: error.op,
         path,
@@ -29,17 +30,14 @@ export const namingViews = (locks: ImageLocks): ImageLocks => ({
   },
 });
 
-/** The view of an image file in some vdiskfs mount of this machine; null when none is found. */
+/** The view of an image file in one of these mounts; null when none is found. */
 export const mountedView = async (
   path: string,
-  mountTable = '/proc/self/mounts',
+  mounts: readonly { readonly source: string; readonly mountpoint: string }[],
 ): Promise<string | null> => {
   const file = await realpath(path).catch(() => null);
-  const table = await readFile(mountTable, 'utf8').catch(() => '');
   if (file === null) return null;
-  for (const line of table.split('\n')) {
-    const [source, mountpoint, type] = line.split(' ').map(unescapeOctal);
-    if (type !== MOUNT_TYPE || source === undefined || mountpoint === undefined) continue;
+  for (const { source, mountpoint } of mounts) {
     const real = await realpath(source).catch(() => null);
     if (real !== file && real !== dirname(file)) continue;
     const view = await firstThatExists(viewNames(file).map((name) => join(mountpoint, name)));
@@ -69,9 +67,3 @@ const givingUp = (): Promise<false> =>
   new Promise((resolve) => {
     setTimeout(() => resolve(false), PATIENCE_MS).unref();
   });
-
-/** The kernel writes blanks in names as `\040` and the like. */
-const unescapeOctal = (text: string): string =>
-  text.replace(/\\([0-7]{3})/g, (_, digits: string) =>
-    String.fromCharCode(Number.parseInt(digits, 8)),
-  );

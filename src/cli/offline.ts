@@ -1,5 +1,6 @@
 /** What the commands that work on image files share: their options, and the drivers and locks that they get. */
 import type { Argv } from 'yargs';
+import { createLog } from '../base/log.ts';
 import type { ImageLocks } from '../block/image-locks.ts';
 import { noLocks } from '../block/image-locks.ts';
 import { DriverRegistry } from '../block/registry.ts';
@@ -44,9 +45,13 @@ export const offlineContext = async (options: OfflineOptions): Promise<OfflineCo
   const { drivers } = await import('../../drivers/index.ts');
   return {
     registry: new DriverRegistry(drivers),
-    locks: locksFor(options.lock),
+    locks: await locksFor(options.lock),
     backingDirectories: options['backing-dir'],
   };
 };
 
-const locksFor = (_mode: OfflineOptions['lock']): ImageLocks => namingViews(noLocks);
+const locksFor = async (mode: OfflineOptions['lock']): Promise<ImageLocks> => {
+  if (mode === 'off') return noLocks;
+  const { QemuLocks } = await import('../block/qemu-locks.ts');
+  return namingViews(new QemuLocks({ require: mode, log: createLog({ level: 'warning' }) }));
+};

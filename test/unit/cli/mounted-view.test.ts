@@ -8,7 +8,7 @@ import { scratchDirectory } from '../../support/scratch.ts';
 
 test('the view of an image is found by the source of its mount', async (t) => {
   const root = await scratchDirectory(t);
-  const images = join(root, 'my images');
+  const images = join(root, 'images');
   const mount = join(root, 'mnt');
   await mkdir(images);
   await mkdir(mount);
@@ -23,23 +23,17 @@ test('the view of an image is found by the source of its mount', async (t) => {
   ]) {
     await writeFile(file, '');
   }
-  const table = join(root, 'mounts');
-  const source = images.replace(' ', '\\040');
-  await writeFile(
-    table,
-    [
-      `${root} ${mount} ext4 rw 0 0`,
-      `${source} ${mount} fuse.vdiskfs rw 0 0`,
-      `${root}/single.img ${mount} fuse.vdiskfs rw 0 0`,
-      '',
-    ].join('\n'),
-  );
-  const find = (path: string) => mountedView(path, table);
+  const mounts = [
+    { source: images, mountpoint: mount },
+    { source: join(root, 'single.img'), mountpoint: mount },
+    { source: join(root, 'gone'), mountpoint: join(root, 'gone too') },
+  ];
+  const find = (path: string) => mountedView(path, mounts);
   assert.equal(await find(join(images, 'disk.qcow2')), join(mount, 'disk.raw'));
   assert.equal(await find(join(images, 'both.qcow2')), join(mount, 'both.qcow2.raw'));
   assert.equal(await find(join(root, 'single.img')), join(mount, 'single.raw'));
   assert.equal(await find(join(images, 'gone.qcow2')), null);
-  assert.equal(await find(table), null);
+  assert.equal(await find(join(mount, 'disk.raw')), null);
 });
 
 test('a lock that some other program holds is told as it is', async () => {

@@ -1,0 +1,50 @@
+import assert from 'node:assert/strict';
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { holdWithQemu } from '../support/qemu-holder.ts';
+import { qemuImg } from '../support/qemu-img.ts';
+import { scratchDirectory } from '../support/scratch.ts';
+import { vdiskfs } from '../support/vdiskfs.ts';
+
+const rawImage = async (directory: string): Promise<string> => {
+  const image = join(directory, 'disk.img');
+  await qemuImg(['create', '-q', '-f', 'raw', image, '1M']);
+  return image;
+};
+
+test('an image that QEMU writes is refused to every offline command', async (t) => {
+  const image = await rawImage(await scratchDirectory(t));
+  await writeFile(image, Buffer.alloc(1 << 20, 7));
+  await holdWithQemu(t, image, ['-f', 'raw']);
+  const commands = [
+    ['info', image],
+    ['map', image],
+    ['check', image],
+    ['create', '-f', 'raw', image, '2M'],
+  ];
+  for (const command of commands) {
+    const done = await vdiskfs(command);
+    assert.equal(done.status, 1, command.join(' '));
+    assert.match(done.stderr, /another program .*: end that program, or use --lock off\n$/);
+  }
+  assert.equal((await vdiskfs(['compare', image, image])).status, 2);
+  assert.deepEqual(await readFile(image), Buffer.alloc(1 << 20, 7));
+});
+
+test('--lock off looks at an image all the same', async (t) => {
+  const image = await rawImage(await scratchDirectory(t));
+  await holdWithQemu(t, image, ['-f', 'raw']);
+  assert.equal((await vdiskfs(['info', '--lock', 'off', image])).status, 0);
+  assert.equal((await vdiskfs(['info', '--lock', 'on', image])).status, 1);
+});
+
+test('readers share an image, but nobody may make a new one over it', async (t) => {
+  const image = join(await scratchDirectory(t), 'disk.qcow2');
+  await qemuImg(['create', '-q', '-f', 'qcow2', image, '1M']);
+  await holdWithQemu(t, image, ['-r']);
+  assert.equal((await vdiskfs(['info', image])).status, 0);
+  const before = await readFile(image);
+  assert.equal((await vdiskfs(['create', '-f', 'raw', image, '2M'])).status, 1);
+  assert.deepEqual(await readFile(image), before);
+});
