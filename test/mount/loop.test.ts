@@ -37,12 +37,18 @@ const checksums = async (directory: string): Promise<Record<string, string>> => 
 const actualBytes = async (image: string): Promise<number> =>
   ((await qemuImgJson('info', ['-U', image])) as { 'actual-size': number })['actual-size'];
 
-for (const directIo of [false, true]) {
-  test(`a partitioned disk with ext4 lives on a view (direct-io ${directIo ? 'on' : 'off'})`, async (t) => {
+const DISKS = [
+  { format: 'qcow2', directIo: false },
+  { format: 'qcow2', directIo: true },
+  { format: 'raw', directIo: true },
+] as const;
+
+for (const { format, directIo } of DISKS) {
+  test(`a partitioned disk with ext4 lives on a view (${format}, direct-io ${directIo ? 'on' : 'off'})`, async (t) => {
     const place = await placeOf(t, subject);
-    const image = place.image('disk.qcow2');
+    const image = place.image(format === 'raw' ? 'disk.img' : 'disk.qcow2');
     const guest = join(place.root, 'guest');
-    await qemuImg(['create', '-q', '-f', 'qcow2', image, '256M']);
+    await qemuImg(['create', '-q', '-f', format, image, '256M']);
 
     const first = await place.mount();
     const loop = await attachLoop(place.cleanup, first.path('disk.raw'), { directIo });
@@ -73,7 +79,7 @@ for (const directIo of [false, true]) {
     await first.unmount();
     const freed = full - (await actualBytes(image));
     assert.ok(freed > (FILES / 2) * FILE_BYTES * 0.8, `fstrim freed ${freed} bytes`);
-    await assertClean(image);
+    if (format === 'qcow2') await assertClean(image);
 
     const second = await place.mount();
     const again = await attachLoop(place.cleanup, second.path('disk.raw'), { directIo: !directIo });
@@ -83,6 +89,6 @@ for (const directIo of [false, true]) {
     await unmountGuest();
     await again.detach();
     await second.unmount();
-    await assertClean(image);
+    if (format === 'qcow2') await assertClean(image);
   });
 }
