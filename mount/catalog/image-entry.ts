@@ -326,7 +326,8 @@ export class ImageEntry implements Entry {
   async #wantedReason(): Promise<string | null> {
     const { driver, description } = this.inspection;
     if (this.#context.readOnly) return 'the mount is read-only';
-    if (driver === null || description === null) return 'it cannot be opened';
+    // Opening it says what is wrong, whatever it is opened for.
+    if (driver === null || description === null) return null;
     if (driver.capabilities.write !== true) return `the format ${driver.name} is only read`;
     if (description.corrupt) return 'it is marked corrupt and needs a repair';
     if (description.dirty && driver.capabilities.repair !== true) {
