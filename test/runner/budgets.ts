@@ -1,0 +1,29 @@
+/**
+ * The time that each room of tests may take, how it runs, and how much more the soak does: the one list of them. The
+ * budgets of `npm test` sum to 12 minutes at most, which the runner checks.
+ */
+
+export interface RoomBudget {
+  /** Folder below `test/`. */
+  readonly room: string;
+  /** For `npm test`, in seconds; the room fails when it takes longer. */
+  readonly seconds: number;
+  /** Files that run at the same time. Mounts and loop devices are the machine's, so those rooms run one by one. */
+  readonly concurrency: number;
+  /** COUNT of the soak, as a multiple of each test's own default. */
+  readonly soakFactor: number;
+}
+
+export const BUDGETS: readonly RoomBudget[] = [
+  { room: 'unit', seconds: 60, concurrency: 2, soakFactor: 10 },
+  { room: 'conformance', seconds: 30, concurrency: 2, soakFactor: 10 },
+  { room: 'reference', seconds: 120, concurrency: 2, soakFactor: 20 },
+  { room: 'crash', seconds: 90, concurrency: 2, soakFactor: 20 },
+  { room: 'qemu', seconds: 120, concurrency: 2, soakFactor: 5 },
+  { room: 'fuzz', seconds: 30, concurrency: 2, soakFactor: 50 },
+  { room: 'mount', seconds: 270, concurrency: 1, soakFactor: 5 },
+];
+
+export const TOTAL_SECONDS = 720;
+/** The soak has no budgets but this one for each room, so that a hang ends. */
+export const SOAK_SECONDS = 7200;

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Makes a fresh machine (Debian 12, Node 20, npm) ready to build, demonstrate and test vdiskfs: Debian packages that are
+# missing, npm packages, the build. Does nothing, and says nothing, when there is nothing to do.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+say() { printf 'setup: %s\n' "$*"; }
+
+missing_packages() {
+  local package rest
+  while read -r package rest; do
+    case "$package" in '' | '#'*) continue ;; esac
+    [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || printf '%s ' "$package"
+  done < test/setup/packages.txt
+}
+
+install_packages() {
+  local packages=$1 try
+  export DEBIAN_FRONTEND=noninteractive
+  for try in 1 2 3; do
+    # The list of packages may be missing or old on a new machine: it is fetched before the first try.
+    apt-get update -qq < /dev/null || say "apt-get update failed (try $try)"
+    # shellcheck disable=SC2086
+    apt-get install -y -qq --no-install-recommends $packages < /dev/null > /dev/null && return 0
+    say "apt-get install failed (try $try)"
+    sleep $((try * 5))
+  done
+  return 1
+}
+
+if ! command -v dpkg-query > /dev/null; then
+  say "this is no Debian: install yourself what test/setup/packages.txt lists"
+else
+  missing=$(missing_packages)
+  if [ -n "$missing" ]; then
+    if [ "$(id -u)" -ne 0 ]; then
+      say "these Debian packages are missing; install them as root, then run this again:"
+      say "  apt-get install --no-install-recommends $missing"
+      exit 1
+    fi
+    say "installing Debian packages: $missing"
+    install_packages "$missing"
+  fi
+fi
+
+if [ ! -f node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
+  say "installing npm packages"
+  for try in 1 2 3; do
+    npm ci --no-audit --no-fund --loglevel=error < /dev/null && break
+    [ "$try" -lt 3 ] || exit 1
+    sleep $((try * 5))
+  done
+  touch node_modules/.package-lock.json
+fi
+
+npm run --silent build
