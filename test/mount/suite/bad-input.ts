@@ -12,7 +12,7 @@ import {
 } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { Mounted } from '../../support/mounted.ts';
+import { eventually, type Mounted } from '../../support/mounted.ts';
 import { qemuImg } from '../../support/qemu-img.ts';
 import { MIB, pattern } from './bytes.ts';
 import { makeQcow2 } from './image-matrix.ts';
@@ -28,11 +28,11 @@ interface BrokenField {
 const U64_FAR = [0, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
 const U64_UNALIGNED = [0, 0, 0, 0, 0, 1, 2, 0];
 const U64_BEYOND_2_53 = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
+const U64_ONE_GIB = [0, 0, 0, 0, 0x40, 0, 0, 0];
 const U32_HUGE = [0xff, 0xff, 0xff, 0xff];
 
 const BROKEN_FIELDS: readonly BrokenField[] = [
   { name: 'version 4', at: 4, bytes: [0, 0, 0, 4] },
-  { name: 'version 0', at: 4, bytes: [0, 0, 0, 0] },
   { name: 'backing name offset far away', at: 8, bytes: U64_FAR },
   { name: 'backing name of 1 GiB', at: 8, bytes: [0, 0, 0, 0, 0, 0, 2, 0, 0x40, 0, 0, 0] },
   { name: 'cluster bits 8', at: 20, bytes: [0, 0, 0, 8] },
@@ -47,9 +47,11 @@ const BROKEN_FIELDS: readonly BrokenField[] = [
   { name: 'L1 table unaligned', at: 40, bytes: U64_UNALIGNED },
   { name: 'L1 table beyond 2^53', at: 40, bytes: U64_BEYOND_2_53 },
   { name: 'L1 table far past the end', at: 40, bytes: U64_FAR },
+  { name: 'L1 table past the end', at: 40, bytes: U64_ONE_GIB },
   { name: 'L1 table on the header', at: 40, bytes: [0, 0, 0, 0, 0, 0, 0, 0] },
   { name: 'refcount table unaligned', at: 48, bytes: U64_UNALIGNED },
   { name: 'refcount table beyond 2^53', at: 48, bytes: U64_BEYOND_2_53 },
+  { name: 'refcount table past the end', at: 48, bytes: U64_ONE_GIB },
   { name: 'refcount table on the header', at: 48, bytes: [0, 0, 0, 0, 0, 0, 0, 0] },
   { name: 'refcount table of 4 billion clusters', at: 56, bytes: U32_HUGE },
   { name: 'refcount table of no cluster', at: 56, bytes: [0, 0, 0, 0] },
@@ -99,8 +101,10 @@ export const badInputTests = (subject: MountSubject): void => {
       const view = fileNameOf(field).replace('.qcow2', '.raw');
       assert.ok(names.includes(view), `${field.name} is listed`);
       assert.notEqual(await errnoOf(mounted.path(view)), null, `${field.name} cannot be read`);
-      const { size, mode } = await stat(mounted.path(view));
-      assert.deepEqual([size, mode & 0o777], [0, 0], `${field.name} shows size 0 and mode 0`);
+      await eventually(`${field.name} shows size 0 and mode 0`, async () => {
+        const { size, mode } = await stat(mounted.path(view));
+        return size === 0 && (mode & 0o777) === 0;
+      });
       assert.ok(mounted.log.includes(fileNameOf(field)), `${field.name} is in the log`);
     }
     await assertUnharmed(mounted);
@@ -190,14 +194,14 @@ export const badInputTests = (subject: MountSubject): void => {
     for (const [name, entry] of [
       ['unaligned', [0x80, 0, 0, 0, 0, 1, 2, 0]],
       ['far', [0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]],
-      ['header', [0x80, 0, 0, 0, 0, 0, 0, 0x01]],
+      ['past-the-end', [0x80, 0, 0, 0, 0x40, 0, 0, 0]],
     ] as const) {
       const path = place.image(`l1-${name}.qcow2`);
       await copyFile(place.image('good.qcow2'), path);
       await patch(path, (await readFile(path)).readUInt32BE(44), entry);
     }
     const mounted = await place.mount();
-    for (const name of ['unaligned', 'far', 'header']) {
+    for (const name of ['unaligned', 'far', 'past-the-end']) {
       assert.equal(await errnoOf(mounted.path(`l1-${name}.raw`)), 'EIO', name);
     }
     await assertUnharmed(mounted);
