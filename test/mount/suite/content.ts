@@ -6,11 +6,11 @@ import { test } from 'node:test';
 import { seededRandom } from '../../../src/base/random.ts';
 import { sha256 } from '../../support/file-tools.ts';
 import { assertClean, assertSameContent, contentSha256, qemuImg } from '../../support/qemu-img.ts';
+import { countOf, SEED } from '../../support/run-parameters.ts';
 import { makeMatrix } from './image-matrix.ts';
 import { type MountSubject, placeOf } from './subject.ts';
 
-const SEED = Number(process.env['SEED'] ?? 20_26);
-const WRITES_PER_IMAGE = 12;
+const WRITES_PER_IMAGE = countOf(12);
 
 const isQcow2 = (name: string): boolean => name.endsWith('.qcow2');
 

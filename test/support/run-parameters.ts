@@ -1,0 +1,11 @@
+/** How often and from which seed a random test runs: SEED, and COUNT or COUNT_FACTOR, of the environment. */
+
+/** The seed of this run. Tests print it in their names. */
+export const SEED = Number(process.env['SEED'] ?? 2026);
+
+/** COUNT when it is given, else the test's own default times COUNT_FACTOR; at least 1. */
+export const countOf = (byDefault: number): number => {
+  const { COUNT, COUNT_FACTOR } = process.env;
+  const count = COUNT === undefined ? byDefault * Number(COUNT_FACTOR ?? 1) : Number(COUNT);
+  return Math.max(1, Math.round(count));
+};
