@@ -7,6 +7,7 @@
 import { toBlockError } from '../../src/base/block-error.ts';
 import type { CheckResult } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
+import { type BitmapDirectory, referenceBitmaps } from './check-bitmaps.ts';
 import { compareRefcounts } from './check-refcounts.ts';
 import { ReferenceWalk } from './check-references.ts';
 import { type CheckShape, CheckState, type TablePlace } from './check-state.ts';
@@ -14,8 +15,10 @@ import { type CheckShape, CheckState, type TablePlace } from './check-state.ts';
 /** What else a header refers to. */
 export interface CheckTargets {
   readonly snapshots: readonly { readonly name: string; readonly l1: TablePlace }[];
-  /** Other structures that take clusters: snapshot table, bitmaps. */
+  /** Other structures that take clusters, such as the snapshot table. */
   readonly others: readonly { readonly what: string; readonly place: TablePlace }[];
+  /** Null without persistent bitmaps. */
+  readonly bitmaps: BitmapDirectory | null;
 }
 
 /** The largest L1 table that an image may have, in bytes. */
@@ -62,6 +65,7 @@ const countReferences = async (state: CheckState, targets: CheckTargets): Promis
   for (const { what, place } of targets.others) {
     state.reference(place.offset, place.lengthBytes, 1, () => what);
   }
+  if (targets.bitmaps !== null) await referenceBitmaps(state, targets.bitmaps);
   const table = shape.refcountTable;
   state.reference(table.offset, table.lengthBytes, 1, () => 'the refcount table');
 };
