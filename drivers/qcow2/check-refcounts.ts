@@ -77,6 +77,21 @@ export const compareRefcounts = async (state: CheckState): Promise<number> => {
   return (comparison.highestCluster + 1) * state.shape.clusterBytes;
 };
 
+/** How many clusters of the file have a refcount above 0; stops at `limit`. Errors: EIO. */
+export const countUsedClusters = async (state: CheckState, limit: number): Promise<number> => {
+  const buffer = new Uint8Array(state.shape.clusterBytes);
+  let used = 0;
+  for (const { index, offset, isAligned } of await readTable(state)) {
+    const first = index * state.blockEntries;
+    if (first >= state.fileClusters || used >= limit) break;
+    if (!isAligned || offset === 0 || !(await state.readTable(offset, buffer))) continue;
+    const read = refcountReader(buffer, state.shape.refcountBits);
+    const entries = Math.min(state.blockEntries, state.fileClusters - first);
+    for (let i = 0; i < entries && used < limit; i++) if (read(i) > 0) used++;
+  }
+  return used;
+};
+
 class Comparison {
   highestCluster = 0;
   readonly #state: CheckState;

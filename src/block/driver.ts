@@ -107,8 +107,11 @@ export interface DriverInstance {
   /** Protocol drivers: a write past the end grows the file, and the range check allows it. */
   readonly growsOnWrite?: boolean;
 
-  /** Block status looks for holes of the host file inside `data` ranges (raw; preallocated metadata). */
-  readonly holesMeanZero?: boolean;
+  /**
+   * Block status looks for holes of the host file inside `data` ranges (raw; preallocated metadata). A function where
+   * that costs something to find out: it is asked when block status needs it, and remembers its answer.
+   */
+  readonly holesMeanZero?: boolean | (() => Promise<boolean>);
 
   /**
    * Writes the whole buffer or throws; never half of it without an error. When it returns, the write survives

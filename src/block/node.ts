@@ -7,6 +7,7 @@
 import { assert } from '../base/assert.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { type GuestOffset, guestOffset, MAX_OFFSET } from '../base/units.ts';
+import { type BlockStatus, blockStatusOf } from './block-status.ts';
 import type {
   DriverDescriptor,
   DriverInstance,
@@ -31,22 +32,6 @@ export interface NodeStatistics {
   writes: number;
   writtenBytes: number;
   flushes: number;
-}
-
-/** One run of `blockStatus`, in the words of `qemu-img map`. */
-export interface BlockStatus {
-  readonly lengthBytes: number;
-  /** How far down the chain it was found: 0 this node, 1 its backing, … */
-  readonly depth: number;
-  /** Some layer of the chain has it; false reads as zeros because none has. */
-  readonly allocated: boolean;
-  readonly zero: boolean;
-  /** Space holds bytes for it. */
-  readonly data: boolean;
-  readonly compressed: boolean;
-  /** Where in `path`, when plain bytes lie there; else null. */
-  readonly hostOffset: number | null;
-  readonly path: string | null;
 }
 
 export class Node {
@@ -233,50 +218,8 @@ export class Node {
   }
 
   /** The first run of a range, looked up through the whole backing chain. */
-  async blockStatus(offset: GuestOffset, lengthBytes: number): Promise<BlockStatus> {
-    const m = await this.mapping(offset, lengthBytes);
-    const run = {
-      lengthBytes: m.lengthBytes,
-      depth: 0,
-      compressed: false,
-      hostOffset: null,
-      path: null,
-    };
-    switch (m.kind) {
-      case 'unallocated':
-        return this.#backingStatus(offset, m.lengthBytes);
-      case 'zero': {
-        const path = m.hostOffset === undefined ? null : (this.file?.path ?? null);
-        return {
-          ...run,
-          path,
-          hostOffset: m.hostOffset ?? null,
-          allocated: true,
-          zero: true,
-          data: false,
-        };
-      }
-      case 'opaque':
-        return { ...run, allocated: true, zero: false, data: true, compressed: true };
-      case 'data': {
-        const place = { path: m.file.path, hostOffset: m.hostOffset as number };
-        const stores = this.driver.holesMeanZero === true ? m.file.driver.stores : undefined;
-        if (stores === undefined)
-          return { ...run, ...place, allocated: true, zero: false, data: true };
-        const s = await stores.call(m.file.driver, m.hostOffset, m.lengthBytes);
-        // A hole below a format that maps clusters is no hole of the format: a cluster is kept there, which reads
-        // as zeros.
-        const data = s.stored || this.driver.clusterBytes > 1;
-        return {
-          ...run,
-          ...place,
-          lengthBytes: s.lengthBytes,
-          allocated: true,
-          zero: !s.stored,
-          data,
-        };
-      }
-    }
+  blockStatus(offset: GuestOffset, lengthBytes: number): Promise<BlockStatus> {
+    return blockStatusOf(this, offset, lengthBytes);
   }
 
   /** Closes this node's driver and the file below; the backing belongs to the graph. Idempotent. */
@@ -290,17 +233,6 @@ export class Node {
       this.#closed = true;
       await this.file?.close();
     }
-  }
-
-  async #backingStatus(offset: GuestOffset, lengthBytes: number): Promise<BlockStatus> {
-    const below = this.#backing;
-    const none = { depth: 0, allocated: false, zero: true, data: false, compressed: false };
-    if (below === null || offset >= below.lengthBytes) {
-      return { ...none, lengthBytes, hostOffset: null, path: null };
-    }
-    const inside = Math.min(lengthBytes, below.lengthBytes - offset);
-    const found = await below.blockStatus(offset, inside);
-    return { ...found, depth: found.depth + 1 };
   }
 
   async #readOwn(offset: GuestOffset, buffer: Uint8Array): Promise<void> {

@@ -1,7 +1,8 @@
 /** Whether two images show the same bytes: `vdiskfs compare`. */
 import { type BlockError, toBlockError } from '../base/block-error.ts';
 import { guestOffset } from '../base/units.ts';
-import type { BlockStatus, Node } from '../block/node.ts';
+import type { BlockStatus } from '../block/block-status.ts';
+import type { Node } from '../block/node.ts';
 
 export type Comparison =
   | { readonly identical: true; readonly sizesDiffer: boolean }

@@ -1,6 +1,7 @@
 /** Where an image's content lies: `vdiskfs map`, the records of `qemu-img map --output=json`. */
 import { guestOffset } from '../base/units.ts';
-import type { BlockStatus, Node } from '../block/node.ts';
+import type { BlockStatus } from '../block/block-status.ts';
+import type { Node } from '../block/node.ts';
 
 /** One run, in the fields of `qemu-img map`. Bytes. */
 export interface MapRecord {

@@ -1,0 +1,81 @@
+/** Block status: for a range of a node, whether some layer of its chain has it, what it reads as, and where it lies. */
+import type { GuestOffset } from '../base/units.ts';
+import type { Mapping } from './driver.ts';
+import type { Node } from './node.ts';
+
+/** One run, in the words of `qemu-img map`. */
+export interface BlockStatus {
+  readonly lengthBytes: number;
+  /** How far down the chain it was found: 0 this node, 1 its backing, … */
+  readonly depth: number;
+  /** Some layer of the chain has it; false reads as zeros because none has. */
+  readonly allocated: boolean;
+  readonly zero: boolean;
+  /** Space holds bytes for it. */
+  readonly data: boolean;
+  readonly compressed: boolean;
+  /** Where in `path`, when plain bytes lie there; else null. */
+  readonly hostOffset: number | null;
+  readonly path: string | null;
+}
+
+/** What is true of a run unless something else is found. */
+const NOWHERE = { depth: 0, compressed: false, hostOffset: null, path: null } as const;
+
+/** The first run of a range, looked up through the whole backing chain. Errors: EIO, EINVAL for the range. */
+export const blockStatusOf = async (
+  node: Node,
+  offset: GuestOffset,
+  lengthBytes: number,
+): Promise<BlockStatus> => {
+  const m = await node.mapping(offset, lengthBytes);
+  const run = { ...NOWHERE, lengthBytes: m.lengthBytes, allocated: true };
+  switch (m.kind) {
+    case 'unallocated':
+      return backingStatus(node, offset, m.lengthBytes);
+    case 'opaque':
+      return { ...run, zero: false, data: true, compressed: true };
+    case 'zero': {
+      const isKept = m.hostOffset !== undefined;
+      const path = isKept ? (node.file?.path ?? null) : null;
+      return { ...run, path, hostOffset: m.hostOffset ?? null, zero: true, data: false };
+    }
+    case 'data':
+      return dataStatus(node, m, run);
+  }
+};
+
+const backingStatus = async (
+  node: Node,
+  offset: GuestOffset,
+  lengthBytes: number,
+): Promise<BlockStatus> => {
+  const below = node.backing;
+  if (below === null || offset >= below.lengthBytes) {
+    return { ...NOWHERE, lengthBytes, allocated: false, zero: true, data: false };
+  }
+  const inside = Math.min(lengthBytes, below.lengthBytes - offset);
+  const found = await blockStatusOf(below, offset, inside);
+  return { ...found, depth: found.depth + 1 };
+};
+
+const dataStatus = async (
+  node: Node,
+  m: Extract<Mapping, { kind: 'data' }>,
+  run: typeof NOWHERE & { readonly lengthBytes: number; readonly allocated: boolean },
+): Promise<BlockStatus> => {
+  const placed = { ...run, path: m.file.path, hostOffset: m.hostOffset };
+  const { driver } = m.file;
+  if (driver.stores === undefined || !(await holesMeanZero(node))) {
+    return { ...placed, zero: false, data: true };
+  }
+  const { stored, lengthBytes } = await driver.stores(m.hostOffset, m.lengthBytes);
+  // A hole below a format that maps clusters is no hole of the format: a cluster is kept there, which reads as zeros.
+  const data = stored || node.driver.clusterBytes > 1;
+  return { ...placed, lengthBytes, zero: !stored, data };
+};
+
+const holesMeanZero = async (node: Node): Promise<boolean> => {
+  const answer = node.driver.holesMeanZero;
+  return typeof answer === 'function' ? answer.call(node.driver) : answer === true;
+};
