@@ -3,7 +3,8 @@ import assert from 'node:assert/strict';
 import { chmod, chown, readdir, readFile, stat, statfs, utimes, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { failingTool, getXattr, xattrNames } from '../../support/file-tools.ts';
-import { MIB, makeOverlay, pattern, writeRange } from './bytes.ts';
+import { MIB, pattern, writeRange } from './bytes.ts';
+import { makeTop } from './disk.ts';
 import { makeQcow2 } from './image-matrix.ts';
 import { type MountSubject, placeOf } from './subject.ts';
 
@@ -54,7 +55,7 @@ export const attributeTests = (subject: MountSubject): void => {
 
   test('extended attributes tell what a view is, and where the mount is controlled', async (t) => {
     const place = await placeOf(t, subject);
-    await makeOverlay(place);
+    await makeTop(place, 'qcow2');
     const mounted = await place.mount();
     const view = mounted.path('top.raw');
     assert.equal(await getXattr(view, 'user.vdiskfs.format'), 'qcow2');

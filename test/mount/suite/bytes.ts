@@ -1,8 +1,5 @@
 /** Content of test images, and reading and writing parts of files. */
 import { open } from 'node:fs/promises';
-import { qemuImg } from '../../support/qemu-img.ts';
-import { makeQcow2 } from './image-matrix.ts';
-import type { Place } from './subject.ts';
 
 export const MIB = 1 << 20;
 
@@ -11,13 +8,6 @@ export const pattern = (lengthBytes: number, salt = 1): Buffer => {
   const bytes = Buffer.alloc(lengthBytes);
   for (let i = 0; i < lengthBytes; i++) bytes[i] = (i * 7 + (i >> 9) * 13 + salt) & 0xff;
   return bytes;
-};
-
-/** An overlay without data of its own over 2 MiB of pattern, 3 MiB long. */
-export const makeOverlay = async (place: Place): Promise<void> => {
-  await makeQcow2(place.image('base.qcow2'), { bytes: pattern(2 * MIB) });
-  const backing = ['-b', 'base.qcow2', '-F', 'qcow2'];
-  await qemuImg(['create', '-q', '-f', 'qcow2', ...backing, place.image('top.qcow2'), '3M']);
 };
 
 export const readRange = async (

@@ -3,14 +3,106 @@ import assert from 'node:assert/strict';
 import { open, readFile, stat, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { mmapRead, mmapWrite, sha256, tool } from '../../support/file-tools.ts';
-import { assertClean, qemuImg } from '../../support/qemu-img.ts';
-import { MIB, makeOverlay, pattern, readRange, writeRange } from './bytes.ts';
+import { MIB, pattern, readRange, writeRange } from './bytes.ts';
+import { DISK_FORMATS, makeTop } from './disk.ts';
 import { type MountSubject, placeOf } from './subject.ts';
 
 export const ioTests = (subject: MountSubject): void => {
+  for (const format of DISK_FORMATS) {
+    test(`${format}: a shared mapping reads and writes the disk`, async (t) => {
+      const place = await placeOf(t, subject);
+      const disk = await makeTop(place, format);
+      const mounted = await place.mount();
+      const view = mounted.path(disk.view);
+      assert.deepEqual(
+        await mmapRead(view, 70_000, 100),
+        pattern(2 * MIB).subarray(70_000, 70_100),
+      );
+      await mmapWrite(view, 70_010, pattern(20, 99));
+      await mounted.unmount();
+      const expected = pattern(2 * MIB);
+      expected.set(pattern(20, 99), 70_010);
+      assert.deepEqual((await disk.content()).subarray(0, 2 * MIB), expected);
+      await disk.assertSound();
+    });
+
+    test(`${format}: O_DIRECT reads and writes sectors, and agrees with the page cache`, async (t) => {
+      const place = await placeOf(t, subject);
+      const disk = await makeTop(place, format);
+      await writeFile(`${place.root}/in`, pattern(96 * 512, 5));
+      const mounted = await place.mount();
+      const view = mounted.path(disk.view);
+      const direct = ['bs=512', 'status=none'];
+      await tool('dd', [
+        `if=${place.root}/in`,
+        `of=${view}`,
+        'seek=333',
+        'oflag=direct',
+        'conv=notrunc',
+        ...direct,
+      ]);
+      await tool('dd', [
+        `if=${view}`,
+        `of=${place.root}/out`,
+        'skip=300',
+        'count=200',
+        'iflag=direct',
+        ...direct,
+      ]);
+      const expected = pattern(2 * MIB);
+      expected.set(pattern(96 * 512, 5), 333 * 512);
+      assert.deepEqual(
+        await readFile(`${place.root}/out`),
+        expected.subarray(300 * 512, 500 * 512),
+      );
+      assert.deepEqual(await readRange(view, 0, 2 * MIB), expected);
+      await mounted.unmount();
+      await disk.assertSound();
+    });
+
+    test(`${format}: what was synced is in the image, and is there after a remount`, async (t) => {
+      const place = await placeOf(t, subject);
+      const disk = await makeTop(place, format);
+      const first = await place.mount();
+      await writeRange(first.path(disk.view), 12_345, pattern(200_000, 3));
+      await first.unmount();
+      const second = await place.mount();
+      assert.deepEqual(
+        await readRange(second.path(disk.view), 12_345, 200_000),
+        pattern(200_000, 3),
+      );
+      assert.deepEqual(await readRange(second.path(disk.view), 0, 12_345), pattern(12_345));
+    });
+
+    test(`${format}: readers and writers of one view at the same time see whole writes`, async (t) => {
+      const place = await placeOf(t, subject);
+      const disk = await makeTop(place, format);
+      const mounted = await place.mount();
+      const view = mounted.path(disk.view);
+      const writers = Array.from({ length: 8 }, async (_, i) => {
+        for (let round = 0; round < 8; round++) {
+          await writeRange(
+            view,
+            i * 300_000 + round * 1000,
+            Buffer.alloc(1000, 16 * i + round + 1),
+          );
+        }
+      });
+      await Promise.all([...writers, sha256(view), sha256(view)]);
+      for (let i = 0; i < 8; i++) {
+        const expected = Buffer.concat(
+          Array.from({ length: 8 }, (_, r) => Buffer.alloc(1000, 16 * i + r + 1)),
+        );
+        assert.deepEqual(await readRange(view, i * 300_000, 8000), expected, `writer ${i}`);
+      }
+      await mounted.unmount();
+      await disk.assertSound();
+    });
+  }
+
   test('the backing image of another view, and a read-only mount, are not written', async (t) => {
     const place = await placeOf(t, subject);
-    await makeOverlay(place);
+    await makeTop(place, 'qcow2');
     const sums = {
       base: await sha256(place.image('base.qcow2')),
       top: await sha256(place.image('top.qcow2')),
@@ -25,85 +117,6 @@ export const ioTests = (subject: MountSubject): void => {
     await readOnly.unmount();
     assert.equal(await sha256(place.image('base.qcow2')), sums.base);
     assert.equal(await sha256(place.image('top.qcow2')), sums.top);
-  });
-
-  test('a shared mapping reads and writes the disk', async (t) => {
-    const place = await placeOf(t, subject);
-    await makeOverlay(place);
-    const mounted = await place.mount();
-    const view = mounted.path('top.raw');
-    assert.deepEqual(await mmapRead(view, 70_000, 100), pattern(2 * MIB).subarray(70_000, 70_100));
-    await mmapWrite(view, 70_010, pattern(20, 99));
-    await mounted.unmount();
-    const flat = `${place.root}/flat`;
-    await qemuImg(['convert', '-O', 'raw', place.image('top.qcow2'), flat]);
-    const expected = pattern(2 * MIB);
-    expected.set(pattern(20, 99), 70_010);
-    assert.deepEqual(await readRange(flat, 0, 2 * MIB), expected);
-    await assertClean(place.image('top.qcow2'));
-  });
-
-  test('O_DIRECT reads and writes sectors, and agrees with the page cache', async (t) => {
-    const place = await placeOf(t, subject);
-    await makeOverlay(place);
-    await writeFile(`${place.root}/in`, pattern(96 * 512, 5));
-    const mounted = await place.mount();
-    const view = mounted.path('top.raw');
-    const direct = ['bs=512', 'status=none'];
-    await tool('dd', [
-      `if=${place.root}/in`,
-      `of=${view}`,
-      'seek=333',
-      'oflag=direct',
-      'conv=notrunc',
-      ...direct,
-    ]);
-    await tool('dd', [
-      `if=${view}`,
-      `of=${place.root}/out`,
-      'skip=300',
-      'count=200',
-      'iflag=direct',
-      ...direct,
-    ]);
-    const expected = pattern(2 * MIB);
-    expected.set(pattern(96 * 512, 5), 333 * 512);
-    assert.deepEqual(await readFile(`${place.root}/out`), expected.subarray(300 * 512, 500 * 512));
-    assert.deepEqual(await readRange(view, 0, 2 * MIB), expected);
-    await mounted.unmount();
-    await assertClean(place.image('top.qcow2'));
-  });
-
-  test('what was synced is in the image, and is there after a remount', async (t) => {
-    const place = await placeOf(t, subject);
-    await makeOverlay(place);
-    const first = await place.mount();
-    await writeRange(first.path('top.raw'), 12_345, pattern(200_000, 3));
-    await first.unmount();
-    const second = await place.mount();
-    assert.deepEqual(await readRange(second.path('top.raw'), 12_345, 200_000), pattern(200_000, 3));
-    assert.deepEqual(await readRange(second.path('top.raw'), 0, 12_345), pattern(12_345));
-  });
-
-  test('readers and writers of one view at the same time see whole writes', async (t) => {
-    const place = await placeOf(t, subject);
-    await makeOverlay(place);
-    const mounted = await place.mount();
-    const view = mounted.path('top.raw');
-    const writers = Array.from({ length: 8 }, async (_, i) => {
-      for (let round = 0; round < 8; round++) {
-        await writeRange(view, i * 300_000 + round * 1000, Buffer.alloc(1000, 16 * i + round + 1));
-      }
-    });
-    await Promise.all([...writers, sha256(view), sha256(view)]);
-    for (let i = 0; i < 8; i++) {
-      const expected = Buffer.concat(
-        Array.from({ length: 8 }, (_, r) => Buffer.alloc(1000, 16 * i + r + 1)),
-      );
-      assert.deepEqual(await readRange(view, i * 300_000, 8000), expected, `writer ${i}`);
-    }
-    await mounted.unmount();
-    await assertClean(place.image('top.qcow2'));
   });
 
   if (!subject.capabilities.keepsCache) return;

@@ -5,36 +5,39 @@ import { test } from 'node:test';
 import { failingTool } from '../../support/file-tools.ts';
 import { assertClean, assertSameContent, qemuImg } from '../../support/qemu-img.ts';
 import { MIB, pattern, readRange, writeRange } from './bytes.ts';
+import { DISK_FORMATS, makeDisk } from './disk.ts';
 import { makeQcow2 } from './image-matrix.ts';
 import { type MountSubject, placeOf } from './subject.ts';
 
 export const sizeTests = (subject: MountSubject): void => {
-  test('making a view smaller is refused, and the log names the way out', async (t) => {
-    const place = await placeOf(t, subject);
-    const bytes = pattern(MIB);
-    await makeQcow2(place.image('disk.qcow2'), { bytes });
-    const mounted = await place.mount();
-    const view = mounted.path('disk.raw');
-    await assert.rejects(truncate(view, 512), { code: 'EPERM' });
-    await assert.rejects(truncate(view, 0), { code: 'EPERM' });
-    await assert.rejects(writeFile(view, 'x'), { code: 'EPERM' });
-    await failingTool('sh', ['-c', `: > '${view}'`]);
-    assert.deepEqual(await readFile(view), bytes);
-    assert.match(mounted.log, /--allow-shrink/);
-  });
+  for (const format of DISK_FORMATS) {
+    test(`${format}: making a view smaller is refused, and the log names the way out`, async (t) => {
+      const place = await placeOf(t, subject);
+      const bytes = pattern(MIB);
+      const disk = await makeDisk(place, format, bytes);
+      const mounted = await place.mount();
+      const view = mounted.path(disk.view);
+      await assert.rejects(truncate(view, 512), { code: 'EPERM' });
+      await assert.rejects(truncate(view, 0), { code: 'EPERM' });
+      await assert.rejects(writeFile(view, 'x'), { code: 'EPERM' });
+      await failingTool('sh', ['-c', `: > '${view}'`]);
+      assert.deepEqual(await readFile(view), bytes);
+      assert.match(mounted.log, /--allow-shrink/);
+    });
 
-  test('with --allow-shrink a view becomes as short as it is told, in the image too', async (t) => {
-    const place = await placeOf(t, subject);
-    await makeQcow2(place.image('disk.qcow2'), { bytes: pattern(4 * MIB) });
-    const mounted = await place.mount(['--allow-shrink']);
-    const view = mounted.path('disk.raw');
-    await truncate(view, MIB);
-    assert.deepEqual(await readFile(view), pattern(4 * MIB).subarray(0, MIB));
-    await truncate(view, 2 * MIB);
-    assert.deepEqual(await readRange(view, MIB, MIB), Buffer.alloc(MIB));
-    await mounted.unmount();
-    await assertClean(place.image('disk.qcow2'));
-  });
+    test(`${format}: with --allow-shrink a view becomes as short as it is told, in the image too`, async (t) => {
+      const place = await placeOf(t, subject);
+      const disk = await makeDisk(place, format, pattern(4 * MIB));
+      const mounted = await place.mount(['--allow-shrink']);
+      const view = mounted.path(disk.view);
+      await truncate(view, MIB);
+      assert.deepEqual(await readFile(view), pattern(4 * MIB).subarray(0, MIB));
+      await truncate(view, 2 * MIB);
+      assert.deepEqual(await readRange(view, MIB, MIB), Buffer.alloc(MIB));
+      await mounted.unmount();
+      await disk.assertSound();
+    });
+  }
 
   test('writing past the end and truncating upwards grow the image, with zeros between', async (t) => {
     const place = await placeOf(t, subject);
