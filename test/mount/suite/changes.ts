@@ -5,8 +5,9 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { sha256 } from '../../support/file-tools.ts';
 import { eventually, refusedMount } from '../../support/mounted.ts';
-import { assertClean, qemuImg } from '../../support/qemu-img.ts';
+import { qemuImg } from '../../support/qemu-img.ts';
 import { MIB, pattern, writeRange } from './bytes.ts';
+import { DISK_FORMATS, makeDisk } from './disk.ts';
 import { makeQcow2 } from './image-matrix.ts';
 import { type MountSubject, placeOf } from './subject.ts';
 
@@ -16,7 +17,7 @@ export const changeTests = (subject: MountSubject): void => {
     await writeFile(place.image('a.img'), pattern(4096));
     const mounted = await place.mount();
     assert.deepEqual(await readdir(mounted.mountpoint), ['a.raw']);
-    await makeQcow2(place.image('b.qcow2'), { bytes: pattern(MIB) });
+    await writeFile(place.image('b.img'), pattern(MIB));
     assert.deepEqual(await readFile(mounted.path('b.raw')), pattern(MIB));
     await rm(place.image('a.img'));
     await eventually('a.raw has gone', async () => !(await exists(mounted.path('a.raw'))));
@@ -25,11 +26,11 @@ export const changeTests = (subject: MountSubject): void => {
 
   test('a file that takes the place of an image shows its own content', async (t) => {
     const place = await placeOf(t, subject);
-    await makeQcow2(place.image('disk.qcow2'), { bytes: pattern(MIB, 1) });
+    await writeFile(place.image('disk.img'), pattern(MIB, 1));
     const mounted = await place.mount();
     assert.deepEqual(await readFile(mounted.path('disk.raw')), pattern(MIB, 1));
-    await makeQcow2(join(place.root, 'new.qcow2'), { bytes: pattern(MIB, 2) });
-    await rename(join(place.root, 'new.qcow2'), place.image('disk.qcow2'));
+    await writeFile(join(place.root, 'new.img'), pattern(MIB, 2));
+    await rename(join(place.root, 'new.img'), place.image('disk.img'));
     await eventually('the new content shows', async () =>
       (await readFile(mounted.path('disk.raw'))).equals(pattern(MIB, 2)),
     );
@@ -37,11 +38,11 @@ export const changeTests = (subject: MountSubject): void => {
 
   test('an image that is removed while it is open can be read and written to the end', async (t) => {
     const place = await placeOf(t, subject);
-    await makeQcow2(place.image('disk.qcow2'), { bytes: pattern(MIB) });
+    await writeFile(place.image('disk.img'), pattern(MIB));
     const mounted = await place.mount();
     const file = await open(mounted.path('disk.raw'), 'r+');
     try {
-      await rm(place.image('disk.qcow2'));
+      await rm(place.image('disk.img'));
       await eventually(
         'the name has gone',
         async () => (await readdir(mounted.mountpoint)).length === 0,
@@ -57,20 +58,20 @@ export const changeTests = (subject: MountSubject): void => {
 
   test('names that clash become long, but an open view keeps its name', async (t) => {
     const place = await placeOf(t, subject);
-    await makeQcow2(place.image('open.qcow2'), { bytes: pattern(MIB, 1) });
-    await makeQcow2(place.image('shut.qcow2'), { bytes: pattern(MIB, 2) });
+    await writeFile(place.image('open.iso'), pattern(MIB, 1));
+    await writeFile(place.image('shut.iso'), pattern(MIB, 2));
     const mounted = await place.mount();
     const file = await open(mounted.path('open.raw'), 'r');
     try {
       await writeFile(place.image('open.img'), pattern(512, 3));
       await writeFile(place.image('shut.img'), pattern(512, 4));
-      const names = ['open.img.raw', 'open.raw', 'shut.img.raw', 'shut.qcow2.raw'];
+      const names = ['open.img.raw', 'open.raw', 'shut.img.raw', 'shut.iso.raw'];
       await eventually('four names', async () => {
         const shown = (await readdir(mounted.mountpoint)).sort();
         return JSON.stringify(shown) === JSON.stringify(names);
       });
       assert.deepEqual(await readFile(mounted.path('open.img.raw')), pattern(512, 3));
-      assert.deepEqual(await readFile(mounted.path('shut.qcow2.raw')), pattern(MIB, 2));
+      assert.deepEqual(await readFile(mounted.path('shut.iso.raw')), pattern(MIB, 2));
       assert.deepEqual(await readFile(mounted.path('open.raw')), pattern(MIB, 1));
     } finally {
       await file.close();
@@ -92,15 +93,18 @@ export const changeTests = (subject: MountSubject): void => {
     assert.equal(await sha256(raw.path('one.raw')), await sha256(place.image('one.bin')));
   });
 
-  test('qemu-img is refused an image that is mounted, and the mount one that QEMU holds', async (t) => {
-    const place = await placeOf(t, subject);
-    await makeQcow2(place.image('disk.qcow2'), { bytes: pattern(MIB) });
-    const mounted = await place.mount();
-    await assert.rejects(qemuImg(['resize', place.image('disk.qcow2'), '2M']), /lock/);
-    await mounted.unmount();
-    await qemuImg(['resize', '-q', place.image('disk.qcow2'), '2M']);
-    await assertClean(place.image('disk.qcow2'));
-  });
+  for (const format of DISK_FORMATS) {
+    test(`${format}: qemu-img is refused an image that is mounted, from before it is used`, async (t) => {
+      const place = await placeOf(t, subject);
+      const disk = await makeDisk(place, format, pattern(MIB));
+      const mounted = await place.mount();
+      const resize = ['resize', '-q', '-f', format, disk.path, '2M'];
+      await assert.rejects(qemuImg(resize), /lock/);
+      await mounted.unmount();
+      await qemuImg(resize);
+      await disk.assertSound();
+    });
+  }
 
   test('a mount of one file that cannot be opened is refused with its reason', async (t) => {
     const place = await placeOf(t, subject);
