@@ -1,18 +1,21 @@
 /** What commands write to stdout: text for people, or one JSON document. Logs and errors never go there. */
 import type { Argv } from 'yargs';
 
-/** Resolves when the text is handed over. A reader that went away (`| head`) ends the program quietly. */
-export const print = (text: string): Promise<void> =>
+/**
+ * Resolves when the text is handed over: true, or false when the reader went away (`| head`), which is no failure, but
+ * a reason to print no more. Errors: what the host says (ENOSPC).
+ */
+export const print = (text: string): Promise<boolean> =>
   new Promise((resolve, reject) => {
     process.stdout.write(text, (error) => {
-      if (error === null || error === undefined) resolve();
-      else if ((error as NodeJS.ErrnoException).code === 'EPIPE') resolve();
+      if (error === null || error === undefined) resolve(true);
+      else if ((error as NodeJS.ErrnoException).code === 'EPIPE') resolve(false);
       else reject(error);
     });
   });
 
 /** One JSON document, indented as `qemu-img --output=json` does it. */
-export const printJson = (document: unknown): Promise<void> =>
+export const printJson = (document: unknown): Promise<boolean> =>
   print(`${JSON.stringify(document, null, 4)}\n`);
 
 /** `--json`, and `--output` for those whose fingers know `qemu-img`. */

@@ -51,7 +51,7 @@ const printRecords = async (records: AsyncIterable<PlacedRecord>): Promise<void>
     batch.push(`${separator}${JSON.stringify(record)}`);
     separator = ',\n';
     if (batch.length >= BATCH) {
-      await print(batch.join(''));
+      if (!(await print(batch.join('')))) return;
       batch = [];
     }
   }
@@ -64,6 +64,7 @@ const printTable = async (records: AsyncIterable<PlacedRecord>): Promise<void> =
   for await (const { record, path } of records) {
     if (!record.data || record.zero) continue;
     const where = record.offset === undefined ? '(compressed)'.padEnd(16) : hex(record.offset);
-    await print(`${hex(record.start)}${hex(record.length)}${where}${path ?? ''}\n`);
+    const row = `${hex(record.start)}${hex(record.length)}${where}${path ?? ''}\n`;
+    if (!(await print(row))) return;
   }
 };

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
-import { mkdir, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, open, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { COMMANDS } from '../../../src/cli/command-table.ts';
 import { scratchDirectory } from '../../support/scratch.ts';
-import { vdiskfs } from '../../support/vdiskfs.ts';
+import { PROGRAM, run, vdiskfs } from '../../support/vdiskfs.ts';
 
 test('bad usage exits 2 and points to the help, on stderr alone', async () => {
   const cases: [string[], RegExp][] = [
@@ -100,6 +100,20 @@ test('an image that cannot be finished is not left behind', async (t) => {
   const done = await vdiskfs(['create', '-f', 'raw', image, '7P']);
   assert.equal(done.status, 1, 'no file system of a test machine holds a file of 7 PiB');
   assert.equal((await vdiskfs(['info', image])).status, 1);
+});
+
+test('a reader of the output that goes away is no failure', async (t) => {
+  const image = join(await scratchDirectory(t), 'holes.img');
+  // Every other block is a hole: more records than a pipe holds.
+  const file = await open(image, 'w');
+  for (let i = 0; i < 2000; i++) await file.write(Buffer.alloc(4096, 1), 0, 4096, i * 8192);
+  await file.close();
+  const script = '"$0" "$@" | head -c 1; exit $PIPESTATUS';
+  const args = ['-c', script, process.execPath, PROGRAM, 'map', '--json', image];
+  const done = await run('bash', args);
+  assert.equal(done.status, 0);
+  assert.equal(done.stdout, '[');
+  assert.equal(done.stderr, '');
 });
 
 test('what create refuses leaves an existing file alone', async (t) => {
