@@ -97,6 +97,7 @@ export class Catalog implements Directory {
     this.#context = this.#createContext();
     this.#watch = new SourceWatch({
       sources,
+      isImage: (path) => this.#inspector.isImage(path),
       changed: () => this.#inBackground('scan', this.rescan()),
     });
     this.#idleTimer = setInterval(() => this.#closeIdle(), IDLE_SWEEP_MS).unref();
@@ -230,7 +231,7 @@ export class Catalog implements Directory {
   async #scanIfChanged(): Promise<void> {
     // What a running scan has read may be older than the change that the caller has made.
     await this.#scanning?.catch(() => undefined);
-    if (!this.#closed && (await this.#watch.hasChanged())) await this.rescan();
+    if (!this.#closed && (await this.#watch.hasChanged({ thorough: false }))) await this.rescan();
   }
 
   async #scan(): Promise<void> {
@@ -267,8 +268,7 @@ export class Catalog implements Directory {
     // Readers of a base first give up writing it, then its overlays may be opened.
     await mapBounded(result.entries, PARALLEL_LOOKS, (entry) => entry.settle());
     for (const entry of result.entries) entry.report();
-    const unusable = result.entries.filter((entry) => entry.error !== null).map((e) => e.host);
-    this.#watch.followYoung([...result.ignoredHosts.map((i) => i.host), ...unusable]);
+    this.#watch.follow(result.ignoredHosts.map((i) => i.host));
     for (const name of result.changedNames) {
       for (const listener of this.#nameListeners) listener(name);
     }

@@ -104,6 +104,15 @@ export class Inspector {
     }
   }
 
+  /** Whether a file's content is that of an image format; false when it cannot be read. */
+  async isImage(path: string): Promise<boolean> {
+    const { registry } = this.#options;
+    return this.#withFile(path, (file) => probeFormat(registry, file, path)).then(
+      (driver) => driver !== null,
+      () => false,
+    );
+  }
+
   async #followChain(
     first: ChainLayer,
     top: ImageDescription,

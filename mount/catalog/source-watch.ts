@@ -14,8 +14,9 @@ const POLL_MS = 1000;
  */
 const CLOCK_TICK_MS = 20;
 
-/** Young files that were no images yet are looked at again, so many at most. */
-const MAX_YOUNG_FILES = 64;
+/** Of the files that are no images, so many are watched for becoming one; those written last. */
+const MAX_FOLLOWED = 256;
+/** A file that was written so lately may still be on its way to an image: lookups look at it, not only the poll. */
 const YOUNG_MS = 5000;
 
 /** A single file is the same while its inode is; what writes to it is mostly we. */
@@ -23,6 +24,8 @@ type Aspect = 'stamp' | 'identity';
 
 export interface SourceWatchOptions {
   readonly sources: readonly Source[];
+  /** Whether a file that was none is an image now. */
+  readonly isImage: (path: string) => Promise<boolean>;
   /** Something has changed; not called again while its promise is pending. Never rejects. */
   readonly changed: () => Promise<void>;
 }
@@ -31,6 +34,8 @@ export class SourceWatch {
   readonly #options: SourceWatchOptions;
   /** What was there at the last scan; '' for what was not. */
   #seen = new Map<string, { readonly aspect: Aspect; readonly value: string }>();
+  /** Stamps of the files that were no images; they have no say in the times of their directory. */
+  readonly #followed = new Map<string, { stamp: string; youngUntilMs: number }>();
   #dirty = true;
   #polling = false;
   readonly #timer: NodeJS.Timeout;
@@ -45,11 +50,15 @@ export class SourceWatch {
     this.#dirty = true;
   }
 
-  /** Whether a scan is needed. Costs a stat per source. */
-  async hasChanged(): Promise<boolean> {
+  /** Whether a scan is needed. Costs a stat per source and per young file; `thorough`, per followed file. */
+  async hasChanged({ thorough }: { readonly thorough: boolean }): Promise<boolean> {
     if (this.#dirty) return true;
     for (const [path, { aspect, value }] of this.#seen) {
       if (((await tryStatHostFile(path))?.[aspect] ?? '') !== value) return true;
+    }
+    for (const [path, file] of this.#followed) {
+      if (!thorough && Date.now() > file.youngUntilMs) continue;
+      if (await this.#becameImage(path, file)) return true;
     }
     return false;
   }
@@ -67,14 +76,12 @@ export class SourceWatch {
     }
   }
 
-  /**
-   * Called after a scan with the files that were no usable images: one that is being written may become one, which its
-   * directory's time does not tell.
-   */
-  followYoung(files: readonly { path: string; stamp: string; modifyTimeMs: number }[]): void {
-    const young = files.filter((file) => Date.now() - file.modifyTimeMs < YOUNG_MS);
-    for (const { path, stamp } of young.slice(0, MAX_YOUNG_FILES)) {
-      this.#seen.set(path, { aspect: 'stamp', value: stamp });
+  /** Called after a scan with the files that are no images. */
+  follow(files: readonly { path: string; stamp: string; modifyTimeMs: number }[]): void {
+    this.#followed.clear();
+    const latest = [...files].sort((a, b) => b.modifyTimeMs - a.modifyTimeMs);
+    for (const { path, stamp, modifyTimeMs } of latest.slice(0, MAX_FOLLOWED)) {
+      this.#followed.set(path, { stamp, youngUntilMs: modifyTimeMs + YOUNG_MS });
     }
   }
 
@@ -82,11 +89,23 @@ export class SourceWatch {
     clearInterval(this.#timer);
   }
 
+  // A log that grows in the directory costs a look at its head, not a scan.
+  async #becameImage(
+    path: string,
+    file: { stamp: string; youngUntilMs: number },
+  ): Promise<boolean> {
+    const host = await tryStatHostFile(path);
+    if (host === null || host.stamp === file.stamp) return false;
+    file.stamp = host.stamp;
+    file.youngUntilMs = host.modifyTimeMs + YOUNG_MS;
+    return this.#options.isImage(path);
+  }
+
   async #poll(): Promise<void> {
     if (this.#polling) return;
     this.#polling = true;
     try {
-      if (await this.hasChanged()) await this.#options.changed();
+      if (await this.hasChanged({ thorough: true })) await this.#options.changed();
     } finally {
       this.#polling = false;
     }

@@ -274,6 +274,17 @@ test('a file that becomes an image after it was created is shown', async (t) => 
   assert.deepEqual(await namesOf(catalog), ['slow.raw']);
 });
 
+test('an old file that is overwritten with an image is shown', async (t) => {
+  const f = await catalogFixture(t);
+  const path = join(f.images, 'old');
+  await writeFile(path, 'text '.repeat(2000));
+  await utimes(path, 1_000_000, 1_000_000);
+  const catalog = await f.mount();
+  assert.deepEqual(await namesOf(catalog), []);
+  await writeStub(path);
+  await eventually('it is shown', async () => (await namesOf(catalog)).includes('old.raw'));
+});
+
 test('a file that takes the place of another has a node id of its own and shows its own content', async (t) => {
   const f = await catalogFixture(t);
   const path = join(f.images, 'disk.stub');
