@@ -6,6 +6,7 @@ mountSuite({
     fallocate: false,
     seekHoles: false,
     setTimes: false,
+    writebackCache: false,
     keepsCache: false,
   },
 });

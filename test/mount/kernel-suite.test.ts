@@ -6,6 +6,7 @@ mountSuite({
     fallocate: true,
     seekHoles: true,
     setTimes: true,
+    writebackCache: true,
     keepsCache: true,
   },
 });

@@ -11,7 +11,13 @@ import { type MountSubject, placeOf } from './suite/subject.ts';
 
 const subject: MountSubject = {
   backend: 'kernel',
-  capabilities: { fallocate: true, seekHoles: true, setTimes: true, keepsCache: true },
+  capabilities: {
+    fallocate: true,
+    seekHoles: true,
+    setTimes: true,
+    writebackCache: true,
+    keepsCache: true,
+  },
 };
 
 const FILES = 12;

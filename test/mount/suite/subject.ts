@@ -13,6 +13,8 @@ export interface MountSubject {
     /** SEEK_DATA and SEEK_HOLE tell holes. */
     readonly seekHoles: boolean;
     readonly setTimes: boolean;
+    /** The kernel answers buffered writes itself and writes them back later. */
+    readonly writebackCache: boolean;
     /** The kernel keeps its pages of a view whose file was changed behind the mount's back. */
     readonly keepsCache: boolean;
   };
