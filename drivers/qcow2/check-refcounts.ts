@@ -12,13 +12,22 @@ const TWO_32 = 0x1_0000_0000;
 const OFFSET_LIMIT = 2 ** 63;
 
 /** One entry of the refcount table that is not 0. */
-interface BlockPlace {
+export interface BlockPlace {
   readonly index: number;
   readonly offset: number;
   /** Told from the entry's low half: a number is exact only up to 2^53. */
   readonly isAligned: boolean;
   readonly hasReservedBits: boolean;
 }
+
+const isReadable = (block: BlockPlace): boolean => block.isAligned && block.offset < OFFSET_LIMIT;
+
+/** Reads the refcount table and notes the blocks that cannot be read. Call it first. Errors: EIO. */
+export const readRefcountTable = async (state: CheckState): Promise<readonly BlockPlace[]> => {
+  const blocks = await readTable(state);
+  for (const block of blocks) if (!isReadable(block)) state.unreadableBlocks.add(block.index);
+  return blocks;
+};
 
 const readTable = async (state: CheckState): Promise<BlockPlace[]> => {
   const { offset, lengthBytes } = state.shape.refcountTable;
@@ -65,8 +74,10 @@ const referenceBlocks = (state: CheckState, blocks: readonly BlockPlace[]): void
 };
 
 /** Counts the references to the refcount blocks, then compares. The end of the last cluster in use. Errors: EIO. */
-export const compareRefcounts = async (state: CheckState): Promise<number> => {
-  const blocks = await readTable(state);
+export const compareRefcounts = async (
+  state: CheckState,
+  blocks: readonly BlockPlace[],
+): Promise<number> => {
   referenceBlocks(state, blocks);
   const comparison = new Comparison(state);
   const buffer = new Uint8Array(state.shape.clusterBytes);
@@ -103,7 +114,7 @@ class Comparison {
 
   async block(block: BlockPlace, buffer: Uint8Array): Promise<void> {
     const state = this.#state;
-    const { blockEntries, fileClusters, clusters } = state;
+    const { blockEntries, comparedClusters, clusters } = state;
     const first = block.index * blockEntries;
     const chunkEntries = clusters.chunkEntries;
     const chunks = Array.from(
@@ -111,9 +122,9 @@ class Comparison {
       (_, i) => first / chunkEntries + i,
     );
     const isTouched = chunks.some((c) => clusters.chunk(c) !== undefined);
-    if (first >= fileClusters && !isTouched) return;
-    if (!block.isAligned || block.offset >= OFFSET_LIMIT) {
-      const unknown = Math.max(0, Math.min(blockEntries, fileClusters - first));
+    if (first >= comparedClusters && !isTouched) return;
+    if (!isReadable(block)) {
+      const unknown = Math.max(0, Math.min(blockEntries, comparedClusters - first));
       state.checkError(
         `refcount block ${block.index} cannot be read: its offset is wrong`,
         unknown,
@@ -149,7 +160,7 @@ class Comparison {
 
   #cluster(cluster: number, stored: number, counted: Chunk | undefined, at: number): void {
     const state = this.#state;
-    if (cluster < state.fileClusters) {
+    if (cluster < state.comparedClusters) {
       const references = counted?.[LANE.references]?.[at] ?? 0;
       if (stored > 0 || references > 0) {
         this.highestCluster = Math.max(this.highestCluster, cluster);

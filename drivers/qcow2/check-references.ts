@@ -100,10 +100,19 @@ export class ReferenceWalk {
   #l2(table: Uint8Array, offset: number, names: L2Names): void {
     const view = viewOf(table);
     const run: ContiguousRun = { next: 0 };
+    // A table at offset 0 is the header; one with an unknown refcount is broken in another way.
+    const areFlagsChecked = offset !== 0 && this.#state.hasRefcount(offset);
     for (let at = 0; at < table.length; at += 8) {
       const [high, low] = [view.getUint32(at), view.getUint32(at + 4)];
       if (high === 0 && low === 0) continue;
-      const entry: L2Entry = { high, low, names, tableOffset: offset, index: at / 8 };
+      const entry: L2Entry = {
+        high,
+        low,
+        names,
+        tableOffset: offset,
+        index: at / 8,
+        areFlagsChecked,
+      };
       if ((high & HIGH.compressed) !== 0) this.#compressed(entry);
       else this.#standard(entry, run);
     }
@@ -144,8 +153,7 @@ export class ReferenceWalk {
     if (run.next !== 0 && offset !== run.next) totals.fragmentedClusters += e.names.active;
     run.next = offset + shape.clusterBytes;
     this.#state.reference(offset, shape.clusterBytes, times, () => describe(e));
-    // A table at offset 0 is the header: its entries have no flags to speak of.
-    if (e.names.active > 0 && e.tableOffset !== 0) {
+    if (e.names.active > 0 && e.areFlagsChecked) {
       this.#state.countCopied(offset, (e.high & HIGH.copied) !== 0, e.names.active);
     }
   }
@@ -162,6 +170,7 @@ interface L2Entry {
   readonly names: L2Names;
   readonly tableOffset: number;
   readonly index: number;
+  readonly areFlagsChecked: boolean;
 }
 
 /** Where the next cluster of a table lies when it is not fragmented; 0 before the first. */

@@ -39,6 +39,10 @@ export class CheckState {
   readonly shape: CheckShape;
   /** Host clusters, the last one perhaps not whole. */
   readonly fileClusters: number;
+  /** Clusters to compare: those of the file, and one more when a reference reaches into it. */
+  comparedClusters: number;
+  /** Refcount blocks that cannot be read, by index: what they count is unknown, and so are the flags that depend on it. */
+  readonly unreadableBlocks = new Set<number>();
   /** Refcount entries in one refcount block. */
   readonly blockEntries: number;
   readonly clusters: SparseCounters;
@@ -61,6 +65,7 @@ export class CheckState {
     this.file = file;
     this.shape = shape;
     this.fileClusters = Math.ceil(file.lengthBytes / shape.clusterBytes);
+    this.comparedClusters = this.fileClusters;
     this.blockEntries = (shape.clusterBytes * 8) / shape.refcountBits;
     this.#refcountMax = Math.min(2 ** shape.refcountBits - 1, 0xffff_ffff);
     this.memory = new Budget('memory', FIXED_BUDGET_BYTES + 2 * allocatedBytes);
@@ -98,6 +103,7 @@ export class CheckState {
       return;
     }
     const last = Math.floor((end - 1) / clusterBytes);
+    this.comparedClusters = Math.max(this.comparedClusters, last + 1);
     for (let c = Math.floor(offset / clusterBytes); c <= last; c++) {
       const over = this.clusters.add(c, LANE.references, times, this.#refcountMax);
       if (over > 0) {
@@ -105,6 +111,13 @@ export class CheckState {
         this.corruption(`${what()}: cluster ${c} has more references than ${limit}`, over);
       }
     }
+  }
+
+  /** Whether the refcount of the cluster at a host offset can be known. */
+  hasRefcount(offset: number): boolean {
+    if (this.unreadableBlocks.size === 0) return true;
+    const cluster = Math.floor(offset / this.shape.clusterBytes);
+    return !this.unreadableBlocks.has(Math.floor(cluster / this.blockEntries));
   }
 
   /** Counts entries of the active tables by their COPIED flag. */

@@ -8,7 +8,7 @@ import { toBlockError } from '../../src/base/block-error.ts';
 import type { CheckResult } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
 import { type BitmapDirectory, referenceBitmaps } from './check-bitmaps.ts';
-import { compareRefcounts } from './check-refcounts.ts';
+import { compareRefcounts, readRefcountTable } from './check-refcounts.ts';
 import { ReferenceWalk } from './check-references.ts';
 import { type CheckShape, CheckState, type TablePlace } from './check-state.ts';
 
@@ -36,8 +36,9 @@ export const checkTables = async (
   const state = new CheckState(file, shape, await file.driver.allocatedBytes());
   let imageEndOffset = 0;
   try {
+    const blocks = await readRefcountTable(state);
     await countReferences(state, targets);
-    imageEndOffset = await compareRefcounts(state);
+    imageEndOffset = await compareRefcounts(state, blocks);
   } catch (error) {
     state.checkError(toBlockError(error).message);
   }
