@@ -118,6 +118,12 @@ export class Catalog implements Directory {
 
   async lookup(name: string): Promise<Entry | null> {
     await this.#refresh();
+    const broken = this.#table.byName(name);
+    // One that has been mended gets another node, and this is where a kernel hears of it.
+    if (broken !== null && broken.error !== null && (await broken.isMended())) {
+      this.#watch.markDirty();
+      await this.#refresh();
+    }
     const entry = this.#table.byName(name);
     if (entry !== null) entry.known = true;
     return entry;
@@ -305,7 +311,10 @@ export class Catalog implements Directory {
         return 'ignored' in inspection ? null : inspection;
       },
       writerBelow: (entry) => this.#writerBelow(entry),
-      outdated: () => this.#watch.markDirty(),
+      outdated: () => {
+        this.#watch.markDirty();
+        void this.#inBackground('scan', this.#scanIfChanged());
+      },
     };
   }
 

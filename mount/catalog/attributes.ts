@@ -1,5 +1,4 @@
 /** What stat(2) and getxattr(2) say of an image. Pure. */
-import type { BlockError } from '../../src/base/block-error.ts';
 import { divideUp } from '../../src/base/range.ts';
 import type { View } from '../../src/block/view.ts';
 import type { FileAttributes } from '../directory.ts';
@@ -16,15 +15,15 @@ export const fileAttributesOf = (image: {
   readonly host: HostFile;
   readonly virtualSizeBytes: number;
   readonly allocatedBytes: number;
-  readonly error: BlockError | null;
+  readonly broken: boolean;
   readonly view: View;
 }): FileAttributes => {
-  const { host, error, view } = image;
+  const { host, broken, view } = image;
   const mode = host.mode & FILE_MODE_MASK;
   return {
-    sizeBytes: error === null ? image.virtualSizeBytes : 0,
-    blocks: error === null ? divideUp(image.allocatedBytes, BLOCK_BYTES) : 0,
-    mode: error === null ? (view.readOnly ? mode & ~WRITE_BITS : mode) : 0,
+    sizeBytes: broken ? 0 : image.virtualSizeBytes,
+    blocks: broken ? 0 : divideUp(image.allocatedBytes, BLOCK_BYTES),
+    mode: broken ? 0 : view.readOnly ? mode & ~WRITE_BITS : mode,
     uid: host.uid,
     gid: host.gid,
     accessTimeMs: host.accessTimeMs,

@@ -40,8 +40,8 @@ export interface EntryContext {
   inspect(candidate: Candidate): Promise<Inspection | null>;
   /** The image below this one that has handles which may write it; null for none. */
   writerBelow(entry: ImageEntry): Promise<ImageEntry | null>;
-  /** The file stands for something else than this entry now. */
-  outdated(entry: ImageEntry): void;
+  /** The file stands for something else than this entry now: the next scan replaces it. */
+  outdated(): void;
 }
 
 export interface ImageEntryFields {
@@ -51,6 +51,8 @@ export interface ImageEntryFields {
   readonly name: string;
   readonly candidate: Candidate;
   readonly inspection: Inspection;
+  /** Why an opening of the same file as it is has failed before; null when none has. */
+  readonly openError: BlockError | null;
 }
 
 export class ImageEntry implements Entry {
@@ -78,7 +80,12 @@ export class ImageEntry implements Entry {
   #readOnlyReason: string | null = 'it has not been looked at yet';
   /** Takes the place of the reason in force when the open chain has been closed. */
   #nextReason: string | null;
-  #openError: BlockError | null = null;
+  #openError: BlockError | null;
+  /**
+   * What kernels were told, null for nothing yet. One with a writeback cache believes no other size of a node afterwards,
+   * so an image that breaks, or is mended, has to become another node.
+   */
+  #shownBroken: boolean | null = null;
   #reported = '';
   #lookedAtMs = 0;
   #settling: Promise<void> = Promise.resolve();
@@ -93,6 +100,7 @@ export class ImageEntry implements Entry {
     this.name = fields.name;
     this.candidate = fields.candidate;
     this.inspection = fields.inspection;
+    this.#openError = fields.openError;
     this.view = this.#createView();
   }
 
@@ -107,6 +115,21 @@ export class ImageEntry implements Entry {
   /** Why it cannot be opened, as far as is known. */
   get error(): BlockError | null {
     return this.inspection.error ?? this.#hold.refusal ?? this.#openError;
+  }
+
+  /** Why an opening has failed; null when none has, or the file has changed since. */
+  get openError(): BlockError | null {
+    return this.#openError;
+  }
+
+  /** Kernels were told the opposite of what is true now, so it has to be replaced. */
+  get mustBeReplaced(): boolean {
+    return !this.canBecome({ broken: this.error !== null });
+  }
+
+  /** Whether kernels were told nothing else yet. */
+  canBecome({ broken }: { readonly broken: boolean }): boolean {
+    return this.#shownBroken === null || this.#shownBroken === broken;
   }
 
   /** The chain is open, or being used. */
@@ -145,12 +168,20 @@ export class ImageEntry implements Entry {
 
   async attributes(): Promise<FileAttributes> {
     const host = await this.#freshHost();
+    this.#shownBroken ??= this.error !== null;
+    if (this.mustBeReplaced) this.#context.outdated();
     return fileAttributesOf({
       host,
       ...(await this.#sizes(host)),
-      error: this.error,
+      broken: this.#shownBroken || this.error !== null,
       view: this.view,
     });
+  }
+
+  /** Whether an image that could not be opened can be now, as far as shows without opening it. */
+  async isMended(): Promise<boolean> {
+    await this.#freshHost();
+    return this.error === null;
   }
 
   async setTimes(accessTimeMs: number | null, modifyTimeMs: number | null): Promise<void> {
@@ -215,13 +246,17 @@ export class ImageEntry implements Entry {
         const root = await this.#context.graph.open({ path, format, readOnly: reason !== null });
         this.#openError = null;
         this.idleSinceMs = performance.now();
-        if ((this.#readOnlyReason === null) === (reason === null)) return root;
+        if (!this.mustBeReplaced && (this.#readOnlyReason === null) === (reason === null)) {
+          return root;
+        }
         await this.#context.graph.close(root);
+        if (this.mustBeReplaced) throw this.#stale();
       }
     } catch (error) {
       const failure = toBlockError(error, { op: 'open', path: this.host.path });
       if (LASTING.has(failure.kind)) this.#openError = failure;
       if (failure.errno !== 'ESTALE') this.report(failure);
+      if (this.mustBeReplaced) this.#context.outdated();
       throw failure;
     }
   }
@@ -255,7 +290,7 @@ export class ImageEntry implements Entry {
 
   // The kernel looks the name up again at ESTALE and finds the file that is there now.
   #stale(): BlockError {
-    this.#context.outdated(this);
+    this.#context.outdated();
     const message = 'the file is gone, or was changed by another program';
     return new BlockError({
       kind: 'io',
@@ -267,12 +302,13 @@ export class ImageEntry implements Entry {
   }
 
   async #reinspect(host: HostFile): Promise<void> {
+    // Of a file that has not changed, only an opening tells whether it opens now.
+    if (host.stamp !== this.host.stamp) this.#openError = null;
     this.candidate = { ...this.candidate, host };
     this.#lookedAtMs = performance.now();
     const inspection = await this.#context.inspect(this.candidate);
     if (inspection === null) throw this.#stale();
     this.inspection = inspection;
-    this.#openError = null;
     await this.settle();
   }
 
@@ -282,18 +318,15 @@ export class ImageEntry implements Entry {
     if (host === null || host.identity !== this.host.identity) return this.host;
     if (this.isOpen) return host;
     if (this.error !== null) await this.#retry(host);
-    else if (host.stamp !== this.host.stamp) this.#context.outdated(this);
+    else if (host.stamp !== this.host.stamp) this.#context.outdated();
     return this.error === null ? this.host : host;
   }
 
   async #retry(host: HostFile): Promise<void> {
     const waited = performance.now() - this.#lookedAtMs > RETRY_AFTER_MS;
-    if (!waited && host.stamp === this.host.stamp) return;
-    const openError = this.#openError;
-    const same = host.stamp === this.host.stamp;
-    await this.#reinspect(host).catch(() => undefined);
-    // Only an opening tells whether that error has gone; the file has not changed.
-    if (same) this.#openError = openError;
+    if (waited || host.stamp !== this.host.stamp) {
+      await this.#reinspect(host).catch(() => undefined);
+    }
   }
 
   /** What we did to the file ourselves does not make it another one. */

@@ -68,10 +68,9 @@ const settleNumbered = (
   index: number,
   settle: (index: number, name: string) => boolean,
 ): void => {
-  const stem = shortName(item).slice(0, -'.raw'.length);
+  const stems = [longName(item), shortName(item)].map((name) => name.slice(0, -'.raw'.length));
   for (let number = 2; number <= MAX_NUMBER; number++) {
-    if (settle(index, `${item.fileName}.${number}.raw`)) return;
-    if (settle(index, `${stem}.${number}.raw`)) return;
+    if (stems.some((stem) => settle(index, `${stem}.${number}.raw`))) return;
   }
 };
 

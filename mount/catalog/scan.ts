@@ -4,6 +4,7 @@
  */
 import { dirname } from 'node:path';
 import { present } from '../../src/base/assert.ts';
+import type { BlockError } from '../../src/base/block-error.ts';
 import type { EntryTable } from './entry-table.ts';
 import type { HostFile } from './host-file.ts';
 import { type EntryContext, ImageEntry } from './image-entry.ts';
@@ -38,6 +39,7 @@ interface Found {
   readonly candidate: Candidate;
   readonly entry: ImageEntry | null;
   readonly inspection: Inspection;
+  readonly openError: BlockError | null;
   readonly key: string;
   readonly generation: number;
 }
@@ -97,26 +99,21 @@ const look = async (
   const key = keyOf(host);
   const known = options.table.byKey(key);
   if (known !== null && stays(known, host, hosts, options.directories)) {
-    return {
-      candidate,
-      entry: known,
-      inspection: known.inspection,
-      key,
-      generation: known.generation,
-    };
+    const { inspection, generation, openError } = known;
+    return { candidate, entry: known, inspection, openError, key, generation };
   }
   const remembered = options.knownIgnored.get(host.stamp);
   if (remembered !== undefined) return { host, reason: remembered };
   const inspection = await options.inspector.inspect(candidate, options.format);
   if ('ignored' in inspection) return { host, reason: inspection.ignored };
-  // An image that could not be opened has no pages anywhere: it keeps its node id when it can be.
-  if (known?.error != null) {
-    return { candidate, entry: known, inspection, key, generation: known.generation };
-  }
-  const contentChanged = known !== null && known.host.stamp !== host.stamp;
-  const entry = contentChanged ? null : known;
-  const generation = known === null ? 0 : known.generation + (contentChanged ? 1 : 0);
-  return { candidate, entry, inspection, key, generation };
+  const changed = known !== null && known.host.stamp !== host.stamp;
+  const openError = changed ? null : (known?.openError ?? null);
+  const isBroken = inspection.error !== null || openError !== null;
+  // Nobody has pages of an image that could not be opened and cannot be now.
+  const keepsNode = known?.canBecome({ broken: isBroken }) === true && (!changed || isBroken);
+  const entry = keepsNode ? known : null;
+  const generation = known === null ? 0 : known.generation + (entry === null ? 1 : 0);
+  return { candidate, entry, inspection, openError, key, generation };
 };
 
 /** An image that is open changes through us; one that is not, and has its old stamp, is as it was. */
@@ -127,7 +124,7 @@ const stays = (
   directories: ReadonlySet<string>,
 ): boolean => {
   if (entry.isOpen || entry.handles > 0) return true;
-  if (entry.host.stamp !== host.stamp) return false;
+  if (entry.host.stamp !== host.stamp || entry.mustBeReplaced) return false;
   // A broken header is mended in its file; a broken chain may be mended elsewhere.
   const { error, description } = entry.inspection;
   if (error !== null) return description === null;
@@ -164,20 +161,14 @@ const nameAndMake = async (
   const ids = await options.nodeIds(fresh.map((image) => nodeKeyOf(image)));
   const idOf = new Map(fresh.map((image, index) => [image, ids[index]]));
   return named.map(({ image, name }) => {
-    const { key, generation, candidate, inspection } = image;
+    const { candidate, inspection, openError, key, generation } = image;
     if (image.entry !== null) {
       image.entry.adopt({ name, candidate, inspection });
       return image.entry;
     }
     const nodeId = present(idOf.get(image), 'the supervisor answers with one id for each key');
-    return new ImageEntry(options.context, {
-      nodeId,
-      key,
-      generation,
-      name,
-      candidate,
-      inspection,
-    });
+    const fields = { nodeId, key, generation, name, candidate, inspection, openError };
+    return new ImageEntry(options.context, fields);
   });
 };
 

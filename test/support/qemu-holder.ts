@@ -3,18 +3,22 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import type { Cleanup } from './scratch.ts';
 
-/** Has qemu-io hold an image open, for writing unless `options` say `-r`, until test `t` ends. */
+/**
+ * Has qemu-io hold an image open, for writing unless `options` say `-r`, until test `t` ends or the function that this
+ * returns is called.
+ */
 export const holdWithQemu = async (
   t: Cleanup,
   image: string,
   options: readonly string[] = [],
-): Promise<void> => {
+): Promise<() => Promise<void>> => {
   const child = spawn('qemu-io', [...options, image], { stdio: ['pipe', 'pipe', 'pipe'] });
   const ended = once(child, 'exit');
-  t.after(async () => {
-    child.stdin.end('quit\n');
+  const release = async (): Promise<void> => {
+    if (!child.stdin.writableEnded) child.stdin.end('quit\n');
     await ended;
-  });
+  };
+  t.after(release);
   const prompt = new Promise<void>((resolve, reject) => {
     let text = '';
     child.stdout.on('data', (chunk: Buffer) => {
@@ -25,4 +29,5 @@ export const holdWithQemu = async (
     child.on('error', reject);
   });
   await prompt;
+  return release;
 };

@@ -1,10 +1,11 @@
 /** Images come, go and change while they are mounted. */
 import assert from 'node:assert/strict';
-import { access, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { access, open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { sha256 } from '../../support/file-tools.ts';
 import { eventually, refusedMount } from '../../support/mounted.ts';
+import { holdWithQemu } from '../../support/qemu-holder.ts';
 import { qemuImg } from '../../support/qemu-img.ts';
 import { MIB, pattern, writeRange } from './bytes.ts';
 import { DISK_FORMATS, makeDisk } from './disk.ts';
@@ -103,6 +104,26 @@ export const changeTests = (subject: MountSubject): void => {
       await mounted.unmount();
       await qemuImg(resize);
       await disk.assertSound();
+    });
+
+    test(`${format}: an image that QEMU holds is busy until QEMU lets it go`, async (t) => {
+      const place = await placeOf(t, subject);
+      const disk = await makeDisk(place, format, pattern(MIB));
+      await writeFile(place.image('other.img'), pattern(MIB, 2));
+      const release = await holdWithQemu(place.cleanup, disk.path, ['-f', format]);
+      const mounted = await place.mount();
+      const { size, mode } = await stat(mounted.path(disk.view));
+      assert.deepEqual([size, mode & 0o777], [0, 0]);
+      await assert.rejects(open(mounted.path(disk.view), 'r'), { code: 'EBUSY' });
+      assert.match(mounted.log, /disk\.raw.*lock/i);
+      assert.deepEqual(await readFile(mounted.path('other.raw')), pattern(MIB, 2));
+      await release();
+      await eventually('it opens', async () =>
+        readFile(mounted.path(disk.view)).then(
+          (bytes) => bytes.equals(pattern(MIB)),
+          () => false,
+        ),
+      );
     });
   }
 

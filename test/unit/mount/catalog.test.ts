@@ -195,8 +195,11 @@ test('an image that another program holds shows with mode 0, answers EBUSY, and 
   await assert.rejects(entry.view.open(), { errno: 'EBUSY' });
   assert.match(f.lines.join(''), /another program holds it/);
   f.locks.foreign.clear();
-  await entry.view.open();
-  assert.equal((await entry.attributes()).sizeBytes, 1024);
+  await assert.rejects(entry.view.open(), { errno: 'ESTALE' });
+  const free = await lookup(catalog, 'disk.raw');
+  assert.notEqual(free.nodeId, entry.nodeId, 'a kernel that was told size 0 looks it up again');
+  await free.view.open();
+  assert.equal((await free.attributes()).sizeBytes, 1024);
 });
 
 const sizeAndMode = async (entry: Entry): Promise<{ sizeBytes: number; mode: number }> => {
@@ -243,9 +246,14 @@ test('an image that fails only when it is opened shows so afterwards, and is tri
   const path = join(f.images, 'disk.stub');
   await writeStub(path, { unopenable: true });
   const catalog = await f.mount();
+  const whole = await lookup(catalog, 'disk.raw');
+  assert.equal((await whole.attributes()).sizeBytes, 1024);
+  await assert.rejects(whole.view.open(), { errno: 'EIO' });
   const entry = await lookup(catalog, 'disk.raw');
-  await assert.rejects(entry.view.open(), { errno: 'EIO' });
   assert.deepEqual(await sizeAndMode(entry), { sizeBytes: 0, mode: 0 });
+  assert.notEqual(entry.nodeId, whole.nodeId, 'a kernel that was told a size looks it up again');
+  await assert.rejects(entry.view.open(), { errno: 'EIO' });
+  assert.equal((await lookup(catalog, 'disk.raw')).nodeId, entry.nodeId);
   await writeStub(path, {}, Buffer.from('mended'));
   const mended = await lookup(catalog, 'disk.raw');
   assert.equal((await mended.attributes()).sizeBytes, 6);
