@@ -64,6 +64,8 @@ const BROKEN_FIELDS: readonly BrokenField[] = [
   { name: 'header length huge', at: 100, bytes: U32_HUGE },
 ];
 
+const LAST_BYTE_OF_INCOMPATIBLE = 79;
+
 const fileNameOf = (field: BrokenField): string =>
   `${field.name.replaceAll(/[^a-z0-9]+/gi, '-')}.qcow2`;
 
@@ -205,5 +207,21 @@ export const badInputTests = (subject: MountSubject): void => {
       assert.equal(await errnoOf(mounted.path(`l1-${name}.raw`)), 'EIO', name);
     }
     await assertUnharmed(mounted);
+  });
+
+  test('an image that is marked dirty or corrupt is read, and not written', async (t) => {
+    const place = await placeOf(t, subject);
+    for (const [name, bit] of [
+      ['dirty', 1],
+      ['corrupt', 2],
+    ] as const) {
+      await makeQcow2(place.image(`${name}.qcow2`), { bytes: pattern(MIB) });
+      await patch(place.image(`${name}.qcow2`), LAST_BYTE_OF_INCOMPATIBLE, [bit]);
+    }
+    const mounted = await place.mount();
+    for (const name of ['dirty.raw', 'corrupt.raw']) {
+      assert.deepEqual(await readFile(mounted.path(name)), pattern(MIB), name);
+      await assert.rejects(open(mounted.path(name), 'r+'), { code: 'EROFS' }, name);
+    }
   });
 };
