@@ -262,10 +262,16 @@ export class ImageEntry implements Entry {
   }
 
   async #close(root: Node): Promise<void> {
+    const virtualSizeBytes = root.lengthBytes;
     try {
       await this.#context.graph.close(root);
     } finally {
       this.#readOnlyReason = this.#nextReason;
+      const { description } = this.inspection;
+      // It may have grown since its header was read.
+      if (description !== null) {
+        this.inspection = { ...this.inspection, description: { ...description, virtualSizeBytes } };
+      }
       await this.#adoptStamp();
     }
   }

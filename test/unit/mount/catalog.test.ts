@@ -347,6 +347,17 @@ test('our own writes and times do not make an image another file', async (t) => 
   assert.equal((await contentOf(again)).toString(), 'same');
 });
 
+test('an image that has grown has its new size when it is closed, too', async (t) => {
+  const f = await catalogFixture(t);
+  await writeStub(join(f.images, 'disk.stub'));
+  const catalog = await f.mount();
+  const entry = await lookup(catalog, 'disk.raw');
+  await entry.view.write(guestOffset(4000), Buffer.from('far'));
+  await entry.view.close();
+  assert.equal((await entry.attributes()).sizeBytes, 4003);
+  assert.equal(await lookup(catalog, 'disk.raw'), entry);
+});
+
 test('ids are the same after a restart, while the same file keeps its content', async (t) => {
   const f = await catalogFixture(t);
   await writeStub(join(f.images, 'disk.stub'));
