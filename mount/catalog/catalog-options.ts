@@ -7,6 +7,9 @@ import type { OpenGate } from '../../src/block/open-gate.ts';
 import type { DriverRegistry } from '../../src/block/registry.ts';
 import type { IgnoredFile } from './listing.ts';
 
+/** In front of a key for `nodeIds`: from now on the key stands for a new id, also for engines that come later. */
+export const RENEW_NODE_ID = '!';
+
 export interface CatalogOptions {
   /** As the command line gave them: directories of images, single files, each perhaps with a `NAME=`. At least one. */
   readonly sources: readonly { readonly name: string | null; readonly path: string }[];
@@ -27,8 +30,8 @@ export interface CatalogOptions {
   readonly socketPath: string;
   readonly pid: number;
   /**
-   * Node ids, 2 or more, one per key in the same order; the same key has the same id for the life of the mount. Keys
-   * are opaque. One batch per scan; an empty batch is not asked.
+   * Node ids, 2 or more, one per key in the same order; the same key has the same id for the life of the mount, unless
+   * it is asked for with `RENEW_NODE_ID` in front: then it has a new one from now on, also for later engines. Keys are opaque.
    */
   readonly nodeIds: (keys: readonly string[]) => Promise<readonly number[]>;
 }

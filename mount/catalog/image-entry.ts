@@ -47,7 +47,6 @@ export interface EntryContext {
 export interface ImageEntryFields {
   readonly nodeId: number;
   readonly key: string;
-  readonly generation: number;
   readonly name: string;
   readonly candidate: Candidate;
   readonly inspection: Inspection;
@@ -58,8 +57,6 @@ export interface ImageEntryFields {
 export class ImageEntry implements Entry {
   readonly nodeId: number;
   readonly key: string;
-  /** Counts the contents that one file has had, changed by others while it was closed here. */
-  readonly generation: number;
   readonly view: View;
   name: string;
   candidate: Candidate;
@@ -96,7 +93,6 @@ export class ImageEntry implements Entry {
     this.#nextReason = this.#readOnlyReason;
     this.nodeId = fields.nodeId;
     this.key = fields.key;
-    this.generation = fields.generation;
     this.name = fields.name;
     this.candidate = fields.candidate;
     this.inspection = fields.inspection;

@@ -5,6 +5,7 @@
 import { dirname } from 'node:path';
 import { present } from '../../src/base/assert.ts';
 import type { BlockError } from '../../src/base/block-error.ts';
+import { RENEW_NODE_ID } from './catalog-options.ts';
 import type { EntryTable } from './entry-table.ts';
 import type { HostFile } from './host-file.ts';
 import { type EntryContext, ImageEntry } from './image-entry.ts';
@@ -18,6 +19,7 @@ export interface ScanOptions {
   readonly context: EntryContext;
   /** `--format`: the format of the single file of the mount; null for the rules of content and extension. */
   readonly format: string | null;
+  /** See `CatalogOptions.nodeIds`. */
   readonly nodeIds: (keys: readonly string[]) => Promise<readonly number[]>;
   /** Source directories. */
   readonly directories: ReadonlySet<string>;
@@ -41,7 +43,8 @@ interface Found {
   readonly inspection: Inspection;
   readonly openError: BlockError | null;
   readonly key: string;
-  readonly generation: number;
+  /** The file was known here with other content: its old node id must not stand for it any more. */
+  readonly renews: boolean;
 }
 
 export const scan = async (
@@ -99,8 +102,8 @@ const look = async (
   const key = keyOf(host);
   const known = options.table.byKey(key);
   if (known !== null && stays(known, host, hosts, options.directories)) {
-    const { inspection, generation, openError } = known;
-    return { candidate, entry: known, inspection, openError, key, generation };
+    const { inspection, openError } = known;
+    return { candidate, entry: known, inspection, openError, key, renews: false };
   }
   const remembered = options.knownIgnored.get(host.stamp);
   if (remembered !== undefined) return { host, reason: remembered };
@@ -112,8 +115,8 @@ const look = async (
   // Nobody has pages of an image that could not be opened and cannot be now.
   const keepsNode = known?.canBecome({ broken: isBroken }) === true && (!changed || isBroken);
   const entry = keepsNode ? known : null;
-  const generation = known === null ? 0 : known.generation + (entry === null ? 1 : 0);
-  return { candidate, entry, inspection, openError, key, generation };
+  const renews = known !== null && entry === null;
+  return { candidate, entry, inspection, openError, key, renews };
 };
 
 /** An image that is open changes through us; one that is not, and has its old stamp, is as it was. */
@@ -158,23 +161,40 @@ const nameAndMake = async (
     else ignored.push({ path: image.candidate.host.path, reason: 'no name is left for it' });
   });
   const fresh = named.filter(({ image }) => image.entry === null).map(({ image }) => image);
-  const ids = await options.nodeIds(fresh.map((image) => nodeKeyOf(image)));
-  const idOf = new Map(fresh.map((image, index) => [image, ids[index]]));
+  const idOf = await nodeIdsOf(fresh, options);
   return named.map(({ image, name }) => {
-    const { candidate, inspection, openError, key, generation } = image;
+    const { candidate, inspection, openError, key } = image;
     if (image.entry !== null) {
       image.entry.adopt({ name, candidate, inspection });
       return image.entry;
     }
     const nodeId = present(idOf.get(image), 'the supervisor answers with one id for each key');
-    const fields = { nodeId, key, generation, name, candidate, inspection, openError };
+    const fields = { nodeId, key, name, candidate, inspection, openError };
     return new ImageEntry(options.context, fields);
   });
 };
 
-/** `device:inode:birth:snapshot`, and the generation after the first: see `Entry.nodeId`. */
-const nodeKeyOf = (image: Found): string =>
-  `${image.key}:${image.generation === 0 ? '' : `:${image.generation}`}`;
+/** An id that an entry still has which lost its name is not given again: the file was away, and may have changed. */
+const nodeIdsOf = async (
+  images: readonly Found[],
+  { nodeIds, table }: ScanOptions,
+): Promise<ReadonlyMap<Found, number>> => {
+  const ids = await nodeIds(images.map((image) => nodeKeyOf(image, image.renews)));
+  const idOf = new Map<Found, number>();
+  images.forEach((image, index) => {
+    idOf.set(image, present(ids[index], 'there is one id for each key'));
+  });
+  const taken = images.filter((image) => table.byNodeId(idOf.get(image) ?? 0) !== null);
+  const others = await nodeIds(taken.map((image) => nodeKeyOf(image, true)));
+  taken.forEach((image, index) => {
+    idOf.set(image, present(others[index], 'there is one id for each key'));
+  });
+  return idOf;
+};
+
+/** `device:inode:birth:snapshot`, with what asks for a new id in front. */
+const nodeKeyOf = (image: Found, renews: boolean): string =>
+  `${renews ? RENEW_NODE_ID : ''}${image.key}:`;
 
 /** Every file of a chain but the first is used by the first one's view. */
 const markBackings = (entries: readonly ImageEntry[]): void => {

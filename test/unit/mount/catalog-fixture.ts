@@ -9,6 +9,7 @@ import { createLog } from '../../../src/base/log.ts';
 import { Graph } from '../../../src/block/graph.ts';
 import type { ImageLocks, LockMode } from '../../../src/block/image-locks.ts';
 import { DriverRegistry } from '../../../src/block/registry.ts';
+import { NodeIds } from '../../../src/daemon/node-ids.ts';
 import { type Cleanup, scratchDirectory } from '../../support/scratch.ts';
 import { stub } from '../../support/stub-format.ts';
 
@@ -47,8 +48,6 @@ export interface Fixture {
   readonly outside: string;
   readonly locks: RecordedLocks;
   readonly lines: string[];
-  /** The ids that the "supervisor" has given, by key. */
-  readonly ids: Map<string, number>;
   mount(options?: Partial<CatalogOptions>): Promise<Catalog>;
 }
 
@@ -61,13 +60,8 @@ export const catalogFixture = async (t: Cleanup): Promise<Fixture> => {
   const locks = new RecordedLocks();
   const lines: string[] = [];
   const log = createLog({ level: 'debug', journald: false, write: (line) => lines.push(line) });
-  const ids = new Map<string, number>();
-  const nodeIds = async (keys: readonly string[]): Promise<number[]> =>
-    keys.map((key) => {
-      const id = ids.get(key) ?? ids.size + 2;
-      ids.set(key, id);
-      return id;
-    });
+  const ids = new NodeIds();
+  const nodeIds = async (keys: readonly string[]): Promise<number[]> => ids.idsFor(keys);
   const mount = async (options: Partial<CatalogOptions> = {}): Promise<Catalog> => {
     const sources = options.sources ?? [{ name: null, path: images }];
     const gate = await sourceGate({ sources, backingDirectories: [], mountpoint: null });
@@ -101,5 +95,5 @@ export const catalogFixture = async (t: Cleanup): Promise<Fixture> => {
     t.after(() => catalog.close());
     return catalog;
   };
-  return { images, outside, locks, lines, ids, mount };
+  return { images, outside, locks, lines, mount };
 };

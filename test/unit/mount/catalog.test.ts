@@ -369,6 +369,39 @@ test('ids are the same after a restart, while the same file keeps its content', 
   assert.equal((await lookup(second, 'renamed.raw')).nodeId, nodeId);
 });
 
+test('an id that another content made stale stays so for a later engine', async (t) => {
+  const f = await catalogFixture(t);
+  const path = join(f.images, 'disk.stub');
+  await writeStub(path);
+  const first = await f.mount();
+  const stale = (await lookup(first, 'disk.raw')).nodeId;
+  await writeStub(path, {}, Buffer.from('other'));
+  await eventually('it is another node', async () => {
+    await (await lookup(first, 'disk.raw')).attributes();
+    return (await lookup(first, 'disk.raw')).nodeId !== stale;
+  });
+  const { nodeId } = await lookup(first, 'disk.raw');
+  await first.close();
+  const second = await f.mount();
+  assert.equal((await lookup(second, 'disk.raw')).nodeId, nodeId);
+});
+
+test('a file that goes and comes back while it is open is another node', async (t) => {
+  const f = await catalogFixture(t);
+  const path = join(f.images, 'disk.stub');
+  await writeStub(path);
+  const catalog = await f.mount();
+  const before = await lookup(catalog, 'disk.raw');
+  await before.view.open();
+  catalog.opened(before);
+  await rename(path, join(f.outside, 'disk.stub'));
+  assert.equal(await catalog.lookup('disk.raw'), null);
+  await rename(join(f.outside, 'disk.stub'), path);
+  const after = await lookup(catalog, 'disk.raw');
+  assert.notEqual(after.nodeId, before.nodeId);
+  assert.equal(catalog.byNodeId(before.nodeId), before);
+});
+
 test('an open view keeps its name when a clash comes, a closed one gets its long name', async (t) => {
   const f = await catalogFixture(t);
   await writeStub(join(f.images, 'open.stub'));
