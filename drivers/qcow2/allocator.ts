@@ -1,0 +1,298 @@
+/**
+ * Takes and gives back host clusters. Deciding is synchronous once the refcount blocks are in memory; what must wait for
+ * the disk (loading a block, a larger refcount table) is done first, and the decision is made again.
+ *
+ * The search never goes back: a cursor passes each cluster once, and what is freed behind it is remembered in runs. A
+ * cluster that was unmapped comes here only after the unmapping is on disk and nobody uses it any more (release.ts).
+ */
+import { assert } from '../../src/base/assert.ts';
+import { BlockError, invalidImage } from '../../src/base/block-error.ts';
+import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
+import { divideUp } from '../../src/base/range.ts';
+import { guestOffset } from '../../src/base/units.ts';
+import type { Node } from '../../src/block/node.ts';
+import { hex } from './entry.ts';
+import type { Change } from './journal-records.ts';
+import { ENTRY_BYTES, MAX_REFCOUNT_TABLE_BYTES } from './layout.ts';
+import type { MetadataClusters } from './metadata-clusters.ts';
+import type { Refcounts } from './refcounts.ts';
+
+export interface ClusterRun {
+  readonly first: number;
+  readonly count: number;
+}
+
+export interface Allocation extends ClusterRun {
+  /** Lies past everything that was ever written to the file, so it reads as zeros. */
+  readonly isFresh: boolean;
+  readonly changes: readonly Change[];
+}
+
+export interface AllocatorOptions {
+  readonly file: Node;
+  readonly path: string;
+  readonly clusterBytes: number;
+  readonly refcounts: Refcounts;
+  /** A refcount of 0 for one of them is corruption, not free space. */
+  readonly metadata: MetadataClusters;
+  /** Brings what is dirty to disk, before the refcount table moves. */
+  readonly checkpoint: () => Promise<void>;
+  /** The header's refcount table fields, durably. */
+  readonly moveRefcountTable: (offset: number, clusters: number) => Promise<void>;
+  /** Clusters that nothing uses any more, once what says so is on disk. */
+  readonly unmapped: (run: ClusterRun) => void;
+}
+
+/** Runs of freed clusters that one allocation looks at. */
+const FREED_LOOKS = 16;
+
+export class Allocator {
+  readonly #options: AllocatorOptions;
+  /** No cluster below it is free but those in `#freed`. */
+  #cursor = 0;
+  #freed: ClusterRun[] = [];
+  #growing: Promise<void> | null = null;
+  /** What has changed and no allocation carries yet: blocks that were made, clusters that were given back. */
+  #unjournaled: Change[] = [];
+
+  constructor(options: AllocatorOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * 1 to `want` neighbouring clusters, counted once in memory. The changes are the caller's to write to the journal,
+   * together with what it maps to them. Errors: ENOSPC is met later, by the write; EFBIG when the refcount table
+   * cannot grow; EIO for corrupt refcounts.
+   */
+  async allocate(want: number): Promise<Allocation> {
+    for (;;) {
+      const found = this.#take(want);
+      if (found === 'grow') await this.#growTable();
+      else if (typeof found === 'number') await this.#options.refcounts.loadBlockOf(found);
+      else return found;
+    }
+  }
+
+  /** Exactly `count` neighbouring clusters, from the end of what is known to be used: for tables. */
+  async allocateContiguous(count: number): Promise<Allocation> {
+    for (;;) {
+      const outcome = this.#takeContiguous(count);
+      if (outcome === 'grow') await this.#growTable();
+      else if (typeof outcome === 'number') await this.#options.refcounts.loadBlockOf(outcome);
+      else return outcome;
+    }
+  }
+
+  /** Takes an allocation back whose write failed: nothing maps to it. */
+  async giveBack(allocation: Allocation): Promise<void> {
+    const { refcounts } = this.#options;
+    this.#unjournaled.push(...allocation.changes);
+    const end = allocation.first + allocation.count;
+    for (let cluster = allocation.first; cluster < end; cluster++) {
+      let block = refcounts.residentBlock(cluster);
+      while (block === null) {
+        await refcounts.loadBlockOf(cluster);
+        block = refcounts.residentBlock(cluster);
+      }
+      assert(block !== 'none', 'a counted cluster has a refcount block');
+      this.#unjournaled.push(refcounts.set(block, cluster, 0));
+    }
+    this.free(allocation);
+  }
+
+  /** Gives back clusters whose refcount has become 0. */
+  free(run: ClusterRun): void {
+    // What lies before the cursor would never be found again; what lies after it will be.
+    const count = Math.min(run.count, this.#cursor - run.first);
+    if (count > 0) this.#freed.push({ first: run.first, count });
+  }
+
+  /** The allocation, a cluster whose refcount block must be loaded first, or that the table must grow. */
+  #take(want: number): Allocation | number | 'grow' {
+    const reused = this.#takeFreed(want);
+    if (reused !== null) return reused;
+    for (;;) {
+      const block = this.#blockAt(this.#cursor);
+      if (block !== 'resident') return block;
+      const run = this.#freeRunAtCursor(want);
+      if (run.count === 0) continue;
+      this.#cursor = run.first + run.count;
+      return this.#count(run);
+    }
+  }
+
+  #blockAt(cluster: number): 'resident' | number | 'grow' {
+    const { refcounts } = this.#options;
+    const block = refcounts.residentBlock(cluster);
+    if (block === null) return cluster;
+    if (block !== 'none') return 'resident';
+    const index = refcounts.blockIndexOf(cluster);
+    if (index >= refcounts.tableEntries) return 'grow';
+    this.#makeBlock(index);
+    return 'resident';
+  }
+
+  // The block lies in the first cluster of its own range: nothing else is there, for nothing counted it.
+  #makeBlock(index: number): void {
+    const { refcounts, clusterBytes, metadata } = this.#options;
+    const first = index * refcounts.blockEntries;
+    this.#refuseMetadata(first);
+    const made = refcounts.addBlock(index, first * clusterBytes);
+    metadata.add(first, 'other');
+    this.#unjournaled.push(...made.changes, refcounts.set(made.block, first, 1));
+  }
+
+  /** From the cursor on, within its block; moves the cursor past what is in use. */
+  #freeRunAtCursor(want: number): ClusterRun {
+    const { refcounts } = this.#options;
+    const block = refcounts.residentBlock(this.#cursor);
+    assert(block !== null && block !== 'none', 'the block at the cursor is in memory');
+    const end = (refcounts.blockIndexOf(this.#cursor) + 1) * refcounts.blockEntries;
+    while (this.#cursor < end && refcounts.read(block, this.#cursor) !== 0) this.#cursor++;
+    let count = 0;
+    while (
+      count < want &&
+      this.#cursor + count < end &&
+      refcounts.read(block, this.#cursor + count) === 0
+    )
+      count++;
+    return { first: this.#cursor, count };
+  }
+
+  #takeFreed(want: number): Allocation | number | null {
+    const { refcounts } = this.#options;
+    const from = Math.max(0, this.#freed.length - FREED_LOOKS);
+    let best = -1;
+    for (let i = this.#freed.length - 1; i >= from; i--) {
+      const count = this.#freed[i]?.count ?? 0;
+      if (best < 0 || count > (this.#freed[best]?.count ?? 0)) best = i;
+      if (count >= want) break;
+    }
+    const run = this.#freed[best];
+    if (run === undefined) return null;
+    const block = refcounts.residentBlock(run.first);
+    if (block === null) return run.first;
+    const blockEnd = (refcounts.blockIndexOf(run.first) + 1) * refcounts.blockEntries;
+    const count = Math.min(want, run.count, blockEnd - run.first);
+    this.#freed.splice(best, 1);
+    if (count < run.count) this.#freed.push({ first: run.first + count, count: run.count - count });
+    return this.#count({ first: run.first, count });
+  }
+
+  #takeContiguous(count: number): Allocation | number | 'grow' {
+    const { refcounts } = this.#options;
+    let first = this.#cursor;
+    for (let at = first; at < first + count; at++) {
+      const found = this.#blockAt(at);
+      if (found !== 'resident') return found;
+      const block = refcounts.residentBlock(at);
+      assert(block !== null && block !== 'none', 'it was just seen');
+      if (refcounts.read(block, at) !== 0) first = at + 1;
+    }
+    // The cursor stays: what it has not passed it finds later.
+    return this.#count({ first, count });
+  }
+
+  #count(run: ClusterRun): Allocation {
+    const { refcounts, file, clusterBytes } = this.#options;
+    const changes: Change[] = [...this.#unjournaled];
+    for (let cluster = run.first; cluster < run.first + run.count; cluster++) {
+      this.#refuseMetadata(cluster);
+      const block = refcounts.residentBlock(cluster);
+      assert(
+        block !== null && block !== 'none',
+        'clusters are counted in blocks that are in memory',
+      );
+      assert(refcounts.read(block, cluster) === 0, 'only free clusters are taken');
+      changes.push(refcounts.set(block, cluster, 1));
+    }
+    this.#unjournaled = [];
+    return { ...run, isFresh: run.first * clusterBytes >= file.lengthBytes, changes };
+  }
+
+  #refuseMetadata(cluster: number): void {
+    const { metadata, path, clusterBytes } = this.#options;
+    if (!metadata.has(cluster)) return;
+    const message = `refcount of host cluster ${cluster} is 0, but it holds metadata`;
+    throw invalidImage(message, {
+      path,
+      offset: cluster * clusterBytes,
+      hint: 'repair it: qemu-img check -r all',
+    });
+  }
+
+  #growTable(): Promise<void> {
+    this.#growing ??= this.#moveToLargerTable().finally(() => {
+      this.#growing = null;
+    });
+    return this.#growing;
+  }
+
+  /**
+   * 1. What is dirty goes to disk: the blocks that the old table names, and the words that name them. 2. The new table and
+   * the blocks that count it are written where nothing is yet, and synced. 3. The header names it, synced. 4. The old
+   * table is unmapped. A crash before 3 leaves the old table in force, and the new one unreferenced; after it, the old
+   * one leaked.
+   */
+  async #moveToLargerTable(): Promise<void> {
+    const { refcounts, clusterBytes, file, checkpoint, moveRefcountTable, unmapped } =
+      this.#options;
+    const { metadata } = this.#options;
+    await checkpoint();
+    const oldFirst = refcounts.tableOffset / clusterBytes;
+    const oldClusters = divideUp(refcounts.tableEntries * ENTRY_BYTES, clusterBytes);
+    const plan = this.#planTable(oldClusters);
+    const table = refcounts.enlargedTable((plan.tableClusters * clusterBytes) / ENTRY_BYTES);
+    for (let i = 0; i < plan.blocks; i++) {
+      table[plan.firstBlockIndex + i] = (plan.first + i) * clusterBytes;
+    }
+    const bytes = new Uint8Array(plan.tableClusters * clusterBytes);
+    const view = viewOf(bytes);
+    for (const [i, offset] of table.entries()) writeU64BE(view, i * ENTRY_BYTES, offset);
+    // The blocks count themselves and the table. They are written before the table that names them.
+    for (let i = 0; i < plan.blocks; i++) {
+      const block = refcounts.cache.put(
+        (plan.first + i) * clusterBytes,
+        new Uint8Array(clusterBytes),
+      );
+      metadata.add(plan.first + i, 'other');
+      const from = (plan.firstBlockIndex + i) * refcounts.blockEntries;
+      const end = Math.min(
+        from + refcounts.blockEntries,
+        plan.first + plan.blocks + plan.tableClusters,
+      );
+      for (let cluster = Math.max(from, plan.first); cluster < end; cluster++)
+        refcounts.set(block, cluster, 1);
+      await file.write(guestOffset(block.key), block.bytes);
+    }
+    const tableOffset = (plan.first + plan.blocks) * clusterBytes;
+    for (let i = 0; i < plan.tableClusters; i++)
+      metadata.add(plan.first + plan.blocks + i, 'other');
+    await file.write(guestOffset(tableOffset), bytes);
+    await file.flush();
+    await moveRefcountTable(tableOffset, plan.tableClusters);
+    refcounts.moveTable(tableOffset, table);
+    for (let i = 0; i < oldClusters; i++) metadata.remove(oldFirst + i);
+    unmapped({ first: oldFirst, count: oldClusters });
+  }
+
+  /** The new table begins where the old one has no more room: nothing lies there, for nothing could be counted there. */
+  #planTable(oldClusters: number): {
+    first: number;
+    firstBlockIndex: number;
+    blocks: number;
+    tableClusters: number;
+  } {
+    const { refcounts, clusterBytes, path } = this.#options;
+    const firstBlockIndex = refcounts.tableEntries;
+    const first = firstBlockIndex * refcounts.blockEntries;
+    const tableClusters = oldClusters + Math.max(1, Math.ceil(oldClusters / 2));
+    if (tableClusters * clusterBytes > MAX_REFCOUNT_TABLE_BYTES) {
+      const message = `the image cannot grow: its refcount table would pass ${hex(MAX_REFCOUNT_TABLE_BYTES)} bytes`;
+      throw new BlockError({ kind: 'no-space', errno: 'EFBIG', message, path });
+    }
+    let blocks = 1;
+    while (blocks * refcounts.blockEntries < blocks + tableClusters) blocks++;
+    return { first, firstBlockIndex, blocks, tableClusters };
+  }
+}

@@ -1,0 +1,207 @@
+/**
+ * The mapping of guest clusters (specification: "Cluster mapping"): the L1 table, in memory as a whole (32 MiB at most),
+ * and L2 tables, through a cache of slices.
+ *
+ * It owns the entries in memory: which L1 words and L2 slices are dirty, and what the content of L2 tables is that are
+ * not on disk yet. What to map where is decided by its users; when it is written, by checkpoint.ts.
+ */
+import { invalidImage } from '../../src/base/block-error.ts';
+import { viewOf } from '../../src/base/byte-order.ts';
+import { isAligned } from '../../src/base/range.ts';
+import { guestOffset } from '../../src/base/units.ts';
+import type { Node } from '../../src/block/node.ts';
+import { type CachedTable, TableCache } from '../../src/block/table-cache.ts';
+import { entryHex, entryOffset, isCopied, type TableEntry } from './entry.ts';
+import { bytesPerL1Entry, type Qcow2Header } from './header.ts';
+import type { Change } from './journal-records.ts';
+import { ENTRY_BYTES } from './layout.ts';
+import type { MetadataClusters } from './metadata-clusters.ts';
+
+const MAX_SLICE_BYTES = 4096;
+
+export interface L1Word {
+  readonly index: number;
+  readonly at: number;
+  readonly entry: TableEntry;
+}
+
+/** Where a guest offset's entry lies. */
+export interface EntryPlace {
+  readonly l1Index: number;
+  /** Of the first byte of its slice within its L2 table. */
+  readonly sliceStart: number;
+  /** Of the entry within the slice. */
+  readonly index: number;
+}
+
+export interface ClusterMapOptions {
+  readonly file: Node;
+  readonly path: string;
+  readonly header: Qcow2Header;
+  readonly cacheBytes: number;
+  /** The L1 table's place and size, when they are not the header's (a snapshot's table). */
+  readonly l1?: { readonly offset: number; readonly entries: number };
+  readonly metadata: MetadataClusters;
+}
+
+export class ClusterMap {
+  readonly slices: TableCache;
+  readonly sliceBytes: number;
+  readonly sliceEntries: number;
+  /** Guest bytes of one L2 table. */
+  readonly tableSpanBytes: number;
+  /** L2 tables that are not on disk yet, by host offset: what they held when they were made. Null: zeros. */
+  readonly newTables = new Map<number, Uint8Array | null>();
+  readonly #options: ClusterMapOptions;
+  readonly #clusterBytes: number;
+  #l1: DataView;
+  #l1Offset: number;
+  readonly #dirtyL1 = new Set<number>();
+
+  private constructor(options: ClusterMapOptions, l1: DataView, l1Offset: number) {
+    const { header, cacheBytes } = options;
+    this.#options = options;
+    this.#l1 = l1;
+    this.#l1Offset = l1Offset;
+    this.#clusterBytes = header.clusterBytes;
+    this.sliceBytes = Math.min(MAX_SLICE_BYTES, header.clusterBytes);
+    this.sliceEntries = this.sliceBytes / ENTRY_BYTES;
+    this.tableSpanBytes = bytesPerL1Entry(header.clusterBytes);
+    this.slices = new TableCache({
+      maxBytes: Math.max(cacheBytes, 4 * this.sliceBytes),
+      load: (offset) => this.#loadSlice(offset),
+    });
+  }
+
+  /** Errors: EIO for an L1 entry that points nowhere. */
+  static async open(options: ClusterMapOptions): Promise<ClusterMap> {
+    const { file, header } = options;
+    const offset = options.l1?.offset ?? header.l1Offset;
+    const entries = options.l1?.entries ?? header.l1Entries;
+    const bytes = new Uint8Array(entries * ENTRY_BYTES);
+    if (entries > 0) await file.readClipped(guestOffset(offset), bytes);
+    return new ClusterMap(options, viewOf(bytes), offset);
+  }
+
+  get l1Entries(): number {
+    return this.#l1.byteLength / ENTRY_BYTES;
+  }
+
+  get l1Offset(): number {
+    return this.#l1Offset;
+  }
+
+  get isL1Dirty(): boolean {
+    return this.#dirtyL1.size > 0;
+  }
+
+  l1Entry(index: number): TableEntry {
+    const at = index * ENTRY_BYTES;
+    if (at >= this.#l1.byteLength) return { high: 0, low: 0 };
+    return { high: this.#l1.getUint32(at), low: this.#l1.getUint32(at + 4) };
+  }
+
+  /** Host offset of an L2 table; 0 for none. Errors: EIO for an entry that points nowhere. */
+  tableOffset(l1Index: number): number {
+    const { high, low } = this.l1Entry(l1Index);
+    const offset = entryOffset(high, low);
+    if (offset === 0) return 0;
+    const { file, path, metadata } = this.#options;
+    if (this.newTables.has(offset)) return offset;
+    const value = entryHex(high, low);
+    const context = { path, offset: this.#l1Offset + l1Index * ENTRY_BYTES };
+    if (!isAligned(offset, this.#clusterBytes)) {
+      throw invalidImage(
+        `L1 entry ${l1Index} is ${value}, not a multiple of the cluster size`,
+        context,
+      );
+    }
+    if (offset >= file.lengthBytes) {
+      throw invalidImage(`L1 entry ${l1Index} is ${value}, past the end of the file`, context);
+    }
+    if (metadata.kindOf(offset / this.#clusterBytes) === 'other') {
+      throw invalidImage(`L1 entry ${l1Index} is ${value}, where other metadata lies`, context);
+    }
+    return offset;
+  }
+
+  /** Whether the active table alone uses the L2 table, so that it may be changed in place. */
+  isTableOwned(l1Index: number): boolean {
+    return isCopied(this.l1Entry(l1Index).high);
+  }
+
+  place(offset: number): EntryPlace {
+    const l1Index = Math.floor(offset / this.tableSpanBytes);
+    const entry = Math.floor((offset - l1Index * this.tableSpanBytes) / this.#clusterBytes);
+    const index = entry % this.sliceEntries;
+    return { l1Index, sliceStart: (entry - index) * ENTRY_BYTES, index };
+  }
+
+  setL1(index: number, now: TableEntry): Change {
+    const old = this.l1Entry(index);
+    this.#l1.setUint32(index * ENTRY_BYTES, now.high);
+    this.#l1.setUint32(index * ENTRY_BYTES + 4, now.low);
+    this.#dirtyL1.add(index);
+    return { kind: 'word', at: this.#l1Offset + index * ENTRY_BYTES, old, now };
+  }
+
+  /** A new L2 table: zeros, or a copy of another. It reaches the disk with the next checkpoint. */
+  addTable(tableOffset: number, content: Uint8Array | null): void {
+    this.newTables.set(tableOffset, content);
+    for (let start = 0; start < this.#clusterBytes; start += this.sliceBytes)
+      this.slices.drop(tableOffset + start);
+  }
+
+  /** One entry of a slice that was got in this turn. */
+  setEntry(slice: CachedTable, index: number, now: TableEntry): Change {
+    const at = index * ENTRY_BYTES;
+    const old = { high: slice.view.getUint32(at), low: slice.view.getUint32(at + 4) };
+    slice.view.setUint32(at, now.high);
+    slice.view.setUint32(at + 4, now.low);
+    this.slices.changed(slice);
+    return { kind: 'word', at: slice.key + at, old, now };
+  }
+
+  /** The dirty L1 words as they are now. They stay dirty until `l1Written`. */
+  dirtyL1(): L1Word[] {
+    return [...this.#dirtyL1]
+      .sort((a, b) => a - b)
+      .map((index) => ({
+        index,
+        at: this.#l1Offset + index * ENTRY_BYTES,
+        entry: this.l1Entry(index),
+      }));
+  }
+
+  l1Written(words: readonly L1Word[]): void {
+    for (const { index, entry } of words) {
+      const now = this.l1Entry(index);
+      if (now.high === entry.high && now.low === entry.low) this.#dirtyL1.delete(index);
+    }
+  }
+
+  /** The L1 table's bytes, with room for `entries`. */
+  enlargedL1(entries: number): Uint8Array {
+    const bytes = new Uint8Array(entries * ENTRY_BYTES);
+    bytes.set(new Uint8Array(this.#l1.buffer, this.#l1.byteOffset, this.#l1.byteLength));
+    return bytes;
+  }
+
+  /** The larger table is on disk at its new place, and the header says so. */
+  moveL1(offset: number, bytes: Uint8Array): void {
+    this.#l1 = viewOf(bytes);
+    this.#l1Offset = offset;
+    this.#dirtyL1.clear();
+  }
+
+  async #loadSlice(offset: number): Promise<Uint8Array> {
+    const bytes = new Uint8Array(this.sliceBytes);
+    const tableOffset = offset - (offset % this.#clusterBytes);
+    const content = this.newTables.get(tableOffset);
+    if (content === null) return bytes;
+    if (content !== undefined)
+      bytes.set(content.subarray(offset - tableOffset, offset - tableOffset + bytes.length));
+    else await this.#options.file.readClipped(guestOffset(offset), bytes);
+    return bytes;
+  }
+}

@@ -1,0 +1,60 @@
+/**
+ * L1 and L2 table entries (specification: "Cluster mapping"). An entry is 64 bits; here it is two words of 32, high and
+ * low, because a number holds 53.
+ *
+ *     high word  bit 31 COPIED (refcount is exactly one), bit 30 compressed, bits 0-23 offset bits 32-55
+ *     low word   offset bits 9-31, bit 0 reads as zeros (version 3)
+ */
+
+const TWO_32 = 2 ** 32;
+const HIGH_OFFSET_MASK = 0x00ff_ffff;
+const LOW_OFFSET_MASK = 0xffff_fe00;
+
+export const COPIED_HIGH = 0x8000_0000;
+export const COMPRESSED_HIGH = 0x4000_0000;
+export const ZERO_LOW = 1;
+
+export interface TableEntry {
+  readonly high: number;
+  readonly low: number;
+}
+
+export const NO_ENTRY: TableEntry = { high: 0, low: 0 };
+
+export const isCopied = (high: number): boolean => (high & COPIED_HIGH) !== 0;
+export const isCompressed = (high: number): boolean => (high & COMPRESSED_HIGH) !== 0;
+
+/** Host offset of a standard entry or an L1 entry, in bytes; 0 for none. */
+export const entryOffset = (high: number, low: number): number =>
+  (high & HIGH_OFFSET_MASK) * TWO_32 + ((low & LOW_OFFSET_MASK) >>> 0);
+
+/** The entry of a cluster or table at a host offset with refcount one. */
+export const copiedEntry = (hostOffset: number, isZero = false): TableEntry => ({
+  high: (COPIED_HIGH | Math.floor(hostOffset / TWO_32)) >>> 0,
+  low: ((hostOffset >>> 0) | (isZero ? ZERO_LOW : 0)) >>> 0,
+});
+
+export const ZERO_ENTRY: TableEntry = { high: 0, low: ZERO_LOW };
+
+/** Where a compressed cluster lies: any byte offset, and at most so many bytes (whole sectors of the host). */
+export interface CompressedPlace {
+  readonly hostOffset: number;
+  readonly maxBytes: number;
+}
+
+/** Specification: "Compressed Clusters Descriptor". */
+export const compressedPlace = (
+  high: number,
+  low: number,
+  clusterBits: number,
+): CompressedPlace => {
+  const offsetHighBits = 62 - (clusterBits - 8) - 32;
+  const offsetHigh = high & (2 ** offsetHighBits - 1);
+  const hostOffset = offsetHigh * TWO_32 + (low >>> 0);
+  const sectors = ((high & 0x3fff_ffff) >>> offsetHighBits) + 1;
+  return { hostOffset, maxBytes: sectors * 512 - (hostOffset % 512) };
+};
+
+export const hex = (value: number): string => `0x${value.toString(16)}`;
+export const entryHex = (high: number, low: number): string =>
+  `0x${(high >>> 0).toString(16)}${(low >>> 0).toString(16).padStart(8, '0')}`;

@@ -1,0 +1,167 @@
+/**
+ * What the parts of an opened image share. Each field is owned by the part that its comment names; others read it.
+ */
+import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
+import { guestOffset } from '../../src/base/units.ts';
+import { CheckpointSchedule } from '../../src/block/checkpoint-schedule.ts';
+import type { OpenRequest } from '../../src/block/driver.ts';
+import type { Node } from '../../src/block/node.ts';
+import { RangeLocks } from '../../src/block/range-locks.ts';
+import type { ClusterRun } from './allocator.ts';
+import { ClusterMap } from './cluster-map.ts';
+import { compressedPlace, entryOffset, isCompressed, type TableEntry } from './entry.ts';
+import type { Qcow2Header } from './header.ts';
+import { type Change, encodeChanges } from './journal-records.ts';
+import { HEADER } from './layout.ts';
+import { MetadataClusters } from './metadata-clusters.ts';
+import { Refcounts } from './refcounts.ts';
+
+/** A change reaches the image within this time, or with this much of the journal, by itself. */
+const CHECKPOINT_DELAY_MS = 5000;
+const CHECKPOINT_JOURNAL_BYTES = 16 << 20;
+/** Changes of one journal record. */
+const CHANGES_PER_RECORD = 4096;
+
+export class ImageState {
+  readonly request: OpenRequest;
+  readonly header: Qcow2Header;
+  readonly file: Node;
+  readonly clusterBytes: number;
+  readonly refcounts: Refcounts;
+  readonly map: ClusterMap;
+  readonly metadata: MetadataClusters;
+  /** Guest ranges, rounded to clusters, whose mapping is being changed. */
+  readonly locks = new RangeLocks();
+  readonly schedule: CheckpointSchedule;
+  /** Changed by resize.ts alone. */
+  lengthBytes: number;
+  /** Unmapped since the last checkpoint began; checkpoint.ts takes it. */
+  unmapped: ClusterRun[] = [];
+  readonly #maxDirtyBytes: number;
+
+  private constructor(parts: {
+    request: OpenRequest;
+    header: Qcow2Header;
+    refcounts: Refcounts;
+    map: ClusterMap;
+    metadata: MetadataClusters;
+    checkpoint: () => Promise<void>;
+  }) {
+    const { request, header } = parts;
+    this.request = request;
+    this.header = header;
+    this.file = request.file;
+    this.clusterBytes = header.clusterBytes;
+    this.lengthBytes = header.virtualSizeBytes;
+    this.refcounts = parts.refcounts;
+    this.map = parts.map;
+    this.metadata = parts.metadata;
+    this.#maxDirtyBytes = Math.max(request.cacheBytes, 16 * header.clusterBytes);
+    this.schedule = new CheckpointSchedule({
+      run: parts.checkpoint,
+      maxDelayMs: CHECKPOINT_DELAY_MS,
+      failed: (error) => request.log.error(request.path, `a checkpoint failed: ${String(error)}`),
+    });
+  }
+
+  /** Reads the tables. `checkpoint` is called one at a time. Errors: EIO. */
+  static async load(
+    request: OpenRequest,
+    header: Qcow2Header,
+    checkpoint: () => Promise<void>,
+  ): Promise<ImageState> {
+    const { file, path, cacheBytes } = request;
+    const metadata = new MetadataClusters();
+    const refcounts = await Refcounts.open(file, header, path, cacheBytes / 4);
+    const map = await ClusterMap.open({ file, path, header, cacheBytes, metadata });
+    const { clusterBytes } = header;
+    const addTable = (offset: number, lengthBytes: number): void =>
+      metadata.addRun(offset / clusterBytes, Math.ceil(lengthBytes / clusterBytes), 'other');
+    addTable(0, clusterBytes);
+    addTable(header.l1Offset, header.l1Entries * 8);
+    addTable(header.refcountTableOffset, header.refcountTableClusters * clusterBytes);
+    for (const offset of refcounts.blockOffsets()) addTable(offset, clusterBytes);
+    for (let i = 0; i < map.l1Entries; i++) {
+      const { high, low } = map.l1Entry(i);
+      const cluster = entryOffset(high, low) / clusterBytes;
+      if (cluster > 0 && Number.isInteger(cluster) && !metadata.has(cluster))
+        metadata.add(cluster, 'table');
+    }
+    return new ImageState({ request, header, refcounts, map, metadata, checkpoint });
+  }
+
+  get isDirty(): boolean {
+    const { map, refcounts } = this;
+    return (
+      map.slices.dirtyBytes > 0 ||
+      refcounts.cache.dirtyBytes > 0 ||
+      map.isL1Dirty ||
+      map.newTables.size > 0 ||
+      refcounts.dirtyWords().length > 0 ||
+      this.unmapped.length > 0
+    );
+  }
+
+  /** Guest bytes of the backing's end; 0 without one. */
+  get backingBytes(): number {
+    return this.request.backing()?.lengthBytes ?? 0;
+  }
+
+  /**
+   * Back pressure, before a request that changes mapping takes anything: waits for a checkpoint when too much is dirty.
+   * Called without locks.
+   */
+  async admit(): Promise<void> {
+    const dirty = this.map.slices.dirtyBytes + this.refcounts.cache.dirtyBytes;
+    if (dirty > this.#maxDirtyBytes) await this.schedule.request();
+    else if (dirty > this.#maxDirtyBytes / 2) this.schedule.requestInBackground();
+  }
+
+  /**
+   * Makes changes survive SIGKILL: they are in the journal when it returns, or on disk where the journal is full.
+   */
+  async record(changes: readonly Change[]): Promise<void> {
+    const { journal, log, path } = this.request;
+    this.schedule.changed();
+    if (journal === null || changes.length === 0) return;
+    try {
+      for (let from = 0; from < changes.length; from += CHANGES_PER_RECORD) {
+        journal.append(encodeChanges(changes.slice(from, from + CHANGES_PER_RECORD)));
+      }
+    } catch (error) {
+      log.warning(
+        path,
+        `the restart journal cannot be written (${String(error)}): a checkpoint takes its place`,
+      );
+      await this.schedule.request();
+      return;
+    }
+    if (journal.pendingBytes > CHECKPOINT_JOURNAL_BYTES) this.schedule.requestInBackground();
+  }
+
+  /** What an entry stood for is not used by it any more: its clusters are given back after the next checkpoint. */
+  unmapEntry(old: TableEntry): void {
+    if (isCompressed(old.high)) {
+      const { hostOffset, maxBytes } = compressedPlace(old.high, old.low, this.header.clusterBits);
+      const first = Math.floor(hostOffset / this.clusterBytes);
+      const last = Math.floor((hostOffset + maxBytes - 1) / this.clusterBytes);
+      this.unmapped.push({ first, count: last - first + 1 });
+      return;
+    }
+    const offset = entryOffset(old.high, old.low);
+    if (offset === 0) return;
+    const first = offset / this.clusterBytes;
+    const before = this.unmapped.at(-1);
+    if (before !== undefined && before.first + before.count === first) {
+      this.unmapped[this.unmapped.length - 1] = { first: before.first, count: before.count + 1 };
+    } else this.unmapped.push({ first, count: 1 });
+  }
+
+  /** Writes one field of the header, eight bytes or four, durably. */
+  async writeHeaderField(field: keyof typeof HEADER, value: number, width: 4 | 8): Promise<void> {
+    const bytes = new Uint8Array(width);
+    if (width === 8) writeU64BE(viewOf(bytes), 0, value);
+    else viewOf(bytes).setUint32(0, value);
+    await this.file.write(guestOffset(HEADER[field]), bytes);
+  }
+}

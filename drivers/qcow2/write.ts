@@ -1,0 +1,300 @@
+/**
+ * Guest writes. In place where a cluster is this image's alone; else into new clusters, with copy-on-write of what the
+ * guest does not write.
+ *
+ * Order of an allocating write: lock the clusters, take host clusters, write data (copied parts with it), map them in
+ * memory, journal, answer. A failure before the mapping changes gives the clusters back and leaves the old content.
+ */
+import { assert } from '../../src/base/assert.ts';
+import { alignDown, alignUp, isAllZero } from '../../src/base/range.ts';
+import { guestOffset } from '../../src/base/units.ts';
+import type { Mapping } from '../../src/block/driver.ts';
+import type { Allocation, Allocator } from './allocator.ts';
+import { copiedEntry, entryOffset, isCopied } from './entry.ts';
+import type { Change } from './journal-records.ts';
+import { type EntryLookup, entryAt } from './lookup.ts';
+import type { ImageState } from './state.ts';
+import type { OwnTables } from './tables.ts';
+
+/** Pieces up to this are put together and written at once: one system call costs more than copying them. */
+const ASSEMBLE_BYTES = 256 << 10;
+
+interface Piece {
+  readonly hostOffset: number;
+  readonly bytes: Uint8Array;
+}
+
+/** Clusters to be mapped anew, and what of them the guest writes. */
+interface Target {
+  /** Guest offset of the first cluster. */
+  readonly start: number;
+  readonly clusters: number;
+  readonly hostOffset: number;
+  /** The place reads as zeros: zeros need not be written. */
+  readonly isFresh: boolean;
+}
+
+export class Writer {
+  readonly #state: ImageState;
+  readonly #lookup: EntryLookup;
+  readonly #allocator: Allocator;
+  readonly #tables: OwnTables;
+
+  constructor(state: ImageState, lookup: EntryLookup, allocator: Allocator, tables: OwnTables) {
+    this.#state = state;
+    this.#lookup = lookup;
+    this.#allocator = allocator;
+    this.#tables = tables;
+  }
+
+  /** See `DriverInstance.write`. */
+  async write(offset: number, buffer: Uint8Array): Promise<void> {
+    const pieces: Promise<void>[] = [];
+    try {
+      for (let done = 0; done < buffer.length; ) {
+        const at = offset + done;
+        const m = await this.#lookup.mapping(guestOffset(at), buffer.length - done);
+        const length = isInPlace(m)
+          ? m.lengthBytes
+          : await this.#allocatingRun(at, buffer.length - done, m);
+        const part = buffer.subarray(done, done + length);
+        pieces.push(isInPlace(m) ? this.#writeInPlace(m, part) : this.#writeLocked(at, part));
+        done += length;
+      }
+    } finally {
+      // The buffer is the caller's again only when nobody reads it any more.
+      await Promise.allSettled(pieces);
+    }
+    await Promise.all(pieces);
+  }
+
+  /**
+   * Gives space to clusters that have none, content unchanged. Errors: ENOSPC.
+   */
+  async allocate(offset: number, lengthBytes: number): Promise<void> {
+    const { clusterBytes } = this.#state;
+    const end = alignUp(offset + lengthBytes, clusterBytes);
+    for (let at = alignDown(offset, clusterBytes); at < end; ) {
+      const next = Math.min(end, at + this.#sliceSpan(at));
+      const lock = await this.#state.locks.acquire({ start: at, end: next });
+      try {
+        for (let done = at; done < next; ) done += await this.#allocateUnwritten(done, next - done);
+      } finally {
+        lock.release();
+      }
+      at = next;
+    }
+  }
+
+  /** How far from `at` neither piece can be written in place: one lock, and allocations that stay together. */
+  async #allocatingRun(at: number, lengthBytes: number, first: Mapping): Promise<number> {
+    const span = Math.min(lengthBytes, this.#sliceSpan(at));
+    let run = Math.min(first.lengthBytes, span);
+    // To the end of its cluster at least, or two locks would meet in one cluster.
+    while (run < span) {
+      const m = await this.#lookup.mapping(guestOffset(at + run), span - run);
+      if (isInPlace(m)) break;
+      run += m.lengthBytes;
+    }
+    return Math.min(run, span);
+  }
+
+  /** Guest bytes from an offset to the end of its L2 slice. */
+  #sliceSpan(at: number): number {
+    const { map, clusterBytes } = this.#state;
+    const bytes = map.sliceEntries * clusterBytes;
+    return bytes - (at % bytes);
+  }
+
+  async #writeInPlace(m: Mapping & { kind: 'data' }, bytes: Uint8Array): Promise<void> {
+    await m.file.write(guestOffset(m.hostOffset), bytes);
+  }
+
+  async #writeLocked(offset: number, buffer: Uint8Array): Promise<void> {
+    const { clusterBytes, locks } = this.#state;
+    const start = alignDown(offset, clusterBytes);
+    const lock = await locks.acquire({ start, end: alignUp(offset + buffer.length, clusterBytes) });
+    try {
+      for (let done = 0; done < buffer.length; ) {
+        // Looked up again: who held the lock before may have mapped it.
+        const m = await this.#lookup.mapping(guestOffset(offset + done), buffer.length - done);
+        const rest = buffer.subarray(done, isInPlace(m) ? done + m.lengthBytes : buffer.length);
+        if (isInPlace(m)) await this.#writeInPlace(m, rest);
+        done += isInPlace(m) ? m.lengthBytes : await this.#writeAllocating(offset + done, rest);
+      }
+    } finally {
+      lock.release();
+    }
+  }
+
+  /** Allocates for the clusters from `offset` on, as many as fit together; returns how many bytes were written. */
+  async #writeAllocating(offset: number, buffer: Uint8Array): Promise<number> {
+    const { clusterBytes, map } = this.#state;
+    const start = alignDown(offset, clusterBytes);
+    const place = map.place(offset);
+    const slice = await this.#tables.sliceFor(place);
+    const wanted = Math.min(
+      Math.ceil((offset - start + buffer.length) / clusterBytes),
+      map.sliceEntries - place.index,
+    );
+    const kept = this.#keptCluster(slice, place.index);
+    if (kept !== null) {
+      const target = { start, clusters: 1, hostOffset: kept, isFresh: false };
+      const part = buffer.subarray(0, start + clusterBytes - offset);
+      await this.#fill(target, offset, part);
+      await this.#publish(target, []);
+      return part.length;
+    }
+    let clusters = 1;
+    while (clusters < wanted && this.#needsCluster(slice, place.index + clusters)) clusters++;
+    const allocation = await this.#allocator.allocate(clusters);
+    const target = targetOf(allocation, start, clusterBytes);
+    const part = buffer.subarray(
+      0,
+      Math.min(buffer.length, start + allocation.count * clusterBytes - offset),
+    );
+    await this.#undoingOnFailure(allocation, () => this.#fill(target, offset, part));
+    await this.#publish(target, allocation.changes);
+    return part.length;
+  }
+
+  /** The host cluster that a zero cluster of this image alone keeps: it is used again. */
+  #keptCluster(slice: Parameters<EntryLookup['kindOf']>[0], index: number): number | null {
+    const { high, low } = entryAt(slice, index);
+    const kind = this.#lookup.kindOf(slice, index);
+    return kind === 'zero-allocated' && isCopied(high) ? entryOffset(high, low) : null;
+  }
+
+  #needsCluster(slice: Parameters<EntryLookup['kindOf']>[0], index: number): boolean {
+    const { high } = entryAt(slice, index);
+    switch (this.#lookup.kindOf(slice, index)) {
+      case 'data':
+      case 'zero-allocated':
+        return !isCopied(high);
+      default:
+        return true;
+    }
+  }
+
+  async #allocateUnwritten(start: number, lengthBytes: number): Promise<number> {
+    const { clusterBytes, map, header, file, lengthBytes: end } = this.#state;
+    if (start >= end) return lengthBytes;
+    const m = await this.#lookup.mapping(guestOffset(start), Math.min(lengthBytes, end - start));
+    const isOwned = m.kind === 'data' || m.kind === 'opaque' || (m.kind === 'zero' && m.allocated);
+    if (isOwned) return alignUp(m.lengthBytes, clusterBytes);
+    const place = map.place(start);
+    const slice = await this.#tables.sliceFor(place);
+    let clusters = 1;
+    const wanted = Math.min(
+      Math.ceil(m.lengthBytes / clusterBytes),
+      map.sliceEntries - place.index,
+    );
+    while (clusters < wanted && this.#needsCluster(slice, place.index + clusters)) clusters++;
+    const readsZero = this.#readsZero(m, start, Math.min(clusters * clusterBytes, m.lengthBytes));
+    const allocation = await this.#allocator.allocate(clusters);
+    const target = targetOf(allocation, start, clusterBytes);
+    const asZeros = readsZero && header.version >= 3;
+    await this.#undoingOnFailure(allocation, async () => {
+      await file.allocate(guestOffset(target.hostOffset), allocation.count * clusterBytes);
+      if (!asZeros) await this.#fill({ ...target, isFresh: false }, start, new Uint8Array(0));
+    });
+    await this.#publish(target, allocation.changes, asZeros);
+    return allocation.count * clusterBytes;
+  }
+
+  async #undoingOnFailure(allocation: Allocation, run: () => Promise<void>): Promise<void> {
+    try {
+      await run();
+    } catch (error) {
+      await this.#allocator.giveBack(allocation);
+      throw error;
+    }
+  }
+
+  /** Writes the guest's bytes and what its clusters held around them. */
+  async #fill(target: Target, offset: number, guest: Uint8Array): Promise<void> {
+    const { clusterBytes, file } = this.#state;
+    const { start, hostOffset, clusters, isFresh } = target;
+    const end = start + clusters * clusterBytes;
+    const guestEnd = offset + guest.length;
+    assert(offset >= start && guestEnd <= end, 'the guest writes inside of its target');
+    const [head, tail] = await Promise.all([
+      this.#old(start, offset, isFresh),
+      this.#old(guestEnd, end, isFresh),
+    ]);
+    const pieces: Piece[] = [];
+    if (head !== null) pieces.push({ hostOffset, bytes: head });
+    if (guest.length > 0) pieces.push({ hostOffset: hostOffset + offset - start, bytes: guest });
+    if (tail !== null) pieces.push({ hostOffset: hostOffset + guestEnd - start, bytes: tail });
+    const total = pieces.reduce((sum, p) => sum + p.bytes.length, 0);
+    if (
+      pieces.length > 1 &&
+      total <= ASSEMBLE_BYTES &&
+      total === lastEnd(pieces) - firstStart(pieces)
+    ) {
+      await file.write(guestOffset(firstStart(pieces)), Buffer.concat(pieces.map((p) => p.bytes)));
+      return;
+    }
+    const outcomes = await Promise.allSettled(
+      pieces.map((p) => file.write(guestOffset(p.hostOffset), p.bytes)),
+    );
+    for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
+  }
+
+  /** What a guest range reads as now; null when nothing has to be written for it. */
+  async #old(from: number, to: number, isFresh: boolean): Promise<Uint8Array | null> {
+    if (to <= from) return null;
+    const { lengthBytes, request } = this.#state;
+    const inside = Math.min(to, lengthBytes) - from;
+    if (inside > 0) {
+      const m = await this.#lookup.mapping(guestOffset(from), inside);
+      const isKnownZero = m.lengthBytes === inside && this.#readsZero(m, from, inside);
+      if (!isKnownZero) {
+        const bytes = new Uint8Array(to - from);
+        await request.readGuest(guestOffset(from), bytes);
+        return isFresh && isAllZero(bytes) ? null : bytes;
+      }
+    }
+    return isFresh ? null : new Uint8Array(to - from);
+  }
+
+  #readsZero(m: Mapping, from: number, lengthBytes: number): boolean {
+    if (m.kind === 'zero') return true;
+    return m.kind === 'unallocated' && (from >= this.#state.backingBytes || lengthBytes === 0);
+  }
+
+  /** Maps the target's clusters, tells who follows mappings, and journals. */
+  async #publish(target: Target, allocated: readonly Change[], asZeros = false): Promise<void> {
+    const { clusterBytes, map, request } = this.#state;
+    const place = map.place(target.start);
+    const slice = await this.#tables.sliceFor(place);
+    const changes: Change[] = [...allocated];
+    for (let i = 0; i < target.clusters; i++) {
+      const old = entryAt(slice, place.index + i);
+      const now = copiedEntry(target.hostOffset + i * clusterBytes, asZeros);
+      if (entryOffset(old.high, old.low) !== entryOffset(now.high, now.low))
+        this.#state.unmapEntry(old);
+      changes.push(map.setEntry(slice, place.index + i, now));
+    }
+    request.mappingChanged({
+      start: guestOffset(target.start),
+      lengthBytes: target.clusters * clusterBytes,
+    });
+    await this.#state.record(changes);
+  }
+}
+
+const isInPlace = (m: Mapping): m is Mapping & { kind: 'data' } => m.kind === 'data' && m.inPlace;
+
+const targetOf = (allocation: Allocation, start: number, clusterBytes: number): Target => ({
+  start,
+  clusters: allocation.count,
+  hostOffset: allocation.first * clusterBytes,
+  isFresh: allocation.isFresh,
+});
+
+const firstStart = (pieces: readonly Piece[]): number => pieces[0]?.hostOffset ?? 0;
+const lastEnd = (pieces: readonly Piece[]): number => {
+  const last = pieces.at(-1);
+  return last === undefined ? 0 : last.hostOffset + last.bytes.length;
+};
