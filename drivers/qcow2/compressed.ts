@@ -1,6 +1,6 @@
 /** Reading compressed clusters (specification: "Compressed Clusters Descriptor"): raw deflate, exactly one cluster out. */
 import { promisify } from 'node:util';
-import { inflateRaw } from 'node:zlib';
+import { constants, inflateRaw } from 'node:zlib';
 import { invalidImage } from '../../src/base/block-error.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
@@ -51,14 +51,14 @@ export class CompressedClusters {
     const packed = new Uint8Array(maxBytes);
     await this.#file.readClipped(guestOffset(hostOffset), packed);
     const clusterBytes = 2 ** this.#clusterBits;
-    const unpacked = await inflate(packed, { maxOutputLength: clusterBytes }).catch(
-      (error: Error) => {
-        throw invalidImage(
-          `compressed cluster ${value} cannot be unpacked: ${error.message}`,
-          context,
-        );
-      },
-    );
+    // The last sector is padded, and a stream may stop short of its end marker: only the output counts.
+    const options = { maxOutputLength: clusterBytes, finishFlush: constants.Z_SYNC_FLUSH };
+    const unpacked = await inflate(packed, options).catch((error: Error) => {
+      throw invalidImage(
+        `compressed cluster ${value} cannot be unpacked: ${error.message}`,
+        context,
+      );
+    });
     if (unpacked.length !== clusterBytes) {
       const message = `compressed cluster ${value} unpacks to ${unpacked.length} bytes, not ${clusterBytes}`;
       throw invalidImage(message, context);

@@ -1,7 +1,7 @@
 /**
  * What the parts of an opened image share. Each field is owned by the part that its comment names; others read it.
  */
-import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
+import { viewOf } from '../../src/base/byte-order.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import { CheckpointSchedule } from '../../src/block/checkpoint-schedule.ts';
 import type { OpenRequest } from '../../src/block/driver.ts';
@@ -12,7 +12,6 @@ import { ClusterMap } from './cluster-map.ts';
 import { compressedPlace, entryOffset, isCompressed, type TableEntry } from './entry.ts';
 import type { Qcow2Header } from './header.ts';
 import { type Change, encodeChanges } from './journal-records.ts';
-import { HEADER } from './layout.ts';
 import { MetadataClusters } from './metadata-clusters.ts';
 import { Refcounts } from './refcounts.ts';
 
@@ -157,11 +156,14 @@ export class ImageState {
     } else this.unmapped.push({ first, count: 1 });
   }
 
-  /** Writes one field of the header, eight bytes or four, durably. */
-  async writeHeaderField(field: keyof typeof HEADER, value: number, width: 4 | 8): Promise<void> {
-    const bytes = new Uint8Array(width);
-    if (width === 8) writeU64BE(viewOf(bytes), 0, value);
-    else viewOf(bytes).setUint32(0, value);
-    await this.file.write(guestOffset(HEADER[field]), bytes);
+  /** Writes neighbouring fields of the header, in one write within a sector. The caller syncs. */
+  async writeHeaderRange(
+    at: number,
+    fill: (view: DataView) => void,
+    lengthBytes: number,
+  ): Promise<void> {
+    const bytes = new Uint8Array(lengthBytes);
+    fill(viewOf(bytes));
+    await this.file.write(guestOffset(at), bytes);
   }
 }

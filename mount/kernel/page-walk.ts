@@ -74,7 +74,13 @@ const runAt = (
   lengthBytes: number,
   writable: boolean,
 ): Run | null => {
-  const m: Mapping | Promise<Mapping> = node.driver.mapping(guestOffset(at), lengthBytes);
+  let m: Mapping | Promise<Mapping>;
+  try {
+    m = node.driver.mapping(guestOffset(at), lengthBytes);
+  } catch {
+    // A damaged entry: the request that needs it meets the error.
+    return null;
+  }
   if (m instanceof Promise) {
     // The load goes on and later faults find it done; its failure is met by the request that needs it.
     m.catch(() => undefined);

@@ -219,6 +219,11 @@ export interface OpenRequest {
    * A format driver reads copy-on-write data through it.
    */
   readonly backing: () => Node | null;
+  /**
+   * Reads what the guest sees of this node now, zeros past its end: for copy-on-write. A driver does not know how its own
+   * opaque and backing ranges are read together; the node does.
+   */
+  readonly readGuest: (offset: GuestOffset, buffer: Uint8Array) => Promise<void>;
   /** Says that the guest range maps elsewhere now; see `MappingChange`. */
   readonly mappingChanged: (change: MappingChange) => void;
   /**

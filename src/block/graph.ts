@@ -216,6 +216,7 @@ export class Graph {
         ? (head) => probeHead(registry, head, head.length)[0]?.name ?? null
         : null,
       backing: () => node.backing,
+      readGuest: (offset, buffer) => node.readClipped(offset, buffer),
       mappingChanged: (change) => node.notifyMappingChanged(change),
       quiesce: () => node.quiesce(),
     });

@@ -13,6 +13,7 @@ import { createLog, type Log } from '../base/log.ts';
 import { Graph } from '../block/graph.ts';
 import { noLocks } from '../block/image-locks.ts';
 import { DriverRegistry } from '../block/registry.ts';
+import { createJournalFactory } from '../block/restart-journal-file.ts';
 import { dieWithParent } from '../os/linux.ts';
 import type { EngineConfig, EngineMessage, SupervisorMessage } from './messages.ts';
 import { serveStatus } from './status-server.ts';
@@ -39,7 +40,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   const locks = lock === 'off' ? noLocks : link;
   const { backingDirectories } = config;
   const gate = await sourceGate({ sources, backingDirectories, mountpoint });
-  const journalFor = null;
+  const journalFor = createJournalFactory({ directory: config.journalDirectory, log });
   const graph = new Graph({ registry, gate, locks, log, cache, cacheBytes, discard, journalFor });
   const catalog = await openCatalog({
     sources,

@@ -1,0 +1,229 @@
+/** An opened qcow2 image: puts the parts together and holds the order of opening and closing. */
+import { BlockError } from '../../src/base/block-error.ts';
+import { type GuestOffset, guestOffset } from '../../src/base/units.ts';
+import type {
+  BackingLink,
+  DriverInstance,
+  Mapping,
+  OpenRequest,
+  WriteZeroesOptions,
+} from '../../src/block/driver.ts';
+import { Allocator } from './allocator.ts';
+import { runCheckpoint } from './checkpoint.ts';
+import { CompressedClusters } from './compressed.ts';
+import { type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
+import { HEADER, INCOMPATIBLE } from './layout.ts';
+import { EntryLookup, entryAt } from './lookup.ts';
+import { hasPreallocatedMetadata } from './preallocation.ts';
+import { Releases } from './release.ts';
+import { replayJournal } from './replay.ts';
+import { Resizer } from './resize.ts';
+import { ImageState } from './state.ts';
+import { OwnTables } from './tables.ts';
+import { Writer } from './write.ts';
+import { Zeroes } from './zeroes.ts';
+
+/** Errors: kind invalid-image, unsupported; EROFS for one that must be repaired before it is written. */
+export const openQcow2 = async (request: OpenRequest): Promise<DriverInstance> => {
+  const header = await readHeader(request.file, request.path);
+  refuseUnsupported(header, request.path);
+  if (!request.readOnly) refuseUnrepaired(header, request.path);
+  const image = await Qcow2Image.load(request, header);
+  if (!request.readOnly) await image.takeUpJournal();
+  return image;
+};
+
+const refuseUnrepaired = (header: Qcow2Header, path: string): void => {
+  const isCorrupt = (header.incompatible & INCOMPATIBLE.corrupt) !== 0;
+  if (!isCorrupt && (header.incompatible & INCOMPATIBLE.dirty) === 0) return;
+  throw new BlockError({
+    kind: 'read-only',
+    message: isCorrupt ? 'is marked corrupt' : 'was not closed cleanly: its refcounts may be wrong',
+    hint: 'repair it with qemu-img check -r all, or open it read-only',
+    path,
+    op: 'open',
+  });
+};
+
+export class Qcow2Image implements DriverInstance {
+  readonly backingLink: BackingLink | null;
+  readonly clusterBytes: number;
+  readonly #state: ImageState;
+  readonly #lookup: EntryLookup;
+  readonly #compressed: CompressedClusters;
+  readonly #releases: Releases;
+  readonly #writer: Writer;
+  readonly #zeroes: Zeroes;
+  readonly #resizer: Resizer;
+  #prepared: Promise<void> | null = null;
+  #preallocated: Promise<boolean> | null = null;
+
+  private constructor(state: ImageState) {
+    const { request, header, clusterBytes } = state;
+    this.#state = state;
+    this.backingLink = header.backing;
+    this.clusterBytes = clusterBytes;
+    this.#lookup = new EntryLookup(state);
+    this.#compressed = new CompressedClusters(request.file, request.path, header.clusterBits);
+    const allocator = new Allocator({
+      file: request.file,
+      path: request.path,
+      clusterBytes,
+      refcounts: state.refcounts,
+      metadata: state.metadata,
+      checkpoint: () => state.schedule.request(),
+      moveRefcountTable: (offset, clusters) => this.#moveRefcountTable(offset, clusters),
+      unmapped: (run) => state.unmapped.push(run),
+    });
+    this.#releases = new Releases(state, allocator, this.#compressed);
+    const tables = new OwnTables(state, allocator);
+    this.#writer = new Writer(state, this.#lookup, allocator, tables);
+    this.#zeroes = new Zeroes(state, this.#lookup, tables, this.#writer);
+    this.#resizer = new Resizer(state, allocator, this.#zeroes);
+  }
+
+  static async load(request: OpenRequest, header: Qcow2Header): Promise<Qcow2Image> {
+    let image: Qcow2Image | null = null;
+    const state = await ImageState.load(request, header, async () => {
+      await image?.checkpoint();
+    });
+    image = new Qcow2Image(state);
+    return image;
+  }
+
+  get lengthBytes(): number {
+    return this.#state.lengthBytes;
+  }
+
+  /** One checkpoint; see checkpoint.ts. The schedule calls it, one at a time. */
+  async checkpoint(): Promise<void> {
+    await runCheckpoint(this.#state, (runs) => this.#releases.begin(runs));
+  }
+
+  /** Before the first request of an image that is opened for writing. */
+  async takeUpJournal(): Promise<void> {
+    if (await replayJournal(this.#state)) await this.#state.schedule.request();
+  }
+
+  mapping(offset: GuestOffset, lengthBytes: number): Mapping | Promise<Mapping> {
+    return this.#lookup.mapping(offset, lengthBytes);
+  }
+
+  async read(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    const { map, clusterBytes } = this.#state;
+    for (let done = 0; done < buffer.length; ) {
+      const at = offset + done;
+      const inCluster = at % clusterBytes;
+      const length = Math.min(clusterBytes - inCluster, buffer.length - done);
+      const place = map.place(at);
+      const slice = await map.slices.get(map.tableOffset(place.l1Index) + place.sliceStart);
+      const cluster = await this.#compressed.read(entryAt(slice, place.index));
+      buffer.set(cluster.subarray(inCluster, inCluster + length), done);
+      done += length;
+    }
+  }
+
+  async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    await this.#prepare();
+    await this.#state.admit();
+    await this.#writer.write(offset, buffer);
+  }
+
+  async writeZeroes(
+    offset: GuestOffset,
+    lengthBytes: number,
+    options: WriteZeroesOptions,
+  ): Promise<void> {
+    await this.#prepare();
+    await this.#state.admit();
+    await this.#zeroes.zero(offset, lengthBytes, options.unmap ? 'unmap' : 'keep');
+  }
+
+  async discard(offset: GuestOffset, lengthBytes: number): Promise<void> {
+    const unmap = this.#state.request.discard === 'unmap';
+    await this.writeZeroes(offset, lengthBytes, { unmap });
+  }
+
+  async allocate(offset: GuestOffset, lengthBytes: number): Promise<void> {
+    await this.#prepare();
+    await this.#state.admit();
+    await this.#writer.allocate(offset, lengthBytes);
+  }
+
+  // Workers write in place behind this driver: the file is synced also when no metadata is dirty.
+  async flush(): Promise<void> {
+    if (this.#state.isDirty) await this.#state.schedule.request();
+    else await this.#state.file.flush();
+  }
+
+  async resize(lengthBytes: number): Promise<void> {
+    await this.#prepare();
+    await this.#resizer.resize(lengthBytes);
+  }
+
+  async allocatedBytes(): Promise<number> {
+    return this.#state.file.driver.allocatedBytes();
+  }
+
+  async holesMeanZero(): Promise<boolean> {
+    const { header, file } = this.#state;
+    this.#preallocated ??= hasPreallocatedMetadata(file, {
+      clusterBytes: header.clusterBytes,
+      virtualSizeBytes: header.virtualSizeBytes,
+      refcountBits: header.refcountBits,
+      l1: { offset: header.l1Offset, lengthBytes: header.l1Entries * 8 },
+      refcountTable: {
+        offset: header.refcountTableOffset,
+        lengthBytes: header.refcountTableClusters * header.clusterBytes,
+      },
+    });
+    return this.#preallocated;
+  }
+
+  /** What is given back after one checkpoint is counted down on disk by the next. */
+  async close(): Promise<void> {
+    const { schedule, request } = this.#state;
+    if (request.readOnly) return;
+    await schedule.close();
+    while (this.#state.isDirty) {
+      await schedule.request();
+      await this.#releases.settled();
+    }
+    await schedule.close();
+    await this.#state.file.flush();
+    request.journal?.close();
+  }
+
+  // Autoclear bits say that something beside the mapping is up to date; from the first write on it may not be.
+  #prepare(): Promise<void> {
+    this.#prepared ??= this.#clearAutoclear().catch((error: unknown) => {
+      this.#prepared = null;
+      throw error;
+    });
+    return this.#prepared;
+  }
+
+  async #clearAutoclear(): Promise<void> {
+    const { header, file } = this.#state;
+    if (header.hasAutoclear) {
+      await this.#state.writeHeaderRange(HEADER.autoclear, () => undefined, 8);
+      await file.flush();
+    }
+    this.#lookup.inPlace = true;
+    this.#state.request.mappingChanged({ start: guestOffset(0), lengthBytes: this.lengthBytes });
+  }
+
+  async #moveRefcountTable(offset: number, clusters: number): Promise<void> {
+    const { file } = this.#state;
+    await this.#state.writeHeaderRange(
+      HEADER.refcountTableOffset,
+      (view) => {
+        view.setUint32(0, Math.floor(offset / 2 ** 32));
+        view.setUint32(4, offset >>> 0);
+        view.setUint32(8, clusters);
+      },
+      12,
+    );
+    await file.flush();
+  }
+}

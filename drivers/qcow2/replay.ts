@@ -1,0 +1,174 @@
+/**
+ * Taking up what a process that died left in the restart journal: every change of mapping that was answered and that no
+ * checkpoint had brought to the image.
+ *
+ * First all is looked at: each word and refcount on disk must be the value before the first change of it, or the value after
+ * one of them (a checkpoint may have been under way). Anything else means that another program has written the image,
+ * and nothing is applied. Then the last values are set in memory, and a checkpoint brings them to the image.
+ */
+import { BlockError } from '../../src/base/block-error.ts';
+import { viewOf } from '../../src/base/byte-order.ts';
+import { alignDown } from '../../src/base/range.ts';
+import { guestOffset } from '../../src/base/units.ts';
+import { entryHex, entryOffset, hex, isCompressed, type TableEntry } from './entry.ts';
+import { type Change, decodeChanges } from './journal-records.ts';
+import { ENTRY_BYTES } from './layout.ts';
+import type { ImageState } from './state.ts';
+
+type WordChange = Change & { kind: 'word' };
+type RefcountChange = Change & { kind: 'refcount' };
+
+interface Folded {
+  readonly words: ReadonlyMap<number, readonly WordChange[]>;
+  readonly refcounts: ReadonlyMap<number, readonly RefcountChange[]>;
+  /** New tables by offset, and what they were copied from. */
+  readonly tables: ReadonlyMap<number, number>;
+}
+
+/** True when something was applied. Errors: EIO for a journal that cannot be read, or an image that cannot. */
+export const replayJournal = async (state: ImageState): Promise<boolean> => {
+  const { journal, log, path } = state.request;
+  const records = journal?.leftover ?? [];
+  if (records.length === 0) return false;
+  const folded = fold(records.flatMap((record) => decodeChanges(record)));
+  const conflict = await findConflict(state, folded);
+  if (conflict !== null) {
+    log.error(
+      path,
+      `another program has changed this image since vdiskfs was killed (${conflict}): ` +
+        `${records.length} changes that were answered then and never synced are lost`,
+    );
+    return false;
+  }
+  await apply(state, folded);
+  log.info(path, `${records.length} changes taken up from the restart journal`);
+  return true;
+};
+
+const fold = (changes: readonly Change[]): Folded => {
+  const words = new Map<number, WordChange[]>();
+  const refcounts = new Map<number, RefcountChange[]>();
+  const tables = new Map<number, number>();
+  for (const c of changes) {
+    if (c.kind === 'table') tables.set(c.at, c.source);
+    else if (c.kind === 'word') append(words, c.at, c);
+    else append(refcounts, c.cluster, c);
+  }
+  return { words, refcounts, tables };
+};
+
+const append = <K, V>(map: Map<K, V[]>, key: K, value: V): void => {
+  const known = map.get(key);
+  if (known === undefined) map.set(key, [value]);
+  else known.push(value);
+};
+
+const isSame = (a: TableEntry, b: TableEntry): boolean => a.high === b.high && a.low === b.low;
+
+/** What on disk is neither old nor new; null when all is. Entries of tables that are new are not on disk yet. */
+const findConflict = async (state: ImageState, folded: Folded): Promise<string | null> => {
+  const { file, clusterBytes, refcounts } = state;
+  for (const [at, changes] of folded.words) {
+    if (folded.tables.has(alignDown(at, clusterBytes))) continue;
+    const bytes = new Uint8Array(ENTRY_BYTES);
+    await file.readClipped(guestOffset(at), bytes);
+    const found = { high: viewOf(bytes).getUint32(0), low: viewOf(bytes).getUint32(4) };
+    const first = changes[0];
+    if (
+      first === undefined ||
+      isSame(first.old, found) ||
+      changes.some((c) => isSame(c.now, found))
+    )
+      continue;
+    return `table entry at ${hex(at)} is ${entryHex(found.high, found.low)}`;
+  }
+  for (const [cluster, changes] of folded.refcounts) {
+    const offset = refcounts.blockOffset(refcounts.blockIndexOf(cluster));
+    if (offset === 0 || folded.tables.has(offset)) continue;
+    await refcounts.loadBlockOf(cluster);
+    const block = refcounts.residentBlock(cluster);
+    const found = block === null || block === 'none' ? 0 : refcounts.read(block, cluster);
+    if (changes[0]?.old === found || changes.some((c) => c.now === found)) continue;
+    return `refcount of host cluster ${cluster} is ${found}`;
+  }
+  return null;
+};
+
+// Refcount table words, then blocks and refcounts, then L1 words, then L2 entries: each needs the one before.
+const apply = async (state: ImageState, folded: Folded): Promise<void> => {
+  const { map, refcounts, metadata, clusterBytes } = state;
+  const words = [...folded.words].map(([at, changes]) => ({ at, now: lastOf(changes).now }));
+  const tableEnd = refcounts.tableOffset + refcounts.tableEntries * ENTRY_BYTES;
+  const l1End = map.l1Offset + map.l1Entries * ENTRY_BYTES;
+  const isIn = (start: number, end: number) => (w: { at: number }) => w.at >= start && w.at < end;
+  const isTableWord = isIn(refcounts.tableOffset, tableEnd);
+  const isL1Word = isIn(map.l1Offset, l1End);
+  for (const { at, now } of words.filter(isTableWord)) {
+    const offset = now.high * 2 ** 32 + now.low;
+    const index = (at - refcounts.tableOffset) / ENTRY_BYTES;
+    if (refcounts.blockOffset(index) === offset) continue;
+    refcounts.addBlock(index, offset);
+    metadata.add(offset / clusterBytes, 'other');
+  }
+  for (const [cluster, changes] of folded.refcounts)
+    await setRefcount(state, cluster, lastOf(changes).now);
+  for (const { at, now } of words.filter(isL1Word)) {
+    map.setL1((at - map.l1Offset) / ENTRY_BYTES, now);
+  }
+  await makeTables(state, folded);
+  for (const { at, now } of words.filter((w) => !isTableWord(w) && !isL1Word(w)))
+    await setL2(state, at, now);
+  for (const [at, changes] of folded.words) {
+    if (isTableWord({ at })) continue;
+    for (const change of changes) unmapOld(state, change.old, change.now);
+  }
+};
+
+// What the change unmapped was not given back before the process died: that comes after the checkpoint that ends its record.
+const unmapOld = (state: ImageState, old: TableEntry, now: TableEntry): void => {
+  const isKept =
+    !isCompressed(old.high) && entryOffset(old.high, old.low) === entryOffset(now.high, now.low);
+  if (!isKept) state.unmapEntry(old);
+};
+
+const lastOf = <T>(changes: readonly T[]): T => {
+  const last = changes.at(-1);
+  if (last === undefined) throw new RangeError('a folded change has a value');
+  return last;
+};
+
+const setRefcount = async (state: ImageState, cluster: number, now: number): Promise<void> => {
+  const { refcounts, request } = state;
+  await refcounts.loadBlockOf(cluster);
+  const block = refcounts.residentBlock(cluster);
+  if (block === null || block === 'none') {
+    const message = `the restart journal counts host cluster ${cluster}, which has no refcount block`;
+    throw new BlockError({ kind: 'io', message, path: request.path });
+  }
+  refcounts.set(block, cluster, now);
+};
+
+const makeTables = async (state: ImageState, folded: Folded): Promise<void> => {
+  const { map, file, clusterBytes, metadata, refcounts } = state;
+  const blocks = new Set(refcounts.blockOffsets());
+  for (const [offset, source] of folded.tables) {
+    if (blocks.has(offset)) continue;
+    let content: Uint8Array | null = null;
+    if (source !== 0) {
+      content = new Uint8Array(clusterBytes);
+      await file.readClipped(guestOffset(source), content);
+      metadata.remove(source / clusterBytes);
+    }
+    map.addTable(offset, content);
+    metadata.add(offset / clusterBytes, 'table');
+  }
+};
+
+const setL2 = async (state: ImageState, at: number, now: TableEntry): Promise<void> => {
+  const { map } = state;
+  const key = alignDown(at, map.sliceBytes);
+  await map.slices.get(key);
+  const slice = map.slices.peek(key);
+  if (slice === undefined) throw new RangeError('a slice that was just loaded is there');
+  map.setEntry(slice, (at - key) / ENTRY_BYTES, now);
+};

@@ -1,0 +1,105 @@
+/**
+ * Changing the virtual size. Drained: no request runs beside it.
+ *
+ * Growing: the tail of the last cluster and what a longer backing image would show are zeroed first, durably, then the
+ * header gets the new size. Shrinking: what lies past the new end is unmapped first, durably, so that growing again
+ * never brings it back. A crash in between leaves the old size.
+ */
+import { BlockError } from '../../src/base/block-error.ts';
+import { writeU64BE } from '../../src/base/byte-order.ts';
+import { alignUp, divideUp } from '../../src/base/range.ts';
+import { guestOffset } from '../../src/base/units.ts';
+import type { Allocator } from './allocator.ts';
+import { bytesPerL1Entry } from './header.ts';
+import { ENTRY_BYTES, HEADER, MAX_L1_BYTES, SECTOR_BYTES } from './layout.ts';
+import type { ImageState } from './state.ts';
+import type { Zeroes } from './zeroes.ts';
+
+export class Resizer {
+  readonly #state: ImageState;
+  readonly #allocator: Allocator;
+  readonly #zeroes: Zeroes;
+
+  constructor(state: ImageState, allocator: Allocator, zeroes: Zeroes) {
+    this.#state = state;
+    this.#allocator = allocator;
+    this.#zeroes = zeroes;
+  }
+
+  /** Bytes, rounded up to whole sectors. Errors: EFBIG for more than an L1 table of 32 MiB holds; ENOSPC, EIO. */
+  async resize(lengthBytes: number): Promise<void> {
+    const state = this.#state;
+    const now = alignUp(lengthBytes, SECTOR_BYTES);
+    const old = state.lengthBytes;
+    if (now === old) return;
+    if (now > old) await this.#prepareGrowth(old, now);
+    else
+      await this.#zeroes.forget(alignUp(now, state.clusterBytes), alignUp(old, state.clusterBytes));
+    await state.schedule.request();
+    await state.writeHeaderRange(HEADER.size, (view) => writeU64BE(view, 0, now), 8);
+    await state.file.flush();
+    state.lengthBytes = now;
+  }
+
+  async #prepareGrowth(old: number, now: number): Promise<void> {
+    const state = this.#state;
+    const { clusterBytes } = state;
+    const entries = divideUp(now, bytesPerL1Entry(clusterBytes));
+    if (entries * ENTRY_BYTES > MAX_L1_BYTES) {
+      const message = `cannot be ${now} bytes: with clusters of ${clusterBytes} bytes its L1 table would pass 32 MiB`;
+      throw new BlockError({
+        kind: 'bad-request',
+        errno: 'EFBIG',
+        message,
+        path: state.request.path,
+      });
+    }
+    if (entries > state.map.l1Entries) await this.#enlargeL1(entries);
+    state.lengthBytes = now;
+    try {
+      const zeroEnd = Math.min(now, Math.max(alignUp(old, clusterBytes), state.backingBytes));
+      if (zeroEnd > old) await this.#zeroes.zero(old, zeroEnd - old, 'unmap');
+    } catch (error) {
+      state.lengthBytes = old;
+      throw error;
+    }
+  }
+
+  /**
+   * 1. What is dirty in the old table goes to disk. 2. The larger table is written elsewhere and synced. 3. The header
+   * names it, in one write, and is synced. 4. The old one is unmapped. A crash before 3 leaks the new one, after it
+   * the old one.
+   */
+  async #enlargeL1(entries: number): Promise<void> {
+    const state = this.#state;
+    const { map, clusterBytes, file, metadata } = state;
+    const clusters = divideUp(entries * ENTRY_BYTES, clusterBytes);
+    const allocation = await this.#allocator.allocateContiguous(clusters);
+    await state.record(allocation.changes);
+    await state.schedule.request();
+    const offset = allocation.first * clusterBytes;
+    const bytes = map.enlargedL1(entries);
+    const padded = new Uint8Array(clusters * clusterBytes);
+    padded.set(bytes);
+    await file.write(guestOffset(offset), padded);
+    await file.flush();
+    const old = {
+      first: map.l1Offset / clusterBytes,
+      count: divideUp(map.l1Entries * ENTRY_BYTES, clusterBytes),
+    };
+    await state.writeHeaderRange(
+      HEADER.l1Size,
+      (view) => {
+        view.setUint32(0, entries);
+        view.setUint32(4, Math.floor(offset / 2 ** 32));
+        view.setUint32(8, offset >>> 0);
+      },
+      12,
+    );
+    await file.flush();
+    map.moveL1(offset, bytes);
+    metadata.addRun(allocation.first, clusters, 'other');
+    for (let i = 0; i < old.count; i++) metadata.remove(old.first + i);
+    if (old.count > 0) state.unmapped.push(old);
+  }
+}

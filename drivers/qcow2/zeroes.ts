@@ -1,0 +1,148 @@
+/**
+ * Write-zeroes and discard. Whole clusters change their entry; parts of clusters are written with zeros, unless they read
+ * so already. A cluster over a backing image reads as zeros afterwards, too: version 3 says so in its entry, version 2 has
+ * to write them.
+ */
+import { alignDown, alignUp } from '../../src/base/range.ts';
+import { guestOffset } from '../../src/base/units.ts';
+import {
+  COPIED_HIGH,
+  entryOffset,
+  isCompressed,
+  isCopied,
+  NO_ENTRY,
+  type TableEntry,
+  ZERO_ENTRY,
+  ZERO_LOW,
+} from './entry.ts';
+import type { Change } from './journal-records.ts';
+import { type EntryKind, type EntryLookup, entryAt } from './lookup.ts';
+import type { ImageState } from './state.ts';
+import type { OwnTables } from './tables.ts';
+import type { Writer } from './write.ts';
+
+/** `unmap`: give the space back. `keep`: it stays this image's, where the format can say "zero and allocated". */
+export type ZeroMode = 'unmap' | 'keep';
+
+const ZERO_CHUNK_BYTES = 1 << 20;
+
+export class Zeroes {
+  readonly #state: ImageState;
+  readonly #lookup: EntryLookup;
+  readonly #tables: OwnTables;
+  readonly #writer: Writer;
+
+  constructor(state: ImageState, lookup: EntryLookup, tables: OwnTables, writer: Writer) {
+    this.#state = state;
+    this.#lookup = lookup;
+    this.#tables = tables;
+    this.#writer = writer;
+  }
+
+  /** See `DriverInstance.writeZeroes`. */
+  async zero(offset: number, lengthBytes: number, mode: ZeroMode): Promise<void> {
+    const { clusterBytes, lengthBytes: imageEnd } = this.#state;
+    const end = offset + lengthBytes;
+    const first = alignUp(offset, clusterBytes);
+    // The last cluster of the image is whole when all that the guest sees of it is.
+    const last = end === imageEnd ? alignUp(end, clusterBytes) : alignDown(end, clusterBytes);
+    if (last <= first) {
+      await this.#zeroPart(offset, end);
+      return;
+    }
+    await this.#zeroPart(offset, first);
+    await this.#zeroPart(Math.min(last, end), end);
+    for (let at = first; at < last; ) at = await this.#zeroSpan(at, last, mode);
+  }
+
+  /** Unmaps everything from `start` (a multiple of the cluster size) to `end`, whatever the backing holds there. */
+  async forget(start: number, end: number): Promise<void> {
+    for (let at = start; at < end; ) {
+      const next = Math.min(end, this.#spanEnd(at));
+      if (this.#state.map.tableOffset(this.#state.map.place(at).l1Index) !== 0) {
+        await this.#changeEntries(at, next, () => NO_ENTRY);
+      }
+      at = next;
+    }
+  }
+
+  #spanEnd(at: number): number {
+    const span = this.#state.map.sliceEntries * this.#state.clusterBytes;
+    return at - (at % span) + span;
+  }
+
+  async #zeroPart(from: number, to: number): Promise<void> {
+    for (let at = from; at < to; ) {
+      const m = await this.#lookup.mapping(guestOffset(at), to - at);
+      const readsZero =
+        m.kind === 'zero' || (m.kind === 'unallocated' && at >= this.#state.backingBytes);
+      if (!readsZero)
+        await this.#writer.write(at, new Uint8Array(Math.min(m.lengthBytes, ZERO_CHUNK_BYTES)));
+      at += readsZero ? m.lengthBytes : Math.min(m.lengthBytes, ZERO_CHUNK_BYTES);
+    }
+  }
+
+  /** As far as one L2 slice goes, or without a table as far as there is none. Returns where it stopped. */
+  async #zeroSpan(start: number, end: number, mode: ZeroMode): Promise<number> {
+    const { map, header, locks, backingBytes } = this.#state;
+    const { l1Index } = map.place(start);
+    if (map.tableOffset(l1Index) === 0 && start >= backingBytes) {
+      return Math.min(end, (l1Index + 1) * map.tableSpanBytes);
+    }
+    await this.#state.admit();
+    const next = Math.min(end, this.#spanEnd(start));
+    if (header.version < 3 && start < backingBytes) {
+      await this.#zeroPart(start, Math.min(next, this.#state.lengthBytes));
+      return next;
+    }
+    if (header.version < 3 && mode === 'keep') {
+      await this.#zeroPart(start, Math.min(next, this.#state.lengthBytes));
+      return next;
+    }
+    const lock = await locks.acquire({ start, end: next });
+    try {
+      await this.#changeEntries(start, next, (old, kind, at) =>
+        this.#zeroEntry(old, kind, at, mode),
+      );
+    } finally {
+      lock.release();
+    }
+    return next;
+  }
+
+  #zeroEntry(old: TableEntry, kind: EntryKind, at: number, mode: ZeroMode): TableEntry {
+    const hasBelow = at < this.#state.backingBytes;
+    const isOwn = isCopied(old.high) && (kind === 'data' || kind === 'zero-allocated');
+    if (mode === 'keep' && isOwn) return { high: old.high, low: (old.low | ZERO_LOW) >>> 0 };
+    if (kind === 'unallocated' && !hasBelow) return old;
+    if (kind === 'zero') return old;
+    return this.#state.header.version >= 3 && hasBelow ? ZERO_ENTRY : NO_ENTRY;
+  }
+
+  async #changeEntries(
+    start: number,
+    end: number,
+    change: (old: TableEntry, kind: EntryKind, at: number) => TableEntry,
+  ): Promise<void> {
+    const { map, clusterBytes, request } = this.#state;
+    const place = map.place(start);
+    const slice = await this.#tables.sliceFor(place);
+    const changes: Change[] = [];
+    for (let i = 0; start + i * clusterBytes < end; i++) {
+      const index = place.index + i;
+      const old = entryAt(slice, index);
+      const now = change(old, this.#lookup.kindOf(slice, index), start + i * clusterBytes);
+      if (now.high === old.high && now.low === old.low) continue;
+      if (!keepsPlace(old, now)) this.#state.unmapEntry(old);
+      changes.push(map.setEntry(slice, index, now));
+    }
+    if (changes.length === 0) return;
+    request.mappingChanged({ start: guestOffset(start), lengthBytes: end - start });
+    await this.#state.record(changes);
+  }
+}
+
+const keepsPlace = (old: TableEntry, now: TableEntry): boolean =>
+  !isCompressed(old.high) &&
+  (now.high & COPIED_HIGH) !== 0 &&
+  entryOffset(old.high, old.low) === entryOffset(now.high, now.low);

@@ -1,0 +1,173 @@
+/**
+ * The restart journal as files on tmpfs (the runtime directory): one file a generation, named by the image's device and
+ * inode, made when the first record is appended. What SIGKILL leaves there is offered to whoever opens that image for
+ * writing next, in this boot; after a power cut nothing of it counts.
+ *
+ *     header  64 bytes: magic, boot id (36 bytes), device f64, inode f64
+ *     record  length u32, CRC-32 of the content u32, content; a torn or damaged one ends the file
+ */
+import { closeSync, openSync, readdirSync, readFileSync, unlinkSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import { crc32 } from 'node:zlib';
+import { toBlockError } from '../base/block-error.ts';
+import { viewOf } from '../base/byte-order.ts';
+import type { Log } from '../base/log.ts';
+import type { FileIdentity } from './graph.ts';
+import type { RestartJournal } from './restart-journal.ts';
+
+const MAGIC = Buffer.from('VDKJRNL1');
+const HEADER_BYTES = 64;
+const BOOT_ID_AT = 8;
+const DEVICE_AT = 48;
+const INODE_AT = 56;
+const RECORD_HEAD_BYTES = 8;
+
+export interface JournalFactoryOptions {
+  readonly directory: string;
+  readonly log: Log;
+  /** Of this boot; tests pretend another. */
+  readonly bootId?: string;
+}
+
+const currentBootId = (): string => readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+
+/** Journals in one directory. An image has one user at a time: its lock sees to that. Errors: those of the host. */
+export const createJournalFactory = (
+  options: JournalFactoryOptions,
+): ((file: FileIdentity) => Promise<RestartJournal>) => {
+  const bootId = options.bootId ?? currentBootId();
+  return async (file) => new JournalFile(options, bootId, file);
+};
+
+class JournalFile implements RestartJournal {
+  readonly leftover: readonly Uint8Array[];
+  readonly #options: JournalFactoryOptions;
+  readonly #header: Uint8Array;
+  readonly #prefix: string;
+  /** Generations that have a file, oldest first, and how long each is. */
+  readonly #generations = new Map<number, number>();
+  #current: number;
+  #fd: number | null = null;
+
+  constructor(options: JournalFactoryOptions, bootId: string, file: FileIdentity) {
+    this.#options = options;
+    this.#prefix = `${file.device}-${file.inode}.`;
+    this.#header = encodeHeader(bootId, file);
+    const found = this.#filesFound();
+    this.leftover = found.flatMap((generation) => this.#readGeneration(generation, file.path));
+    this.#current = (found.at(-1) ?? 0) + 1;
+  }
+
+  get pendingBytes(): number {
+    let sum = 0;
+    for (const bytes of this.#generations.values()) sum += bytes;
+    return sum;
+  }
+
+  append(record: Uint8Array): void {
+    const bytes = new Uint8Array(RECORD_HEAD_BYTES + record.length);
+    const view = viewOf(bytes);
+    view.setUint32(0, record.length);
+    view.setUint32(4, crc32(record));
+    bytes.set(record, RECORD_HEAD_BYTES);
+    try {
+      const fd = this.#fd ?? this.#create();
+      writeWhole(fd, bytes);
+    } catch (error) {
+      // Half a record would hide all that follow it: the generation ends here.
+      this.begin();
+      throw toBlockError(error, { op: 'journal', path: this.#pathOf(this.#current) });
+    }
+    this.#generations.set(
+      this.#current,
+      (this.#generations.get(this.#current) ?? 0) + bytes.length,
+    );
+  }
+
+  begin(): void {
+    if (this.#fd !== null) closeSync(this.#fd);
+    this.#fd = null;
+    this.#current++;
+  }
+
+  end(): void {
+    for (const generation of this.#generations.keys()) {
+      if (generation < this.#current) this.#remove(generation);
+    }
+  }
+
+  close(): void {
+    this.begin();
+    this.end();
+  }
+
+  #create(): number {
+    const fd = openSync(this.#pathOf(this.#current), 'wx', 0o600);
+    this.#fd = fd;
+    this.#generations.set(this.#current, 0);
+    writeWhole(fd, this.#header);
+    return fd;
+  }
+
+  #remove(generation: number): void {
+    this.#generations.delete(generation);
+    try {
+      unlinkSync(this.#pathOf(generation));
+    } catch (error) {
+      // Gone already: somebody tidied the runtime directory.
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    }
+  }
+
+  #filesFound(): number[] {
+    return readdirSync(this.#options.directory)
+      .filter((name) => name.startsWith(this.#prefix) && /\.\d+$/.test(name))
+      .map((name) => Number(name.slice(this.#prefix.length)))
+      .sort((a, b) => a - b);
+  }
+
+  #pathOf(generation: number): string {
+    return join(this.#options.directory, `${this.#prefix}${generation}`);
+  }
+
+  #readGeneration(generation: number, imagePath: string): Uint8Array[] {
+    const path = this.#pathOf(generation);
+    const bytes = new Uint8Array(readFileSync(path));
+    this.#generations.set(generation, bytes.length);
+    if (Buffer.compare(bytes.subarray(0, HEADER_BYTES), this.#header) === 0)
+      return recordsOf(bytes);
+    if (bytes.length > HEADER_BYTES) {
+      const text = `the restart journal ${path} is of another boot or another file: what it holds is not applied`;
+      this.#options.log.warning(imagePath, text);
+    }
+    this.#remove(generation);
+    return [];
+  }
+}
+
+const encodeHeader = (bootId: string, file: FileIdentity): Uint8Array => {
+  const bytes = new Uint8Array(HEADER_BYTES);
+  bytes.set(MAGIC);
+  bytes.set(Buffer.from(bootId.slice(0, DEVICE_AT - BOOT_ID_AT)), BOOT_ID_AT);
+  viewOf(bytes).setFloat64(DEVICE_AT, file.device);
+  viewOf(bytes).setFloat64(INODE_AT, file.inode);
+  return bytes;
+};
+
+const recordsOf = (bytes: Uint8Array): Uint8Array[] => {
+  const view = viewOf(bytes);
+  const records: Uint8Array[] = [];
+  for (let at = HEADER_BYTES; at + RECORD_HEAD_BYTES <= bytes.length; ) {
+    const length = view.getUint32(at);
+    const start = at + RECORD_HEAD_BYTES;
+    const content = bytes.subarray(start, start + length);
+    if (content.length < length || crc32(content) !== view.getUint32(at + 4)) break;
+    records.push(content);
+    at = start + length;
+  }
+  return records;
+};
+
+const writeWhole = (fd: number, bytes: Uint8Array): void => {
+  for (let done = 0; done < bytes.length; ) done += writeSync(fd, bytes, done);
+};
