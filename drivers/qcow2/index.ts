@@ -15,10 +15,9 @@ import { openQcow2 } from './image.ts';
 import { AUTOCLEAR, COMPATIBLE, EXTENSION, INCOMPATIBLE, MAGIC } from './layout.ts';
 import { readSnapshotTable } from './snapshot-table.ts';
 
+// Version 1 is the format qcow, which is another. Later versions than are known are claimed, and then refused by name.
 const probe = (head: Uint8Array): number =>
-  head.length >= 8 &&
-  viewOf(head).getUint32(0) === MAGIC &&
-  [2, 3].includes(viewOf(head).getUint32(4))
+  head.length >= 8 && viewOf(head).getUint32(0) === MAGIC && viewOf(head).getUint32(4) >= 2
     ? 100
     : 0;
 

@@ -1,12 +1,16 @@
 /** What a run of the tests may not leave behind: mounts, loop devices, processes, temporary files. */
 import { spawnSync } from 'node:child_process';
-import { readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 /** Set in the environment of every test: processes that carry it are of this run. */
 export const RUN_MARK = 'VDISKFS_TEST_RUN';
-export const TEMPORARY_PREFIX = 'vdiskfs-test-';
+/** Each run has a temporary directory of its own, so that runs beside each other do not meet. */
+const RUN_DIRECTORY = /^vdiskfs-run-(?<pid>\d+)$/;
+
+/** The temporary directory of this run. */
+export const runDirectory = (): string => join(tmpdir(), `vdiskfs-run-${process.pid}`);
 
 export interface Leftover {
   readonly what: string;
@@ -38,7 +42,19 @@ const mounts = (): { mountpoint: string; type: string }[] =>
       return { mountpoint: mountpoint.replaceAll('\\040', ' '), type };
     });
 
-const inTemporary = (path: string): boolean => path.includes(`/${TEMPORARY_PREFIX}`);
+/** Makes this run's temporary directory, and takes away those of runs that were killed. */
+export const openRunDirectory = (): string => {
+  for (const name of readdirSync(tmpdir())) {
+    const pid = RUN_DIRECTORY.exec(name)?.groups?.['pid'];
+    if (pid === undefined || existsSync(`/proc/${pid}`)) continue;
+    removeLeftovers(leftoversBelow(join(tmpdir(), name)));
+    rmSync(join(tmpdir(), name), { recursive: true, force: true });
+  }
+  mkdirSync(runDirectory(), { recursive: true });
+  return runDirectory();
+};
+
+const isBelow = (path: string, directory: string): boolean => path.startsWith(`${directory}/`);
 
 const markedProcesses = (mark: string): { pid: number; command: string }[] =>
   readdirSync('/proc')
@@ -57,20 +73,25 @@ const markedProcesses = (mark: string): { pid: number; command: string }[] =>
 
 /** In the order in which they can be removed. `mark`: the value of RUN_MARK of this run. */
 export const findLeftovers = (mark: string): readonly Leftover[] => {
-  const below = mounts().filter((m) => inTemporary(m.mountpoint));
+  const processes = markedProcesses(mark).map(({ pid, command }) => ({
+    what: `process ${pid}: ${command}`,
+    remove: (): void => void process.kill(pid, 'SIGKILL'),
+  }));
+  return [...leftoversBelow(runDirectory()), ...processes];
+};
+
+const leftoversBelow = (directory: string): Leftover[] => {
+  const below = mounts().filter((m) => isBelow(m.mountpoint, directory));
   const found: Leftover[] = below.reverse().map((m) => ({
     what: `mount of type ${m.type} at ${m.mountpoint}`,
     remove: () => runQuietly('umount', ['-i', '-l', m.mountpoint]),
   }));
-  for (const { device, file } of loopDevices().filter((l) => inTemporary(l.file))) {
+  for (const { device, file } of loopDevices().filter((l) => isBelow(l.file, directory))) {
     const remove = (): void => runQuietly('losetup', ['-d', device]);
     found.push({ what: `loop device ${device} over ${file}`, remove });
   }
-  for (const { pid, command } of markedProcesses(mark)) {
-    found.push({ what: `process ${pid}: ${command}`, remove: () => process.kill(pid, 'SIGKILL') });
-  }
-  for (const name of readdirSync(tmpdir()).filter((n) => n.startsWith(TEMPORARY_PREFIX))) {
-    const path = join(tmpdir(), name);
+  for (const name of existsSync(directory) ? readdirSync(directory) : []) {
+    const path = join(directory, name);
     const remove = (): void => rmSync(path, { recursive: true, force: true });
     found.push({ what: `temporary file ${path}`, remove });
   }

@@ -7,18 +7,19 @@
  * its budget, and the run fails that leaves something behind.
  */
 import { spawn } from 'node:child_process';
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { BUDGETS, type RoomBudget, SOAK_SECONDS, TOTAL_SECONDS } from './budgets.ts';
-import { findLeftovers, RUN_MARK, removeLeftovers } from './leftovers.ts';
+import { findLeftovers, openRunDirectory, RUN_MARK, removeLeftovers } from './leftovers.ts';
 import { addCounts, type Counts, closingLines, countsOf, noCounts } from './tap-summary.ts';
 
 const TEST_ROOT = fileURLToPath(new URL('..', import.meta.url));
 const PROJECT_ROOT = fileURLToPath(new URL('../../..', import.meta.url));
 const MARK = `${process.pid}-${Date.now()}`;
 const KILL_GRACE_MS = 10_000;
+const TEMPORARY = openRunDirectory();
 
 interface Outcome {
   readonly counts: Counts;
@@ -84,6 +85,7 @@ const runRoom = async (
   const env = {
     ...process.env,
     [RUN_MARK]: MARK,
+    TMPDIR: TEMPORARY,
     SEED: options.seed,
     COUNT_FACTOR: String(options.factor * (options.soak ? budget.soakFactor : 1)),
   };
@@ -129,8 +131,6 @@ const main = async (): Promise<number> => {
   const begun = Date.now();
   const total = noCounts();
   const problems: string[] = [];
-  // What an earlier run was killed with is not this run's fault, and would be in its way.
-  removeLeftovers(findLeftovers(MARK));
   for (const budget of BUDGETS.filter((b) => only.includes(b.room))) {
     const options = { soak: values.soak, factor: Number(values.factor), seed };
     const outcome = await runRoom(budget, options);
@@ -140,6 +140,7 @@ const main = async (): Promise<number> => {
   for (const problem of problems) process.stdout.write(`not ok - ${problem}\n`);
   total.tests += problems.length;
   total.fail += problems.length;
+  rmSync(TEMPORARY, { recursive: true, force: true });
   process.stdout.write(`SEED=${seed}\n${closingLines(total, Date.now() - begun)}`);
   return total.fail + total.cancelled === 0 && total.tests > 0 ? 0 : 1;
 };
@@ -148,6 +149,7 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   process.once(signal, () => {
     running?.kill();
     removeLeftovers(findLeftovers(MARK));
+    rmSync(TEMPORARY, { recursive: true, force: true });
     process.exit(1);
   });
 }
