@@ -104,7 +104,11 @@ export class Allocator {
   free(run: ClusterRun): void {
     // What lies before the cursor would never be found again; what lies after it will be.
     const count = Math.min(run.count, this.#cursor - run.first);
-    if (count > 0) this.#freed.push({ first: run.first, count });
+    if (count <= 0) return;
+    const last = this.#freed.at(-1);
+    if (last !== undefined && last.first + last.count === run.first) {
+      this.#freed[this.#freed.length - 1] = { first: last.first, count: last.count + count };
+    } else this.#freed.push({ first: run.first, count });
   }
 
   /** The allocation, a cluster whose refcount block must be loaded first, or that the table must grow. */

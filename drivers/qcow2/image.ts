@@ -185,9 +185,11 @@ export class Qcow2Image implements DriverInstance {
     const { schedule, request } = this.#state;
     if (request.readOnly) return;
     await schedule.close();
-    while (this.#state.isDirty) {
-      await schedule.request();
+    for (;;) {
+      // It may be at work while nothing is dirty yet.
       await this.#releases.settled();
+      if (!this.#state.isDirty) break;
+      await schedule.request();
     }
     await schedule.close();
     await this.#state.file.flush();

@@ -1,14 +1,16 @@
 /**
- * Gives back clusters that were unmapped, once that is on disk: waits until no request uses them any more, counts them
- * down, punches what nobody uses out of the host file, and only then lets the allocator have it.
+ * Gives back clusters that were unmapped, once that is on disk: waits until no request uses them any more, punches what
+ * nobody else uses out of the host file, and only then counts it down, so that the allocator may have it.
  *
  * It runs beside everything else; `close` waits for it.
  */
-import { toBlockError } from '../../src/base/block-error.ts';
+import { invalidImage, toBlockError } from '../../src/base/block-error.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocator, ClusterRun } from './allocator.ts';
 import type { CompressedClusters } from './compressed.ts';
 import type { Change } from './journal-records.ts';
+import type { Refcounts } from './refcounts.ts';
 import type { ImageState } from './state.ts';
 
 export class Releases {
@@ -40,50 +42,93 @@ export class Releases {
   }
 
   async #release(runs: readonly ClusterRun[]): Promise<void> {
-    const { request, clusterBytes, file } = this.#state;
+    const { request, refcounts } = this.#state;
     await request.quiesce();
+    const references = countReferences(runs);
     const free: ClusterRun[] = [];
-    for (const run of runs) {
-      const { changes, freed } = await this.#countDown(run);
-      await this.#state.record(changes);
-      free.push(...freed);
+    for (const [cluster, gone] of references) {
+      const count = refcounts.read(await this.#blockOf(cluster), cluster);
+      if (count === gone) free.push({ first: cluster, count: 1 });
     }
     this.#compressed.forget();
-    for (const run of joined(free)) {
-      if (request.discard === 'unmap') {
-        // Past the end of the file there is nothing to punch.
-        const start = run.first * clusterBytes;
-        const bytes = Math.min(run.count * clusterBytes, file.lengthBytes - start);
-        if (bytes > 0) await file.discard(guestOffset(start), bytes);
-      }
-      this.#allocator.free(run);
-    }
+    // Punched while they are still counted: the allocator must not have them before.
+    if (request.discard === 'unmap') for (const run of joined(free)) await this.#punch(run);
+    for (const [, counted] of byBlock(references, refcounts)) await this.#countDown(counted);
   }
 
-  async #countDown(run: ClusterRun): Promise<{ changes: Change[]; freed: ClusterRun[] }> {
-    const { refcounts, request } = this.#state;
+  /** Clusters of one refcount block: counted down, journaled and free in one turn of the event loop, so that nobody's taking one is journaled first. */
+  async #countDown(counted: readonly Counted[]): Promise<void> {
+    const { request, refcounts } = this.#state;
+    const [first] = counted;
+    if (first === undefined) return;
+    const block = await this.#blockOf(first.cluster);
     const changes: Change[] = [];
-    const freed: ClusterRun[] = [];
-    for (let cluster = run.first; cluster < run.first + run.count; cluster++) {
-      let block = refcounts.residentBlock(cluster);
-      while (block === null) {
-        await refcounts.loadBlockOf(cluster);
-        block = refcounts.residentBlock(cluster);
-      }
-      const count = block === 'none' ? 0 : refcounts.read(block, cluster);
-      if (block === 'none' || count === 0) {
-        request.log.error(
-          request.path,
-          `refcount of host cluster ${cluster} is 0 already: the image needs a check`,
-        );
+    for (const { cluster, gone } of counted) {
+      const count = refcounts.read(block, cluster);
+      if (count < gone) {
+        const text = `refcount of host cluster ${cluster} is ${count}, too low: the image needs a check`;
+        request.log.error(request.path, text);
         continue;
       }
-      changes.push(refcounts.set(block, cluster, count - 1));
-      if (count === 1) freed.push({ first: cluster, count: 1 });
+      changes.push(refcounts.set(block, cluster, count - gone));
+      if (count === gone) this.#allocator.free({ first: cluster, count: 1 });
     }
-    return { changes, freed };
+    await this.#state.record(changes);
+  }
+
+  async #punch(run: ClusterRun): Promise<void> {
+    const { clusterBytes, file } = this.#state;
+    const start = run.first * clusterBytes;
+    // Past the end of the file there is nothing to punch.
+    const bytes = Math.min(run.count * clusterBytes, file.lengthBytes - start);
+    if (bytes > 0) await file.discard(guestOffset(start), bytes);
+  }
+
+  /** The block that counts a cluster; it may be used in the turn of the event loop in which this resolves. */
+  async #blockOf(cluster: number): Promise<CachedTable> {
+    const { refcounts, request } = this.#state;
+    for (;;) {
+      const block = refcounts.residentBlock(cluster);
+      if (block === 'none') {
+        const message = `host cluster ${cluster} was mapped, but no refcount block counts it`;
+        throw invalidImage(message, { path: request.path });
+      }
+      if (block !== null) return block;
+      await refcounts.loadBlockOf(cluster);
+    }
   }
 }
+
+interface Counted {
+  readonly cluster: number;
+  /** References that are gone. */
+  readonly gone: number;
+}
+
+const byBlock = (
+  references: ReadonlyMap<number, number>,
+  refcounts: Refcounts,
+): ReadonlyMap<number, readonly Counted[]> => {
+  const groups = new Map<number, Counted[]>();
+  for (const [cluster, gone] of [...references].sort((a, b) => a[0] - b[0])) {
+    const index = refcounts.blockIndexOf(cluster);
+    const group = groups.get(index);
+    if (group === undefined) groups.set(index, [{ cluster, gone }]);
+    else group.push({ cluster, gone });
+  }
+  return groups;
+};
+
+/** References that are gone, by cluster: several compressed clusters may have shared one. */
+const countReferences = (runs: readonly ClusterRun[]): ReadonlyMap<number, number> => {
+  const references = new Map<number, number>();
+  for (const run of runs) {
+    for (let cluster = run.first; cluster < run.first + run.count; cluster++) {
+      references.set(cluster, (references.get(cluster) ?? 0) + 1);
+    }
+  }
+  return references;
+};
 
 const joined = (runs: readonly ClusterRun[]): ClusterRun[] => {
   const sorted = [...runs].sort((a, b) => a.first - b.first);

@@ -1,0 +1,78 @@
+/**
+ * What a power cut can leave of a recorded file: everything that a finished flush covered, and of the rest any part,
+ * sector by sector, in any order of overlapping writes.
+ */
+import type { Random } from '../../src/base/random.ts';
+import type { Change, FileLog, LoggedChange } from './recording-file.ts';
+
+const SECTOR_BYTES = 512;
+
+/** Which of the changes that no flush covered have reached the disk. */
+export type Survivors = 'all' | 'none' | Random;
+
+/** The file at a cut after `events` events of the log. `start`: the file before the log began. */
+export const imageAfterCut = (
+  start: Uint8Array,
+  log: FileLog,
+  events: number,
+  survivors: Survivors,
+): Uint8Array => {
+  const begun = log.changes.filter((c) => c.begun < events);
+  const covered = begun.filter((c) => isDurable(c, log, events));
+  const open = begun.filter((c) => !covered.includes(c));
+  let image: Uint8Array = Uint8Array.from(start);
+  for (const { change } of covered) image = applyChange(image, change);
+  const kept =
+    typeof survivors === 'string' ? (survivors === 'all' ? open : []) : shuffled(open, survivors);
+  for (const { change } of kept) {
+    image =
+      typeof survivors === 'string'
+        ? applyChange(image, change)
+        : applyTorn(image, change, survivors);
+  }
+  return image;
+};
+
+export const isDurable = (c: LoggedChange, log: FileLog, events: number): boolean =>
+  log.flushes.some((f) => f.ended < events && c.ended < f.begun);
+
+/** About half of them; a write that overlaps a later one may reach the disk after it. */
+const shuffled = (changes: readonly LoggedChange[], random: Random): LoggedChange[] => {
+  const kept = changes.filter(() => random.below(2) === 0);
+  for (let i = kept.length - 1; i > 0; i--) {
+    const j = random.below(i + 1);
+    const [a, b] = [kept[i], kept[j]];
+    if (a !== undefined && b !== undefined && random.below(3) === 0) [kept[i], kept[j]] = [b, a];
+  }
+  return kept;
+};
+
+const applyChange = (image: Uint8Array, change: Change): Uint8Array => {
+  if (change.kind === 'resize') return resized(image, change.lengthBytes);
+  const length = change.kind === 'write' ? change.bytes.length : change.lengthBytes;
+  const out = resized(image, Math.max(image.length, change.offset + length));
+  if (change.kind === 'write') out.set(change.bytes, change.offset);
+  else out.fill(0, change.offset, change.offset + length);
+  return out;
+};
+
+// Sectors are whole, a write need not be.
+const applyTorn = (image: Uint8Array, change: Change, random: Random): Uint8Array => {
+  if (change.kind !== 'write' || random.below(3) > 0) return applyChange(image, change);
+  let out = image;
+  const end = change.offset + change.bytes.length;
+  for (let at = change.offset; at < end; ) {
+    const next = Math.min(end, at - (at % SECTOR_BYTES) + SECTOR_BYTES);
+    const bytes = change.bytes.subarray(at - change.offset, next - change.offset);
+    if (random.below(2) === 0) out = applyChange(out, { kind: 'write', offset: at, bytes });
+    at = next;
+  }
+  return out;
+};
+
+const resized = (image: Uint8Array, lengthBytes: number): Uint8Array => {
+  if (image.length === lengthBytes) return image;
+  const out = new Uint8Array(lengthBytes);
+  out.set(image.subarray(0, lengthBytes));
+  return out;
+};

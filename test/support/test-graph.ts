@@ -1,0 +1,39 @@
+/** Graphs for tests: all drivers, any directory, no locks; with a `file` driver of the test's own where it wants one. */
+import { drivers } from '../../drivers/index.ts';
+import { type Log, silentLog } from '../../src/base/log.ts';
+import type { DriverDescriptor } from '../../src/block/driver.ts';
+import { Graph } from '../../src/block/graph.ts';
+import { noLocks } from '../../src/block/image-locks.ts';
+import { openGate } from '../../src/block/open-gate.ts';
+import { DriverRegistry } from '../../src/block/registry.ts';
+import { createJournalFactory } from '../../src/block/restart-journal-file.ts';
+
+export interface TestGraphOptions {
+  /** Everything that headers name lies below it. */
+  readonly directory: string;
+  /** Takes the place of the `file` protocol. */
+  readonly file?: DriverDescriptor;
+  readonly journalDirectory?: string;
+  readonly cacheBytes?: number;
+  readonly discard?: 'unmap' | 'ignore';
+  readonly log?: Log;
+}
+
+export const testGraph = async (options: TestGraphOptions): Promise<Graph> => {
+  const { directory, file, journalDirectory, log = silentLog } = options;
+  const used = drivers.map((d) => (file !== undefined && d.name === 'file' ? file : d));
+  const journals =
+    journalDirectory === undefined
+      ? null
+      : createJournalFactory({ directory: journalDirectory, log });
+  return new Graph({
+    registry: new DriverRegistry(used),
+    gate: await openGate([directory]),
+    locks: noLocks,
+    log,
+    cache: 'writeback',
+    cacheBytes: options.cacheBytes ?? 256 << 10,
+    discard: options.discard ?? 'unmap',
+    journalFor: journals,
+  });
+};
