@@ -1,0 +1,59 @@
+/** A `file` protocol whose operations on one file can be made to wait, or to fail. */
+import { file as hostFile } from '../../drivers/file/index.ts';
+import { present } from '../../src/base/assert.ts';
+import type { DriverDescriptor, DriverInstance } from '../../src/block/driver.ts';
+
+export type FileOperation = 'read' | 'write' | 'flush' | 'zero';
+
+export interface Interference {
+  /** Awaited before the operation is done; what it throws is its failure. Offsets of the host file; 0 for a flush. */
+  before: (operation: FileOperation, offset: number, lengthBytes: number) => Promise<void>;
+}
+
+export const delayedFile = (path: string, interference: Interference): DriverDescriptor => ({
+  ...hostFile,
+  openPath: async (request) => {
+    const inner = present(await hostFile.openPath?.(request), 'the file driver opens paths');
+    return request.path === path ? interfered(inner, interference) : inner;
+  },
+});
+
+const interfered = (inner: DriverInstance, interference: Interference): DriverInstance => {
+  const has = <T>(method: T | undefined): T => present(method, 'the file driver has every method');
+  const before = (operation: FileOperation, offset: number, length: number): Promise<void> =>
+    interference.before(operation, offset, length);
+  return {
+    clusterBytes: inner.clusterBytes,
+    backingLink: null,
+    growsOnWrite: true,
+    get lengthBytes() {
+      return inner.lengthBytes;
+    },
+    mapping: (offset, length) => inner.mapping(offset, length),
+    stores: (offset, length) => has(inner.stores).call(inner, offset, length),
+    read: async (offset, buffer) => {
+      await before('read', offset, buffer.length);
+      await has(inner.read).call(inner, offset, buffer);
+    },
+    write: async (offset, buffer) => {
+      await before('write', offset, buffer.length);
+      await has(inner.write).call(inner, offset, buffer);
+    },
+    writeZeroes: async (offset, length, how) => {
+      await before('zero', offset, length);
+      await has(inner.writeZeroes).call(inner, offset, length, how);
+    },
+    discard: async (offset, length) => {
+      await before('zero', offset, length);
+      await has(inner.discard).call(inner, offset, length);
+    },
+    allocate: (offset, length) => has(inner.allocate).call(inner, offset, length),
+    resize: (length) => has(inner.resize).call(inner, length),
+    flush: async () => {
+      await before('flush', 0, 0);
+      await inner.flush();
+    },
+    allocatedBytes: () => inner.allocatedBytes(),
+    close: () => inner.close(),
+  };
+};

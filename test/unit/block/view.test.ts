@@ -1,0 +1,115 @@
+import assert from 'node:assert/strict';
+import { truncate, writeFile } from 'node:fs/promises';
+import { test } from 'node:test';
+import { BlockError } from '../../../src/base/block-error.ts';
+import { silentLog } from '../../../src/base/log.ts';
+import { guestOffset } from '../../../src/base/units.ts';
+import { View } from '../../../src/block/view.ts';
+import { type Cleanup, scratchDirectory } from '../../support/scratch.ts';
+import { testGraph } from '../../support/test-graph.ts';
+
+const BYTES = 100_000;
+
+const viewOf = async (
+  t: Cleanup,
+  options: { allowShrink?: boolean; readOnlyReason?: string } = {},
+): Promise<View> => {
+  const directory = await scratchDirectory(t);
+  const path = `${directory}/disk.raw`;
+  await writeFile(path, 'begin');
+  await truncate(path, BYTES);
+  const graph = await testGraph({ directory });
+  return new View({
+    name: 'disk.raw',
+    readOnlyReason: options.readOnlyReason ?? null,
+    allowShrink: options.allowShrink ?? false,
+    log: silentLog,
+    open: () => graph.open({ path, format: 'raw', readOnly: options.readOnlyReason !== undefined }),
+    close: (root) => graph.close(root),
+  });
+};
+
+const isErrno = (errno: string) => (error: unknown) =>
+  error instanceof BlockError && error.errno === errno;
+
+test('a read is short only at the end of the file, and empty past it', async (t) => {
+  const view = await viewOf(t);
+  const bytes = new Uint8Array(100);
+  assert.equal(await view.read(guestOffset(0), bytes), 100);
+  assert.equal(await view.read(guestOffset(BYTES - 30), bytes), 30);
+  assert.equal(await view.read(guestOffset(BYTES), bytes), 0);
+  assert.equal(await view.read(guestOffset(BYTES * 3), bytes), 0);
+  await view.close();
+});
+
+test('writes past the end grow the file, also many at once', async (t) => {
+  const view = await viewOf(t);
+  await Promise.all(
+    Array.from({ length: 10 }, (_, i) =>
+      view.write(guestOffset(BYTES + i * 1000), new Uint8Array(1000).fill(i + 1)),
+    ),
+  );
+  assert.equal(await view.lengthBytes(), BYTES + 10_000);
+  const bytes = new Uint8Array(1);
+  for (let i = 0; i < 10; i++) {
+    await view.read(guestOffset(BYTES + i * 1000 + 500), bytes);
+    assert.equal(bytes[0], i + 1);
+  }
+  await view.close();
+});
+
+test('shrinking is refused with EPERM unless it is allowed', async (t) => {
+  const refusing = await viewOf(t);
+  await assert.rejects(refusing.truncate(0), isErrno('EPERM'));
+  assert.equal(await refusing.lengthBytes(), BYTES);
+  await refusing.close();
+  const allowing = await viewOf(t, { allowShrink: true });
+  await allowing.truncate(1000);
+  assert.equal(await allowing.lengthBytes(), 1000);
+  await allowing.close();
+});
+
+test('a drained section waits for requests, holds new ones, and fails none', async (t) => {
+  const view = await viewOf(t);
+  await view.open();
+  const events: string[] = [];
+  await view.write(guestOffset(0), new Uint8Array(5000).fill(7));
+  const first = view.read(guestOffset(0), new Uint8Array(5000)).then(() => events.push('first'));
+  const draining = view.drained(async () => {
+    events.push('drained');
+    assert.equal(view.active, 0);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    events.push('end');
+  });
+  const bytes = new Uint8Array(1);
+  const reading = view.read(guestOffset(0), bytes).then(() => events.push('read'));
+  await Promise.all([first, draining, reading]);
+  assert.deepEqual(events, ['first', 'drained', 'end', 'read']);
+  assert.equal(bytes[0], 7);
+  await view.close();
+});
+
+test('a read-only view refuses every change with EROFS and says why', async (t) => {
+  const view = await viewOf(t, { readOnlyReason: 'it is a backing image' });
+  const changes = [
+    view.write(guestOffset(0), new Uint8Array(1)),
+    view.punchHole(guestOffset(0), 100),
+    view.zeroRange(guestOffset(0), 100, { keepSize: true }),
+    view.truncate(BYTES * 2),
+  ];
+  for (const change of changes) {
+    await assert.rejects(
+      change,
+      (error: unknown) => isErrno('EROFS')(error) && /backing image/.test(String(error)),
+    );
+  }
+  await view.close();
+});
+
+test('SEEK_HOLE finds the end of the file, and past the end is ENXIO', async (t) => {
+  const view = await viewOf(t);
+  assert.equal(await view.seek(guestOffset(0), 'data'), 0);
+  assert.ok((await view.seek(guestOffset(0), 'hole')) <= BYTES);
+  await assert.rejects(view.seek(guestOffset(BYTES), 'hole'), isErrno('ENXIO'));
+  await view.close();
+});
