@@ -63,6 +63,7 @@ export class Graph {
   readonly #shared = new Map<string, Promise<SharedNode>>();
   readonly #keyOf = new Map<Node, string>();
   readonly #lockOf = new Map<Node, ImageLock>();
+  readonly #identityOf = new WeakMap<Node, string>();
   readonly #nodes = new Set<Node>();
   #nextName = 1;
 
@@ -121,7 +122,7 @@ export class Graph {
     format: string | null,
     above: readonly FileIdentity[],
   ): Promise<Node> {
-    const key = `${identity.device}:${identity.inode}:${format ?? ''}`;
+    const key = `${keyOf(identity)}:${format ?? ''}`;
     const known = this.#shared.get(key);
     if (known !== undefined) {
       const shared = await known;
@@ -162,6 +163,7 @@ export class Graph {
     readOnly: boolean,
   ): Promise<OpenedLayer> {
     const { registry, locks } = this.#options;
+    if (readOnly) await this.#takeUpLeftover(identity, format);
     const lock = await locks.acquire(identity.path, readOnly ? 'read' : 'write');
     let file: Node | null = null;
     try {
@@ -173,12 +175,36 @@ export class Graph {
       const node = await this.#openFormat(descriptor, file, identity, readOnly, guarded);
       this.#nodes.add(node);
       this.#lockOf.set(node, lock);
+      this.#identityOf.set(node, keyOf(identity));
       return { node, link: node.driver.backingLink };
     } catch (error) {
       await file?.close();
       await lock.release();
       throw toBlockError(error, { op: 'open', path: identity.path });
     }
+  }
+
+  // What a killed engine had answered lies in the restart journal, and only who opens for writing takes it up: an image
+  // that is now a backing image, or shown read-only, is opened so once.
+  async #takeUpLeftover(identity: FileIdentity, format: string | null): Promise<void> {
+    const { journalFor, log } = this.#options;
+    if (journalFor === null || this.#isOpenForWriting(identity)) return;
+    if ((await journalFor(identity)).leftover.length === 0) return;
+    try {
+      const { node } = await this.#openLayer(identity, format, false);
+      await this.#closeLayer(node, []);
+    } catch (error) {
+      const reason = toBlockError(error, { path: identity.path }).describe();
+      log.error(
+        identity.path,
+        `writes that were answered and never synced are not shown: ${reason}`,
+      );
+    }
+  }
+
+  #isOpenForWriting(identity: FileIdentity): boolean {
+    const key = keyOf(identity);
+    return [...this.#nodes].some((n) => !n.readOnly && this.#identityOf.get(n) === key);
   }
 
   async #openFile(identity: FileIdentity, readOnly: boolean): Promise<Node> {
@@ -246,6 +272,8 @@ export class Graph {
     return `#block${String(this.#nextName++).padStart(3, '0')}`;
   }
 }
+
+const keyOf = (identity: FileIdentity): string => `${identity.device}:${identity.inode}`;
 
 /** Errors: ENOENT and those of the host; EINVAL for what is neither a regular file nor a block device. */
 export const identify = async (path: string): Promise<FileIdentity> => {
