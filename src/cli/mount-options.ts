@@ -211,7 +211,10 @@ export const expandMountLine = (line: readonly string[]): readonly string[] => {
 
 /** Refuses options of the contract that do not work yet. Errors: UsageError. */
 const refuseUnsupported = (line: readonly string[]): void => {
-  for (const word of line) {
+  for (const [i, word] of line.entries()) {
+    if (word === '--cache=none' || (word === '--cache' && line[i + 1] === 'none')) {
+      throw new UsageError('is not supported yet', '--cache none');
+    }
     const name = /^--(?<name>[a-z0-9-]+)/.exec(word)?.groups?.['name'];
     if (name !== undefined && NOT_YET.includes(name))
       throw new UsageError('is not supported yet', `--${name}`);

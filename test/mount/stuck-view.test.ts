@@ -1,0 +1,106 @@
+/** One view whose image does not answer does not slow the others. */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { CleanupStack } from '../support/cleanup-stack.ts';
+import { tool } from '../support/file-tools.ts';
+import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
+import { run } from '../support/vdiskfs.ts';
+
+const SERVER = fileURLToPath(new URL('../support/stuck-server.js', import.meta.url));
+const DEPTH = 256;
+/** The machine is noisy: the best of so many medians counts, with the load and without. */
+const TRIES = 3;
+
+interface FioResult {
+  readonly jobs: readonly {
+    readonly read: { readonly clat_ns: { readonly percentile: Record<string, number> } };
+  }[];
+}
+
+const medianLatencyNs = async (path: string): Promise<number> => {
+  const out = await tool('fio', [
+    '--name=quick',
+    `--filename=${path}`,
+    '--rw=randread',
+    '--bs=4k',
+    '--direct=1',
+    '--ioengine=psync',
+    '--size=64M',
+    '--runtime=1',
+    '--time_based',
+    '--output-format=json',
+  ]);
+  const result = JSON.parse(out.slice(out.indexOf('{'))) as FioResult;
+  return result.jobs[0]?.read.clat_ns.percentile['50.000000'] ?? Number.NaN;
+};
+
+const bestLatencyNs = async (path: string): Promise<number> => {
+  let best = Number.POSITIVE_INFINITY;
+  for (let i = 0; i < TRIES; i++) best = Math.min(best, await medianLatencyNs(path));
+  return best;
+};
+
+const said = (stream: NodeJS.ReadableStream, line: string): Promise<void> =>
+  new Promise((resolve) => {
+    const look = (chunk: Buffer): void => {
+      if (!chunk.toString('utf8').includes(line)) return;
+      stream.off('data', look);
+      resolve();
+    };
+    stream.on('data', look);
+  });
+
+/** Requests of the stuck view that the kernel has under way: asynchronous direct reads, none of which is answered. */
+const loadStuckView = (cleanup: Cleanup, path: string): (() => Promise<void>) => {
+  const args = [
+    '--name=stuck',
+    `--filename=${path}`,
+    '--rw=randread',
+    '--bs=4k',
+    '--direct=1',
+    '--ioengine=libaio',
+    `--iodepth=${DEPTH}`,
+    '--size=64M',
+    `--number_ios=${DEPTH}`,
+  ];
+  const child = spawn('fio', args, { stdio: 'ignore' });
+  const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+  cleanup.after(async () => void child.kill('SIGKILL'));
+  return async () => {
+    await ended;
+  };
+};
+
+test(`at depth ${DEPTH} on a view that never answers, another view stays within twice its latency`, async (t) => {
+  const cleanup = new CleanupStack(t);
+  const root = await scratchDirectory(cleanup);
+  const mountpoint = join(root, 'mnt');
+  await mkdir(mountpoint);
+  const server = spawn(process.execPath, [SERVER, mountpoint], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
+  const serverEnded = new Promise<number | null>((resolve) => server.once('exit', resolve));
+  cleanup.after(async () => {
+    server.stdin.end();
+    await run('umount', ['-l', mountpoint]);
+    server.kill('SIGKILL');
+  });
+  await said(server.stdout, 'ready');
+
+  const quick = join(mountpoint, 'quick.raw');
+  const stuckEnds = loadStuckView(cleanup, join(mountpoint, 'stuck.raw'));
+  await said(server.stdout, 'held');
+  const beside = await bestLatencyNs(quick);
+  server.stdin.write('go\n');
+  await stuckEnds();
+  const alone = await bestLatencyNs(quick);
+  const figures = `${Math.round(beside / 1000)} µs beside it, ${Math.round(alone / 1000)} µs alone`;
+  t.diagnostic(figures);
+  assert.ok(beside <= 2 * alone, figures);
+  assert.equal((await run('umount', [mountpoint])).status, 0);
+  assert.equal(await serverEnded, 0);
+});

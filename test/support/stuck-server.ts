@@ -1,0 +1,62 @@
+/**
+ * A mount with a view `stuck.raw` that never answers and a view `quick.raw` that does, in a process of its own:
+ *
+ *     node stuck-server.js MOUNTPOINT
+ *
+ * Prints `ready`, and `held` when HELD requests of the stuck view have arrived. On a line of stdin, or its end, it lets
+ * them go.
+ */
+import { readSync, writeSync } from 'node:fs';
+import { answerInit } from '../../mount/kernel/init.ts';
+import { KernelSession } from '../../mount/kernel/session.ts';
+import { silentLog } from '../../src/base/log.ts';
+import { mountFuse } from '../../src/daemon/mounting.ts';
+import { memoryDirectory, memoryView } from './memory-directory.ts';
+
+const [mountpoint = ''] = process.argv.slice(2);
+const VIEW_BYTES = 64 << 20;
+/** Fewer requests than the load has under way, more than name look-ups are. */
+const HELD = 256;
+
+let letGo = (): void => undefined;
+const stuck = new Promise<void>((resolve) => {
+  letGo = resolve;
+});
+
+const descriptor = await mountFuse({
+  source: 'stuck-server',
+  mountpoint,
+  readOnly: false,
+  allowOther: false,
+});
+const request = new Uint8Array(16_384);
+const length = readSync(descriptor, request);
+const { outcome, bytes } = answerInit(request.subarray(0, length));
+writeSync(descriptor, bytes);
+const directory = memoryDirectory([
+  memoryView('stuck.raw', VIEW_BYTES, () => stuck),
+  memoryView('quick.raw', VIEW_BYTES, async (buffer) => void buffer.fill(7)),
+]);
+const session = new KernelSession({
+  directory,
+  mountpoint,
+  readOnly: false,
+  allowOther: false,
+  threads: 2,
+  log: silentLog,
+  descriptor,
+  init: outcome,
+  generation: 0,
+  tableBytes: 0,
+});
+const watch = setInterval(() => {
+  if (session.counters().requests < HELD) return;
+  clearInterval(watch);
+  writeSync(1, 'held\n');
+}, 20);
+watch.unref();
+process.stdin.on('data', letGo);
+process.stdin.on('end', letGo);
+writeSync(1, 'ready\n');
+await session.ended;
+process.exit(0);
