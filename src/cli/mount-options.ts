@@ -47,6 +47,7 @@ const NOT_YET = [
   'metrics',
   'no-resume',
   'passthrough',
+  'state-dir',
 ];
 
 const BOOLEANS = ['read-only', 'allow-other', 'allow-shrink'] as const;
@@ -57,7 +58,6 @@ const VALUES = [
   'l2-cache-size',
   'format',
   'socket',
-  'state-dir',
   'lock',
   'discard',
   'log-level',
@@ -107,11 +107,11 @@ export const declareMountOptions = <T>(yargs: Argv<T>) =>
 const declareImageOptions = <T>(yargs: Argv<T>) =>
   yargs
     .option('cache', {
-      choices: ['writeback', 'none', 'unsafe'] as const,
+      choices: ['writeback', 'unsafe'] as const,
       default: 'writeback' as const,
       requiresArg: true,
       describe:
-        'Host cache of the image files: page cache with real flushes, O_DIRECT, flushes ignored',
+        'Host cache of the image files: page cache with real flushes, or with flushes ignored',
     })
     .option('l2-cache-size', {
       type: 'string',
@@ -138,12 +138,6 @@ const declareImageOptions = <T>(yargs: Argv<T>) =>
       requiresArg: true,
       describe: 'Control socket',
       defaultDescription: 'in the runtime directory',
-    })
-    .option('state-dir', {
-      type: 'string',
-      requiresArg: true,
-      describe: 'Where jobs keep their state',
-      defaultDescription: 'user state directory',
     })
     .option('lock', {
       choices: ['auto', 'on', 'off'] as const,
@@ -212,6 +206,7 @@ export const expandMountLine = (line: readonly string[]): readonly string[] => {
 /** Refuses options of the contract that do not work yet. Errors: UsageError. */
 const refuseUnsupported = (line: readonly string[]): void => {
   for (const [i, word] of line.entries()) {
+    // O_DIRECT of the image files is still missing.
     if (word === '--cache=none' || (word === '--cache' && line[i + 1] === 'none')) {
       throw new UsageError('is not supported yet', '--cache none');
     }

@@ -35,7 +35,7 @@ say 'A disk as a guest would have it: one partition, ext4, a file. Its image is 
 mkdir -p root/etc
 echo 'Hello from inside of the virtual disk.' > root/etc/motd
 head -c 3000000 /dev/urandom > root/data.bin
-mkfs.ext4 -q -d root -L guest partition.raw 63M
+mkfs.ext4 -q -d root -L guest partition.raw 63M > /dev/null
 truncate -s 64M disk.raw
 echo '2048,,L' | sfdisk -q disk.raw
 dd if=partition.raw of=disk.raw bs=1M seek=1 conv=notrunc,sparse status=none

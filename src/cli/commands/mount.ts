@@ -46,7 +46,7 @@ export const command = defineCommand({
       readOnly: options['read-only'],
       allowOther: options['allow-other'],
       threads: parseThreads(options.threads),
-      backend: options.backend === 'fuse-native' ? 'fuse-native' : 'kernel',
+      backend: backendFor(options.backend),
       cache: options.cache,
       cacheBytes: parseCacheSize(options['l2-cache-size']),
       format: formatOf(options.format, sources),
@@ -67,6 +67,12 @@ export const command = defineCommand({
     return EXIT.success;
   },
 });
+
+/** `auto`: the kernel's protocol where it is Linux', else through libfuse. */
+const backendFor = (asked: 'auto' | 'kernel' | 'fuse-native'): 'kernel' | 'fuse-native' => {
+  if (asked !== 'auto') return asked;
+  return process.platform === 'linux' ? 'kernel' : 'fuse-native';
+};
 
 const announce = async (mountpoint: string, warnings: readonly string[]): Promise<void> => {
   for (const warning of warnings) process.stderr.write(`vdiskfs: ${warning}\n`);
