@@ -8,6 +8,7 @@ import { divideUp, isAligned } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { BackingLink } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
+import type { CheckShape } from './check-state.ts';
 import { hex } from './entry.ts';
 import {
   backingFormatOf,
@@ -303,3 +304,15 @@ export const refuseUnsupported = (header: Qcow2Header, path: string): void => {
 
 const bitsOf = (word: number): number[] =>
   Array.from({ length: 32 }, (_, bit) => bit).filter((bit) => ((word >>> bit) & 1) === 1);
+
+/** What a check of the tables needs of the header. */
+export const checkShapeOf = (header: Qcow2Header): CheckShape => ({
+  clusterBytes: header.clusterBytes,
+  virtualSizeBytes: header.virtualSizeBytes,
+  refcountBits: header.refcountBits,
+  l1: { offset: header.l1Offset, lengthBytes: header.l1Entries * ENTRY_BYTES },
+  refcountTable: {
+    offset: header.refcountTableOffset,
+    lengthBytes: header.refcountTableClusters * header.clusterBytes,
+  },
+});

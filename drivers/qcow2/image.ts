@@ -11,7 +11,7 @@ import type {
 import { Allocator } from './allocator.ts';
 import { runCheckpoint } from './checkpoint.ts';
 import { CompressedClusters } from './compressed.ts';
-import { type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
+import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { HEADER, INCOMPATIBLE } from './layout.ts';
 import { EntryLookup, entryAt } from './lookup.ts';
 import { hasPreallocatedMetadata } from './preallocation.ts';
@@ -167,16 +167,7 @@ export class Qcow2Image implements DriverInstance {
 
   async holesMeanZero(): Promise<boolean> {
     const { header, file } = this.#state;
-    this.#preallocated ??= hasPreallocatedMetadata(file, {
-      clusterBytes: header.clusterBytes,
-      virtualSizeBytes: header.virtualSizeBytes,
-      refcountBits: header.refcountBits,
-      l1: { offset: header.l1Offset, lengthBytes: header.l1Entries * 8 },
-      refcountTable: {
-        offset: header.refcountTableOffset,
-        lengthBytes: header.refcountTableClusters * header.clusterBytes,
-      },
-    });
+    this.#preallocated ??= hasPreallocatedMetadata(file, checkShapeOf(header));
     return this.#preallocated;
   }
 

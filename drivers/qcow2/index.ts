@@ -10,7 +10,7 @@ import type { Node } from '../../src/block/node.ts';
 import { checkTables } from './check.ts';
 import type { BitmapDirectory } from './check-bitmaps.ts';
 import { checkCreate, create, createOptions } from './create.ts';
-import { type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
+import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { openQcow2 } from './image.ts';
 import { AUTOCLEAR, COMPATIBLE, EXTENSION, INCOMPATIBLE, MAGIC } from './layout.ts';
 import { readSnapshotTable } from './snapshot-table.ts';
@@ -69,23 +69,13 @@ const check = async ({ file, path }: CheckRequest): Promise<CheckResult> => {
   const header = await readHeader(file, path);
   refuseUnsupported(header, path);
   const table = await readSnapshotTable(file, header, path);
-  const shape = {
-    clusterBytes: header.clusterBytes,
-    virtualSizeBytes: header.virtualSizeBytes,
-    refcountBits: header.refcountBits,
-    l1: { offset: header.l1Offset, lengthBytes: header.l1Entries * 8 },
-    refcountTable: {
-      offset: header.refcountTableOffset,
-      lengthBytes: header.refcountTableClusters * header.clusterBytes,
-    },
-  };
   const snapshots = table.snapshots.map((s) => ({
     name: s.description.name,
     l1: { offset: s.l1Offset, lengthBytes: s.l1Entries * 8 },
   }));
   const place = { offset: header.snapshotsOffset, lengthBytes: table.lengthBytes };
   const others = header.snapshots === 0 ? [] : [{ what: 'the snapshot table', place }];
-  return checkTables(file, shape, { snapshots, others, bitmaps: bitmapsOf(header) });
+  return checkTables(file, checkShapeOf(header), { snapshots, others, bitmaps: bitmapsOf(header) });
 };
 
 export const qcow2: DriverDescriptor = {

@@ -6,7 +6,7 @@ import { BlockError } from '../../src/base/block-error.ts';
 import type { FuseRequest } from './request.ts';
 
 /** What one view may have waiting; beyond it requests fail with ENOMEM. */
-const MAX_WAITING = 65_536;
+const MAX_WAITING = 16_384;
 const MAX_WAITING_BYTES = 256 << 20;
 
 interface ViewRequests {
@@ -56,7 +56,7 @@ export class RequestQueue {
   }
 
   /** `detach` has moved it out of its slot. */
-  leftSlot(_request: FuseRequest): void {
+  leftSlot(): void {
     this.#inSlots--;
   }
 

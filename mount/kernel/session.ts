@@ -249,7 +249,7 @@ export class KernelSession implements Backend {
   #detach(request: FuseRequest): void {
     if (request.slot < 0) return;
     this.#receiver.release(request.detach());
-    this.#queue.leftSlot(request);
+    this.#queue.leftSlot();
   }
 
   #forget(nodeId: number, count: number): void {

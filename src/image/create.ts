@@ -2,7 +2,7 @@
  * Making images: `vdiskfs create`. Everything that can be refused is refused before FILE is touched; an image that
  * cannot be finished is removed.
  */
-import { stat, unlink } from 'node:fs/promises';
+import { open, stat, unlink } from 'node:fs/promises';
 import { basename, dirname, resolve } from 'node:path';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { silentLog } from '../base/log.ts';
@@ -52,6 +52,7 @@ export const createImage = async (
   };
   descriptor.checkCreate?.(plan);
   await refuseOwnChain(path, backing?.root ?? null);
+  await syncChain(backing?.root ?? null);
   await writeImage(plan, descriptor, context);
   return virtualSizeBytes;
 };
@@ -69,6 +70,18 @@ const openBacking = async (request: CreateImageRequest, context: OfflineContext)
   if (backing === null || withoutOpeningBacking) return null;
   // The person names the first one, so it needs no permission; what its header names does.
   return openImage(resolve(dirname(path), backing.filename), backing.format, context);
+};
+
+// An overlay that outlives a power cut names a chain that has outlived it too.
+const syncChain = async (backing: Node | null): Promise<void> => {
+  for (let node = backing; node !== null; node = node.backing) {
+    const file = await open(node.path, 'r');
+    try {
+      await file.datasync();
+    } finally {
+      await file.close();
+    }
+  }
 };
 
 // Overwriting an image that the new one is to stand on would leave neither.

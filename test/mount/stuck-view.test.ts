@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { CleanupStack } from '../support/cleanup-stack.ts';
 import { tool } from '../support/file-tools.ts';
@@ -75,6 +76,17 @@ const loadStuckView = (cleanup: Cleanup, path: string): (() => Promise<void>) =>
   };
 };
 
+/** A reader whose request waits behind the stuck ones dies when it is killed: INTERRUPT answers it. */
+const assertInterrupted = async (path: string): Promise<void> => {
+  const reader = spawn('dd', [`if=${path}`, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct'], {
+    stdio: 'ignore',
+  });
+  const ended = new Promise<string>((resolve) => reader.once('exit', () => resolve('ended')));
+  assert.equal(await Promise.race([ended, sleep(300, 'waits')]), 'waits');
+  reader.kill('SIGKILL');
+  assert.equal(await Promise.race([ended, sleep(5000, 'hangs')]), 'ended');
+};
+
 test(`at depth ${DEPTH} on a view that never answers, another view stays within twice its latency`, async (t) => {
   const cleanup = new CleanupStack(t);
   const root = await scratchDirectory(cleanup);
@@ -95,6 +107,7 @@ test(`at depth ${DEPTH} on a view that never answers, another view stays within 
   const stuckEnds = loadStuckView(cleanup, join(mountpoint, 'stuck.raw'));
   await said(server.stdout, 'held');
   const beside = await bestLatencyNs(quick);
+  await assertInterrupted(join(mountpoint, 'stuck.raw'));
   server.stdin.write('go\n');
   await stuckEnds();
   const alone = await bestLatencyNs(quick);

@@ -1,7 +1,7 @@
 /**
  * Runs all tests, room by room, with node's own runner, and closes with the sums of its counts.
  *
- *     node dist/test/runner/main.js [--soak] [--only ROOM[,ROOM]] [--factor N]
+ *     node dist/test/runner/main.js [--soak] [--only ROOM[,ROOM]] [--factor N] [--seconds N]
  *
  * SEED and COUNT come from the environment; without SEED one is chosen and printed. A room fails that takes longer than
  * its budget, and the run fails that leaves something behind.
@@ -76,12 +76,12 @@ const runNode = (
 
 const runRoom = async (
   budget: RoomBudget,
-  options: { soak: boolean; factor: number; seed: string },
+  options: { soak: boolean; factor: number; seed: string; soakSeconds: number },
 ): Promise<Outcome> => {
   const directory = join(TEST_ROOT, budget.room);
   const files = existsSync(directory) ? testFiles(directory) : [];
   if (files.length === 0) return { counts: noCounts(), problems: [] };
-  const limit = options.soak ? SOAK_SECONDS : budget.seconds;
+  const limit = options.soak ? options.soakSeconds : budget.seconds;
   const env = {
     ...process.env,
     [RUN_MARK]: MARK,
@@ -120,6 +120,7 @@ const main = async (): Promise<number> => {
       soak: { type: 'boolean', default: false },
       only: { type: 'string' },
       factor: { type: 'string', default: '1' },
+      seconds: { type: 'string', default: String(SOAK_SECONDS) },
     },
   });
   const sum = BUDGETS.reduce((seconds, b) => seconds + b.seconds, 0);
@@ -132,7 +133,12 @@ const main = async (): Promise<number> => {
   const total = noCounts();
   const problems: string[] = [];
   for (const budget of BUDGETS.filter((b) => only.includes(b.room))) {
-    const options = { soak: values.soak, factor: Number(values.factor), seed };
+    const options = {
+      soak: values.soak,
+      factor: Number(values.factor),
+      seed,
+      soakSeconds: Number(values.seconds),
+    };
     const outcome = await runRoom(budget, options);
     addCounts(total, outcome.counts);
     problems.push(...outcome.problems, ...checkLeftovers());
