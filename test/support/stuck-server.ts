@@ -3,8 +3,8 @@
  *
  *     node stuck-server.js MOUNTPOINT
  *
- * Prints `ready`, and `held` when HELD requests of the stuck view have arrived. On a line of stdin, or its end, it lets
- * them go.
+ * Prints `ready`, and `held` when HELD requests of the stuck view have arrived. On the line `go` of stdin, or its end, it
+ * lets them go; on `again` it holds those that come afterwards.
  */
 import { readSync, writeSync } from 'node:fs';
 import { answerInit } from '../../mount/kernel/init.ts';
@@ -19,9 +19,9 @@ const VIEW_BYTES = 64 << 20;
 const HELD = 256;
 
 let letGo = (): void => undefined;
-const stuck = new Promise<void>((resolve) => {
-  letGo = resolve;
-});
+let stuck: Promise<void> = Promise.resolve();
+/** Requests of the whole mount when the next load began. */
+let requestsBefore = 0;
 
 const descriptor = await mountFuse({
   source: 'stuck-server',
@@ -49,14 +49,26 @@ const session = new KernelSession({
   generation: 0,
   tableBytes: 0,
 });
-const watch = setInterval(() => {
-  if (session.counters().requests < HELD) return;
-  clearInterval(watch);
-  writeSync(1, 'held\n');
-}, 20);
-watch.unref();
-process.stdin.on('data', letGo);
-process.stdin.on('end', letGo);
+/** What comes from now on waits, until the next line. */
+const arm = (): void => {
+  stuck = new Promise((resolve) => {
+    letGo = resolve;
+  });
+  requestsBefore = session.counters().requests;
+  const watch = setInterval(() => {
+    if (session.counters().requests - requestsBefore < HELD) return;
+    clearInterval(watch);
+    writeSync(1, 'held\n');
+  }, 20);
+  watch.unref();
+};
+
+arm();
+process.stdin.on('data', (text: Buffer) => {
+  letGo();
+  if (text.toString('utf8').startsWith('again')) arm();
+});
+process.stdin.on('end', () => letGo());
 writeSync(1, 'ready\n');
 await session.ended;
 process.exit(0);
