@@ -92,8 +92,9 @@ const serve = async (config: EngineConfig, link: SupervisorLink): Promise<void> 
   } finally {
     closeStatus();
     await catalog.close();
-    send({ type: 'unmounted' });
   }
+  // Not after a worker's death: the mount is still there, and another engine takes it over.
+  send({ type: 'unmounted' });
 };
 
 const main = (): void => {

@@ -9,13 +9,13 @@ import type { StartOutcome } from './supervisor-main.ts';
 
 /**
  * Returns when the mount is usable; the daemon has a session of its own, logs to `logPath`, and keeps none of the
- * caller's descriptors. Errors: why the mount failed.
+ * caller's descriptors. A mount that ends well takes its log away. Errors: why the mount failed.
  */
 export const startDaemon = async (config: SupervisorConfig, logPath: string): Promise<Ready> => {
   const log = openSync(logPath, 'a', 0o600);
   try {
     const program = fileURLToPath(new URL('./supervisor-main.js', import.meta.url));
-    const child = spawn(process.execPath, [program], {
+    const child = spawn(process.execPath, [program, logPath], {
       detached: true,
       stdio: ['ignore', log, log, 'ipc'],
       cwd: '/',

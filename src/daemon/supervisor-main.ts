@@ -4,6 +4,7 @@
  * in the command's own process (foreground.ts).
  */
 
+import { rmSync } from 'node:fs';
 import type { BlockErrorWire } from '../base/block-error.ts';
 import { toBlockError } from '../base/block-error.ts';
 import { createLog } from '../base/log.ts';
@@ -38,10 +39,15 @@ const run = async (config: SupervisorConfig): Promise<number> => {
   return 0;
 };
 
+const [logPath] = process.argv.slice(2);
 process.chdir('/');
 process.once('message', (config: SupervisorConfig) => {
   run(config).then(
-    (code) => process.exit(code),
+    (code) => {
+      // A log that somebody may want to read is that of a mount that went wrong.
+      if (code === 0 && logPath !== undefined) rmSync(logPath, { force: true });
+      process.exit(code);
+    },
     () => process.exit(1),
   );
 });

@@ -199,6 +199,8 @@ export class TranslationTable {
     const to = Math.min(range.lastPage, start + ENTRIES_PER_SLICE - 1) - start;
     const at = slotWord(this.#layout, slot);
     for (let i = from; i <= to; i++) Atomics.store(this.#layout.words, at + i * 2, 0);
+    // When nothing of it is left, the next fault finds the slice gone, and fills all of it.
+    if (from === 0 && to === ENTRIES_PER_SLICE - 1) this.#evict(range.view, slice, slot);
   }
 
   #store(at: number, translation: Translation | null): void {
@@ -257,8 +259,11 @@ export class TranslationTable {
     const key = this.#victim();
     const slot = key === null ? undefined : this.#resident.peek(key);
     if (key === null || slot === undefined) return;
-    const view = Math.floor(key / PAGE_LIMIT);
-    const slice = key % PAGE_LIMIT;
+    this.#evict(Math.floor(key / PAGE_LIMIT), key % PAGE_LIMIT, slot);
+  }
+
+  /** The slot is free when no worker uses its slice any more. */
+  #evict(view: number, slice: number, slot: number): void {
     this.#unlink(view, slice, slot);
     const firstPage = slice * ENTRIES_PER_SLICE;
     this.#evicting++;
