@@ -44,8 +44,8 @@ process.chdir('/');
 process.once('message', (config: SupervisorConfig) => {
   run(config).then(
     (code) => {
-      // A log that somebody may want to read is that of a mount that went wrong.
-      if (code === 0 && logPath !== undefined) rmSync(logPath, { force: true });
+      // It ended well, or the command has been told why it did not begin: a log is left by what ends otherwise.
+      if (logPath !== undefined) rmSync(logPath, { force: true });
       process.exit(code);
     },
     () => process.exit(1),

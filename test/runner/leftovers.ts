@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { runtimeDirectory } from '../../src/daemon/runtime-directory.ts';
 
 /** Set in the environment of every test: processes that carry it are of this run. */
 export const RUN_MARK = 'VDISKFS_TEST_RUN';
@@ -54,6 +55,17 @@ export const openRunDirectory = (): string => {
   return runDirectory();
 };
 
+const runtimeFiles = (): string[] => {
+  const directory = runtimeDirectory();
+  if (!existsSync(directory)) return [];
+  return readdirSync(directory, { withFileTypes: true, recursive: true })
+    .filter((entry) => !entry.isDirectory())
+    .map((entry) => join(entry.parentPath, entry.name));
+};
+
+/** Files of other mounts of this user, which were there before the run. */
+const runtimeFilesBefore = new Set(runtimeFiles());
+
 const isBelow = (path: string, directory: string): boolean => path.startsWith(`${directory}/`);
 
 const markedProcesses = (mark: string): { pid: number; command: string }[] =>
@@ -77,7 +89,10 @@ export const findLeftovers = (mark: string): readonly Leftover[] => {
     what: `process ${pid}: ${command}`,
     remove: (): void => void process.kill(pid, 'SIGKILL'),
   }));
-  return [...leftoversBelow(runDirectory()), ...processes];
+  const files = runtimeFiles()
+    .filter((path) => !runtimeFilesBefore.has(path))
+    .map((path) => ({ what: `runtime file ${path}`, remove: () => rmSync(path, { force: true }) }));
+  return [...leftoversBelow(runDirectory()), ...processes, ...files];
 };
 
 const leftoversBelow = (directory: string): Leftover[] => {
