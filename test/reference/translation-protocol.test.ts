@@ -175,6 +175,62 @@ test('two writers of one page: neither lands in a moved cluster', async (t) => {
   assert.ok(found.states > 1000);
 });
 
+test('the last page of a request that covers several is as safe as the first', async (t) => {
+  const s = scene();
+  const words = layoutOf(s.shared).words;
+  const page1 = { view: VIEW, firstPage: 1, lastPage: 1 };
+  const moveSecond: Change = async (step, table, _a, b) => {
+    table.revoke(page1);
+    await table.quiesce(page1);
+    step('copy cluster 1 to 3, and reuse it', () => {
+      s.host[3] = 2;
+      s.host[1] = 99;
+      return 0;
+    });
+    table.fill(VIEW, 1, [at(b, 3)]);
+  };
+  const processes = [control(s, moveSecond), reader(s, 0, 0, 2)];
+  const found = await new Interleavings({ words, host: s.host }, processes).explore();
+  t.diagnostic(`${found.states} states, ${found.endStates} ends`);
+  assert.ok(found.states > 500);
+});
+
+test('an entry that is filled over a live one is never read in halves', async (t) => {
+  const s = scene();
+  const words = layoutOf(s.shared).words;
+  const replace: Change = async (step, table, _a, b) => {
+    step('copy cluster 0 to 2', () => {
+      s.host[2] = 1;
+      return 0;
+    });
+    table.fill(VIEW, 0, [at(b, 2)]);
+  };
+  const processes = [control(s, replace), reader(s, 0, 0), reader(s, 1, 0, 2)];
+  const found = await new Interleavings({ words, host: s.host }, processes).explore();
+  t.diagnostic(`${found.states} states, ${found.endStates} ends`);
+  assert.ok(found.states > 500);
+});
+
+test('a view that was opened anew with larger pages is not read with the old page size', async (t) => {
+  const s = scene();
+  const words = layoutOf(s.shared).words;
+  const reopen: Change = async (step, table, a, b) => {
+    await table.closeView(VIEW);
+    step('pages 0 and 1 are in clusters 2 and 3 now', () => {
+      s.host[2] = 1;
+      s.host[3] = 2;
+      s.host[1] = 99;
+      return 0;
+    });
+    table.openView(VIEW, PAGE_BITS + 1, 4 * PAGE);
+    table.fill(VIEW, 0, [at(b, 2), at(a, 1)]);
+  };
+  const processes = [control(s, reopen), reader(s, 0, 1)];
+  const found = await new Interleavings({ words, host: s.host }, processes).explore();
+  t.diagnostic(`${found.states} states, ${found.endStates} ends`);
+  assert.ok(found.states > 500);
+});
+
 test('a closed view: nobody uses its files afterwards', async (t) => {
   const s = scene();
   const words = layoutOf(s.shared).words;

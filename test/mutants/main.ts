@@ -1,0 +1,53 @@
+/**
+ * `npm run mutants`: leaves each step of mutations.ts out of a copy of the built program, and runs the tests that must notice.
+ * Prints one line a mutant; exits 1 when one survives, or when a mutation does not fit the program any more.
+ */
+import { spawnSync } from 'node:child_process';
+import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { MUTATIONS, type Mutation } from './mutations.ts';
+
+const PROJECT = fileURLToPath(new URL('../../../', import.meta.url));
+const TIMEOUT_MS = 300_000;
+
+type Verdict = 'found' | 'SURVIVED' | 'DOES NOT FIT';
+
+const judge = (copy: string, mutation: Mutation): Verdict => {
+  const path = join(copy, 'dist', mutation.file);
+  const original = readFileSync(path, 'utf8');
+  if (original.split(mutation.find).length !== 2) return 'DOES NOT FIT';
+  writeFileSync(
+    path,
+    original.replace(mutation.find, () => mutation.replace),
+  );
+  try {
+    const files = mutation.tests.map((test) => join('dist', test));
+    // COUNT_FACTOR: what needs luck to be seen gets more tries than in the tests of every day.
+    const env = { ...process.env, COUNT_FACTOR: '4' };
+    const options = { cwd: copy, env, stdio: 'ignore' as const, timeout: TIMEOUT_MS };
+    return spawnSync(process.execPath, ['--test', ...files], options).status === 0
+      ? 'SURVIVED'
+      : 'found';
+  } finally {
+    writeFileSync(path, original);
+  }
+};
+
+const copy = mkdtempSync(join(tmpdir(), 'vdiskfs-mutants-'));
+let failed = 0;
+try {
+  cpSync(join(PROJECT, 'dist'), join(copy, 'dist'), { recursive: true });
+  cpSync(join(PROJECT, 'package.json'), join(copy, 'package.json'));
+  symlinkSync(join(PROJECT, 'node_modules'), join(copy, 'node_modules'));
+  for (const mutation of MUTATIONS) {
+    const verdict = judge(copy, mutation);
+    if (verdict !== 'found') failed++;
+    process.stdout.write(`${verdict.padEnd(12)} without: ${mutation.step}\n`);
+  }
+} finally {
+  rmSync(copy, { recursive: true, force: true });
+}
+process.stdout.write(`${MUTATIONS.length - failed} passed, ${failed} failed\n`);
+process.exitCode = failed === 0 ? 0 : 1;
