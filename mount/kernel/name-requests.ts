@@ -113,11 +113,12 @@ export const open: Handler = async (request, context) => {
   const entry = entryOf(request, context);
   const flags = request.u32(OPEN_IN.flags);
   const { view } = entry;
+  // Before the look at its permission: why an image cannot be opened at all says more.
+  await view.open();
   if ((flags & O_ACCMODE) !== 0 && view.readOnly) {
     const message = `the view is read-only: ${view.readOnlyReason}`;
     throw new BlockError({ kind: 'read-only', op: 'open', message });
   }
-  await view.open();
   context.handles.opened(entry.nodeId, flags);
   context.directory.opened(entry);
   return writeOpenOut(request, FOPEN.KEEP_CACHE | FOPEN.PARALLEL_DIRECT_WRITES);

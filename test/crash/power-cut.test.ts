@@ -54,6 +54,13 @@ const CASES: readonly Case[] = [
     backing: true,
     snapshot: true,
   },
+  {
+    name: 'a snapshot that shares L2 tables of several slices',
+    options: 'cluster_size=16k',
+    sizeBytes: 9 << 20,
+    backing: false,
+    snapshot: true,
+  },
 ];
 
 /** Cuts looked at in one workload, and writes in it. */
@@ -89,8 +96,13 @@ const makeImage = async (
   } else
     await qemuImg(['create', '-q', '-f', 'qcow2', '-o', c.options, image, String(c.sizeBytes)]);
   if (c.snapshot) {
-    await qemuIo(image, ['write -P 0xee 0 64k', 'write -P 0xdd 100k 20k'], ['-f', 'qcow2']);
-    content.fill(0xee, 0, 64 << 10).fill(0xdd, 100 << 10, 120 << 10);
+    const last = c.sizeBytes - (24 << 10);
+    const writes = ['write -P 0xee 0 64k', 'write -P 0xdd 100k 20k', `write -P 0xcc ${last} 16k`];
+    await qemuIo(image, writes, ['-f', 'qcow2']);
+    content
+      .fill(0xee, 0, 64 << 10)
+      .fill(0xdd, 100 << 10, 120 << 10)
+      .fill(0xcc, last, last + (16 << 10));
     await qemuImg(['snapshot', '-c', 'before', image]);
   }
   return { image, content };
