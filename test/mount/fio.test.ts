@@ -36,6 +36,7 @@ numjobs=${JOBS}
 loops=2
 verify=crc32c
 verify_fatal=1
+verify_state_save=0
 ${engine}
 [x]
 `;
