@@ -1,0 +1,59 @@
+/** Measures one row: both servers on copies of the same image, in pairs. */
+import { rm } from 'node:fs/promises';
+import type { Disks } from './disks.ts';
+import { type Compared, comparePairs, type Metrics } from './rounds.ts';
+import type { Row, Target } from './rows.ts';
+import { type Serve, servePlainFile, serveQemu, serveVdiskfs } from './servers.ts';
+
+export interface Measured extends Compared {
+  readonly row: string;
+  readonly target: Target | null;
+  /** Null: nothing to reach. */
+  readonly holds: boolean | null;
+}
+
+const holds = (target: Target | null, ratio: number): boolean | null => {
+  if (target?.atLeast !== undefined) return ratio >= target.atLeast;
+  return target?.atMost === undefined ? null : ratio <= target.atMost;
+};
+
+export const measureRow = async (
+  row: Row,
+  disks: Disks,
+  scratch: string,
+  pairs: number,
+): Promise<readonly Measured[]> => {
+  const kept: string[] = [];
+  const side = (serve: Serve): (() => Promise<Metrics>) => {
+    let image: string | null = null;
+    return async () => {
+      if (image === null) {
+        image = await disks.make(row.disk);
+        kept.push(image);
+      }
+      const used = row.fresh ? await disks.make(row.disk) : image;
+      const served = await serve(used, {
+        scratch,
+        format: row.disk === 'full-raw' ? 'raw' : 'qcow2',
+        ...(row.l2CacheBytes === undefined ? {} : { l2CacheBytes: row.l2CacheBytes }),
+        ...(row.passthrough === undefined ? {} : { passthrough: row.passthrough }),
+      });
+      try {
+        return await row.measure(served.path, scratch);
+      } finally {
+        await served.close();
+        if (row.fresh) await rm(used);
+      }
+    };
+  };
+  const theirs = row.against === 'qemu' ? serveQemu : servePlainFile;
+  try {
+    const compared = await comparePairs(pairs, side(serveVdiskfs), side(theirs));
+    return compared.map((c) => {
+      const target = row.targets.find((t) => t.metric === c.metric) ?? null;
+      return { ...c, row: row.name, target, holds: holds(target, c.ratio.median) };
+    });
+  } finally {
+    for (const image of kept) await rm(image, { force: true });
+  }
+};
