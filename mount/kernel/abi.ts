@@ -58,7 +58,7 @@ export const OPCODE = {
   STATX: 52,
 } as const;
 
-/** INIT flags (flags, and flags2 where the name ends in it). */
+/** `flags` of INIT. */
 export const INIT = {
   ASYNC_READ: 1 << 0,
   BIG_WRITES: 1 << 5,
@@ -68,9 +68,15 @@ export const INIT = {
   WRITEBACK_CACHE: 1 << 16,
   PARALLEL_DIROPS: 1 << 18,
   MAX_PAGES: 1 << 22,
+  HANDLE_KILLPRIV_V2: 1 << 28,
   INIT_EXT: 1 << 30,
-  /** flags2 */
-  HAS_RESEND2: 1 << 7,
+} as const;
+
+/** `flags2` of INIT. */
+export const INIT2 = {
+  DIRECT_IO_ALLOW_MMAP: 1 << 4,
+  PASSTHROUGH: 1 << 5,
+  HAS_RESEND: 1 << 7,
 } as const;
 
 /** OPEN reply flags. */
@@ -79,6 +85,7 @@ export const FOPEN = {
   KEEP_CACHE: 1 << 1,
   CACHE_DIR: 1 << 3,
   PARALLEL_DIRECT_WRITES: 1 << 6,
+  PASSTHROUGH: 1 << 7,
 } as const;
 
 /** `valid` of SETATTR. */
@@ -104,6 +111,8 @@ export const S_IFDIR = 0o040000;
 export const DT_REG = 8;
 export const DT_DIR = 4;
 export const O_ACCMODE = 3;
+/** Linux' O_DIRECT, but for arm64, which has another. */
+export const O_DIRECT = process.arch === 'arm64' ? 0o200000 : 0o40000;
 
 /** `fuse_in_header`. */
 export const IN = {

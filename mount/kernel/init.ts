@@ -8,6 +8,7 @@ import {
   IN,
   IN_HEADER_BYTES,
   INIT,
+  INIT2,
   INIT_IN,
   INIT_OUT_BYTES,
   OPCODE,
@@ -32,8 +33,10 @@ const WANTED =
   INIT.WRITEBACK_CACHE |
   INIT.PARALLEL_DIROPS |
   INIT.MAX_PAGES |
+  // Views have no set-id bits to clear: without it the kernel asks for security.capability before each write.
+  INIT.HANDLE_KILLPRIV_V2 |
   INIT.INIT_EXT;
-const WANTED2 = INIT.HAS_RESEND2;
+const WANTED2 = INIT2.HAS_RESEND | INIT2.DIRECT_IO_ALLOW_MMAP;
 
 const OUR_MINOR = 40;
 /** 7.31 brought MAX_PAGES and what else is taken for granted here; Linux 4.20 has 7.28. */
@@ -44,11 +47,8 @@ const PAGE_BYTES = 4096;
 const MAX_BACKGROUND = 65_535;
 
 /** Flags that the comma-separated names of `VDISKFS_WITHHOLD_INIT` take away, for tests of older kernels. */
-const withheldFlags = (names: string): number =>
-  names.split(',').reduce((flags, name) => {
-    const known = Object.entries(INIT).find(([key]) => key === name && key !== 'HAS_RESEND2');
-    return known === undefined ? flags : flags | known[1];
-  }, 0);
+const withheldFlags = (flags: Readonly<Record<string, number>>, names: string): number =>
+  names.split(',').reduce((sum, name) => sum | (flags[name] ?? 0), 0);
 
 export interface InitReply {
   readonly outcome: InitOutcome;
@@ -76,9 +76,9 @@ export const answerInit = (request: Uint8Array, withhold = ''): InitReply => {
   const offered = view.getUint32(body + INIT_IN.flags, true);
   const extended = (offered & INIT.INIT_EXT) !== 0 && request.length >= body + INIT_IN.flags2 + 4;
   const offered2 = extended ? view.getUint32(body + INIT_IN.flags2, true) : 0;
-  const flags = (offered & WANTED & ~withheldFlags(withhold)) >>> 0;
-  const resend = withhold.split(',').includes('HAS_RESEND2') ? 0 : WANTED2;
-  const flags2 = (flags & INIT.INIT_EXT) === 0 ? 0 : offered2 & resend;
+  const flags = (offered & WANTED & ~withheldFlags(INIT, withhold)) >>> 0;
+  const wanted2 = WANTED2 & ~withheldFlags(INIT2, withhold);
+  const flags2 = (flags & INIT.INIT_EXT) === 0 ? 0 : offered2 & wanted2;
   const pages = (flags & INIT.MAX_PAGES) === 0 ? 32 : MAX_PAGES;
   const minor = Math.min(OUR_MINOR, kernelMinor);
   const outcome = { minor, flags, flags2, maxWriteBytes: pages * PAGE_BYTES };

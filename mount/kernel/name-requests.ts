@@ -7,6 +7,7 @@ import {
   GETXATTR_IN,
   GETXATTR_OUT_BYTES,
   O_ACCMODE,
+  O_DIRECT,
   OPEN_IN,
   OPEN_OUT_BYTES,
   READ_IN,
@@ -121,7 +122,9 @@ export const open: Handler = async (request, context) => {
   }
   context.handles.opened(entry.nodeId, flags);
   context.directory.opened(entry);
-  return writeOpenOut(request, FOPEN.KEEP_CACHE | FOPEN.PARALLEL_DIRECT_WRITES);
+  // The kernel lets direct writes of one file run side by side only through handles that are direct altogether.
+  const direct = (flags & O_DIRECT) === 0 ? 0 : FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES;
+  return writeOpenOut(request, FOPEN.KEEP_CACHE | direct);
 };
 
 export const release: Handler = (request, context) => {

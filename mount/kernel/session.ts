@@ -14,7 +14,7 @@ import { createSharedSlots, type SharedSlots, SlotReceiver } from '../../src/tra
 import { createSharedTable, type SharedTable } from '../../src/translation/table-layout.ts';
 import { TranslationTable } from '../../src/translation/translation-table.ts';
 import type { Backend, BackendCounters, BackendOptions } from '../backend.ts';
-import { BATCH_FORGET_IN, INIT, INTERRUPT_IN, OPCODE } from './abi.ts';
+import { BATCH_FORGET_IN, INIT2, INTERRUPT_IN, OPCODE } from './abi.ts';
 import type { HandlerContext } from './context.ts';
 import { Doorbell } from './doorbell.ts';
 import { HANDLERS } from './handlers.ts';
@@ -79,7 +79,7 @@ export class KernelSession implements Backend {
     this.#notifier = new Notifier(descriptor);
     directory.onNameChanged((name) => this.#notifier.nameChanged(name));
     this.#doorbell = new Doorbell(() => this.#drainRing());
-    if (options.generation > 0 && (init.flags2 & INIT.HAS_RESEND2) !== 0)
+    if (options.generation > 0 && (init.flags2 & INIT2.HAS_RESEND) !== 0)
       writeSync(descriptor, resendRequest());
     this.ended = this.#run(table).catch((error: unknown) => {
       log.error(options.mountpoint, `a worker has died: ${String(error)}`);

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { INIT, OPCODE } from '../../../../mount/kernel/abi.ts';
+import { INIT, INIT2, OPCODE } from '../../../../mount/kernel/abi.ts';
 import { answerInit } from '../../../../mount/kernel/init.ts';
 
 const request = (minor: number, flags: number, flags2 = 0): Uint8Array => {
@@ -22,7 +22,7 @@ const EVERYTHING = 0xffff_ffff;
 test('only what is wanted and offered is taken', () => {
   const { outcome, bytes } = answerInit(request(41, EVERYTHING, EVERYTHING));
   assert.equal(outcome.minor, 40);
-  assert.equal(outcome.flags2, INIT.HAS_RESEND2);
+  assert.equal(outcome.flags2, INIT2.HAS_RESEND | INIT2.DIRECT_IO_ALLOW_MMAP);
   assert.equal(outcome.maxWriteBytes, 1 << 20);
   const view = new DataView(bytes.buffer);
   assert.equal(view.getUint32(0, true), bytes.length);
@@ -36,8 +36,11 @@ test('only what is wanted and offered is taken', () => {
 test('each flag can be withheld', () => {
   for (const [name, flag] of Object.entries(INIT)) {
     const { outcome } = answerInit(request(40, EVERYTHING, EVERYTHING), name);
-    const flags = name.endsWith('2') ? outcome.flags2 : outcome.flags;
-    assert.equal(flags & flag, 0, name);
+    assert.equal(outcome.flags & flag, 0, name);
+  }
+  for (const [name, flag] of Object.entries(INIT2)) {
+    const { outcome } = answerInit(request(40, EVERYTHING, EVERYTHING), name);
+    assert.equal(outcome.flags2 & flag, 0, name);
   }
 });
 
