@@ -33,8 +33,11 @@ export interface Entry {
   readonly view: View;
   /** Never throws for an image that cannot be opened: that one has size 0 and mode 0. */
   attributes(): Promise<FileAttributes>;
-  /** Times of the image file; milliseconds, null leaves one alone. Errors: EROFS for a read-only view. */
-  setTimes(accessTimeMs: number | null, modifyTimeMs: number | null): Promise<void>;
+  /**
+   * Times of the image file; milliseconds, null leaves one alone. The attributes with them, the others as they were
+   * last seen. Errors: EROFS for a read-only view.
+   */
+  setTimes(accessTimeMs: number | null, modifyTimeMs: number | null): Promise<FileAttributes>;
   /** Values of the `user.vdiskfs.*` attributes, by full name. */
   extendedAttributes(): Promise<ReadonlyMap<string, string>>;
 }

@@ -83,6 +83,9 @@ export class ImageEntry implements Entry {
    * so an image that breaks, or is mended, has to become another node.
    */
   #shownBroken: boolean | null = null;
+  /** Of the last write, as the kernel told it, while the file has another; null when it has the same. */
+  #modifyTimeMs: number | null = null;
+  #lastAttributes: FileAttributes | null = null;
   #reported = '';
   #lookedAtMs = 0;
   #settling: Promise<void> = Promise.resolve();
@@ -163,15 +166,17 @@ export class ImageEntry implements Entry {
   }
 
   async attributes(): Promise<FileAttributes> {
-    const host = await this.#freshHost();
+    const fresh = await this.#freshHost();
+    const host = { ...fresh, modifyTimeMs: this.#modifyTimeMs ?? fresh.modifyTimeMs };
     this.#shownBroken ??= this.error !== null;
     if (this.mustBeReplaced) this.#context.outdated();
-    return fileAttributesOf({
+    this.#lastAttributes = fileAttributesOf({
       host,
       ...(await this.#sizes(host)),
       broken: this.#shownBroken || this.error !== null,
       view: this.view,
     });
+    return this.#lastAttributes;
   }
 
   /** Whether an image that could not be opened can be now, as far as shows without opening it. */
@@ -180,19 +185,31 @@ export class ImageEntry implements Entry {
     return this.error === null;
   }
 
-  async setTimes(accessTimeMs: number | null, modifyTimeMs: number | null): Promise<void> {
+  async setTimes(
+    accessTimeMs: number | null,
+    modifyTimeMs: number | null,
+  ): Promise<FileAttributes> {
     if (this.#readOnlyReason !== null) {
       const message = `the view is read-only: ${this.#readOnlyReason}`;
       throw new BlockError({ kind: 'read-only', op: 'set times', message });
     }
+    // Kernels send the time of their last write along with each fsync. On the file, it would make every fdatasync
+    // write the inode too; it is given to the file when that is closed.
+    if (accessTimeMs === null && this.isOpen) {
+      this.#modifyTimeMs = modifyTimeMs;
+      const seen = this.#lastAttributes;
+      return seen === null || modifyTimeMs === null ? this.attributes() : { ...seen, modifyTimeMs };
+    }
     const host = await this.#freshHost();
-    if (this.gone) return;
+    if (this.gone) return this.attributes();
     const access = accessTimeMs ?? host.accessTimeMs;
-    const modify = modifyTimeMs ?? host.modifyTimeMs;
+    const modify = modifyTimeMs ?? this.#modifyTimeMs ?? host.modifyTimeMs;
+    this.#modifyTimeMs = null;
     await utimes(host.path, access / 1000, modify / 1000).catch((error: unknown) => {
       throw toBlockError(error, { op: 'set times', path: host.path });
     });
     await this.#adoptStamp();
+    return this.attributes();
   }
 
   async extendedAttributes(): Promise<ReadonlyMap<string, string>> {
@@ -268,8 +285,22 @@ export class ImageEntry implements Entry {
       if (description !== null) {
         this.inspection = { ...this.inspection, description: { ...description, virtualSizeBytes } };
       }
+      await this.#giveModifyTime();
       await this.#adoptStamp();
     }
+  }
+
+  // A time that cannot be set is not worth an error: the content is there.
+  async #giveModifyTime(): Promise<void> {
+    const modify = this.#modifyTimeMs;
+    this.#modifyTimeMs = null;
+    if (modify === null || this.gone) return;
+    const { path, identity } = this.host;
+    const now = await tryStatHostFile(path);
+    if (now?.identity !== identity) return;
+    await utimes(path, now.accessTimeMs / 1000, modify / 1000).catch((error: unknown) => {
+      this.#context.log.debug(this.name, toBlockError(error, { op: 'set times', path }).describe());
+    });
   }
 
   /** Before an opening: throws what keeps the image from being opened as it is now. */

@@ -8,9 +8,9 @@ import {
   IN,
   IN_HEADER_BYTES,
   INIT,
-  INIT2,
   INIT_IN,
   INIT_OUT_BYTES,
+  INIT2,
   OPCODE,
   OUT_HEADER_BYTES,
 } from './abi.ts';

@@ -87,13 +87,16 @@ export const setattr: Handler = async (request, context) => {
     });
   }
   const entry = entryOf(request, context);
-  if ((valid & SETATTR.SIZE) !== 0) {
+  const resizes = (valid & SETATTR.SIZE) !== 0;
+  if (resizes) {
     if (Number.isNaN(size))
       throw new BlockError({ kind: 'bad-request', errno: 'EFBIG', message: 'past 2^53 bytes' });
     await entry.view.truncate(size);
   }
-  if (accessMs !== null || modifyMs !== null) await entry.setTimes(accessMs, modifyMs);
-  return writeAttrOut(request.reply, REPLY_BODY_AT, request.nodeId, await entry.attributes());
+  const timed =
+    accessMs === null && modifyMs === null ? null : await entry.setTimes(accessMs, modifyMs);
+  const attributes = timed === null || resizes ? await entry.attributes() : timed;
+  return writeAttrOut(request.reply, REPLY_BODY_AT, request.nodeId, attributes);
 };
 
 const newTime = (

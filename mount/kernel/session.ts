@@ -8,7 +8,7 @@
 import { writeSync } from 'node:fs';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { ERRNO } from '../../src/base/errno.ts';
-import { addressOf } from '../../src/os/linux.ts';
+import { addressOf, preferHugePages } from '../../src/os/linux.ts';
 import { COUNTER, createSharedCounters, sumCounter } from '../../src/translation/counters.ts';
 import { createSharedSlots, type SharedSlots, SlotReceiver } from '../../src/translation/slots.ts';
 import { createSharedTable, type SharedTable } from '../../src/translation/table-layout.ts';
@@ -63,6 +63,7 @@ export class KernelSession implements Backend {
     this.#options = options;
     const { descriptor, init, threads, directory, log } = options;
     this.#slots = createSharedSlots({ slots: SLOTS, payloadBytes: init.maxWriteBytes, addressOf });
+    preferHugePages(new Uint8Array(this.#slots.memory));
     this.#receiver = new SlotReceiver(this.#slots);
     this.#regions = regionsOf(this.#slots);
     this.#counters = createSharedCounters(threads);
@@ -103,7 +104,13 @@ export class KernelSession implements Backend {
     const doorbell = this.#doorbell.writeEnd;
     const shared = { descriptor, doorbell, slots: this.#slots, counters: this.#counters, table };
     try {
-      await runWorkers(Array.from({ length: threads }, (_, worker) => ({ worker, ...shared })));
+      await runWorkers(
+        Array.from({ length: threads }, (_, worker) => ({
+          worker,
+          spliceOffset: new SharedArrayBuffer(8),
+          ...shared,
+        })),
+      );
     } finally {
       this.#endPauses();
       this.#drainRing();

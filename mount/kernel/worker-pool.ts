@@ -9,6 +9,8 @@ export interface WorkerSetup {
   readonly descriptor: number;
   readonly doorbell: number;
   readonly slots: SharedSlots;
+  /** 8 bytes of its own. */
+  readonly spliceOffset: SharedArrayBuffer;
   readonly counters: SharedArrayBuffer;
   /** Null: every request faults. */
   readonly table: SharedTable | null;

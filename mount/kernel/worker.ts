@@ -7,13 +7,15 @@
 import { readSync, writeSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
 import { present } from '../../src/base/assert.ts';
+import { addressOf } from '../../src/os/linux.ts';
 import { COUNTER, WorkerCounters } from '../../src/translation/counters.ts';
 import { Lookup, ZERO_RUN } from '../../src/translation/lookup.ts';
-import { SlotTaker } from '../../src/translation/slots.ts';
+import { HEADER_AREA_BYTES, SlotTaker } from '../../src/translation/slots.ts';
 import { layoutOf, READ, WRITE } from '../../src/translation/table-layout.ts';
 import { IN, OPCODE, OUT, OUT_HEADER_BYTES, READ_IN, WRITE_OUT_BYTES } from './abi.ts';
 import { ringDoorbell } from './doorbell.ts';
 import { REPLY_AT, REPLY_BODY_AT, REQUEST_AT, REQUEST_BODY_AT } from './request.ts';
+import { SPLICE_FROM_BYTES, SpliceReply } from './splice-reply.ts';
 import type { WorkerSetup } from './worker-pool.ts';
 
 const setup = workerData as WorkerSetup;
@@ -23,6 +25,18 @@ const fields = new DataView(slots.memory);
 const taker = new SlotTaker(slots);
 const counters = new WorkerCounters(setup.counters, setup.worker);
 const lookup = setup.table === null ? null : new Lookup(layoutOf(setup.table), setup.worker);
+const splices = new SpliceReply({
+  descriptor,
+  offset: new DataView(setup.spliceOffset),
+  offsetAddress: addressOf(new Uint8Array(setup.spliceOffset)),
+  maxReadBytes: slots.slotBytes - 2 * HEADER_AREA_BYTES,
+});
+/** The header of each slot's reply. */
+const headers = Array.from({ length: slots.slots }, (_, slot) =>
+  memory
+    .subarray(slots.firstByte + slot * slots.slotBytes + REPLY_AT)
+    .subarray(0, OUT_HEADER_BYTES),
+);
 
 /** Errors after which the read is simply repeated: a signal, nothing there, a request aborted before it was read. */
 const PASSING = new Set(['EINTR', 'EAGAIN', 'ENOENT']);
@@ -41,7 +55,8 @@ const receive = (base: number): boolean => {
   }
 };
 
-const reply = (base: number, bodyBytes: number): void => {
+/** The reply's header, from the request's; returns the reply's length. */
+const writeHeader = (base: number, bodyBytes: number): number => {
   const length = OUT_HEADER_BYTES + bodyBytes;
   const at = base + REPLY_AT;
   fields.setUint32(at + OUT.length, length, true);
@@ -52,8 +67,13 @@ const reply = (base: number, bodyBytes: number): void => {
     fields.getUint32(base + REQUEST_AT + IN.unique + 4, true),
     true,
   );
+  return length;
+};
+
+const reply = (base: number, bodyBytes: number): void => {
+  const length = writeHeader(base, bodyBytes);
   try {
-    writeSync(descriptor, memory, at, length, null);
+    writeSync(descriptor, memory, base + REPLY_AT, length, null);
   } catch (error) {
     // The request was interrupted, or the mount is going: nobody waits for the answer.
     const code = (error as NodeJS.ErrnoException).code;
@@ -87,8 +107,14 @@ const writeRuns = (runs: Lookup, payload: number): void => {
   }
 };
 
+const counted = (isRead: boolean, size: number): true => {
+  counters.add(COUNTER.hits, 1);
+  counters.add(isRead ? COUNTER.readBytes : COUNTER.writtenBytes, size);
+  return true;
+};
+
 /** Whether the request was answered. An error of the host file is left to the control plane, which meets it again. */
-const transfer = (base: number, opcode: number): boolean => {
+const transfer = (base: number, slot: number, opcode: number): boolean => {
   if (lookup === null) return false;
   const isRead = opcode === OPCODE.READ;
   const body = base + REQUEST_BODY_AT;
@@ -99,7 +125,13 @@ const transfer = (base: number, opcode: number): boolean => {
   const size = fields.getUint32(body + READ_IN.size, true);
   const node = fields.getUint32(base + REQUEST_AT + IN.nodeId, true);
   if (size === 0 || !lookup.begin(node, offset, size, isRead ? READ : WRITE)) return false;
+  let replied = false;
   try {
+    if (isRead && size >= SPLICE_FROM_BYTES) {
+      writeHeader(base, size);
+      replied = splices.send(lookup, headers[slot] as Uint8Array);
+    }
+    if (replied) return counted(isRead, size);
     if (isRead) readRuns(lookup, base + REPLY_BODY_AT);
     else writeRuns(lookup, base + REPLY_BODY_AT);
   } catch {
@@ -107,8 +139,7 @@ const transfer = (base: number, opcode: number): boolean => {
   } finally {
     lookup.end();
   }
-  counters.add(COUNTER.hits, 1);
-  counters.add(isRead ? COUNTER.readBytes : COUNTER.writtenBytes, size);
+  counted(isRead, size);
   if (isRead) {
     reply(base, size);
     return true;
@@ -128,7 +159,8 @@ const serve = (): void => {
     }
     counters.add(COUNTER.requests, 1);
     const opcode = fields.getUint32(base + REQUEST_AT + IN.opcode, true);
-    if ((opcode === OPCODE.READ || opcode === OPCODE.WRITE) && transfer(base, opcode)) continue;
+    if ((opcode === OPCODE.READ || opcode === OPCODE.WRITE) && transfer(base, slot, opcode))
+      continue;
     counters.add(COUNTER.faults, 1);
     if (taker.handOver(slot)) ringDoorbell(doorbell);
     slot = taker.take();
@@ -136,4 +168,5 @@ const serve = (): void => {
 };
 
 serve();
+splices.close();
 present(parentPort, 'a worker has a parent').close();

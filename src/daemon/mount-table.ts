@@ -1,4 +1,4 @@
-/** The mounts of this machine, as /proc/self/mounts says. */
+/** The mounts of this machine, as /proc/self/mountinfo says. */
 import { readFileSync } from 'node:fs';
 import { FILE_SYSTEM_TYPE } from './mounting.ts';
 
@@ -6,6 +6,8 @@ export interface MountedFileSystem {
   readonly source: string;
   readonly mountpoint: string;
   readonly type: string;
+  /** `major:minor`. */
+  readonly device: string;
 }
 
 /** The kernel writes blanks in names as `\040` and the like. */
@@ -16,12 +18,19 @@ const unescapeOctal = (text: string): string =>
 
 /** In the order of mounting. */
 export const readMountTable = (): readonly MountedFileSystem[] =>
-  readFileSync('/proc/self/mounts', 'utf8')
+  readFileSync('/proc/self/mountinfo', 'utf8')
     .split('\n')
     .filter((line) => line !== '')
     .map((line) => {
-      const [source = '', mountpoint = '', type = ''] = line.split(' ').map(unescapeOctal);
-      return { source, mountpoint, type };
+      // id, parent, device, root, mountpoint, options, optional fields, '-', type, source, options
+      const fields = line.split(' ');
+      const [type = '', source = ''] = fields.slice(fields.indexOf('-') + 1).map(unescapeOctal);
+      return {
+        source,
+        mountpoint: unescapeOctal(fields[4] ?? ''),
+        type,
+        device: fields[2] ?? '',
+      };
     });
 
 /** What is mounted on top at a path; null when nothing is. */

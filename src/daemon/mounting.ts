@@ -5,6 +5,11 @@ import { BlockError, toBlockError } from '../base/block-error.ts';
 import { MS, mountFileSystem, receiveDescriptor, socketPair } from '../os/linux.ts';
 
 export const FILE_SYSTEM_TYPE = 'fuse.vdiskfs';
+/**
+ * Longer reads come in two pieces, which two workers answer at the same time. A pipe of 1 MiB, the largest that is had
+ * without privilege, holds one of them with its header.
+ */
+const MAX_READ_BYTES = 512 << 10;
 const DEVICE = '/dev/fuse';
 
 export interface MountRequest {
@@ -33,6 +38,7 @@ const mountAsRoot = (request: MountRequest): number => {
     `user_id=${process.getuid?.() ?? 0}`,
     `group_id=${process.getgid?.() ?? 0}`,
     'default_permissions',
+    `max_read=${MAX_READ_BYTES}`,
     ...(allowOther ? ['allow_other'] : []),
   ];
   try {
@@ -75,6 +81,7 @@ const mountAsUser = async (request: MountRequest): Promise<number> => {
     `fsname=${source.replaceAll('\\', '\\\\').replaceAll(',', '\\,')}`,
     'subtype=vdiskfs',
     'default_permissions',
+    `max_read=${MAX_READ_BYTES}`,
     'nosuid',
     'nodev',
     readOnly ? 'ro' : 'rw',

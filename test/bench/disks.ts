@@ -70,6 +70,8 @@ export class Disks {
         ]);
         break;
     }
+    // Else its writeback runs beside what is measured.
+    await tool('sync', [image]);
     return image;
   }
 

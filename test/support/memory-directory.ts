@@ -84,7 +84,7 @@ export const memoryDirectory = (views: readonly View[]): Directory => {
     name: view.name,
     view,
     attributes: async () => attributesOf(await view.lengthBytes(), 0o644),
-    setTimes: async () => undefined,
+    setTimes: async () => attributesOf(await view.lengthBytes(), 0o644),
     extendedAttributes: async () => new Map(),
   }));
   const none = (): void => undefined;
