@@ -4,7 +4,7 @@
  * Owns one descriptor. Reads past the end are zeros, writes past the end grow the file.
  */
 import { constants } from 'node:fs';
-import { type FileHandle, open } from 'node:fs/promises';
+import { type FileHandle, open, statfs } from 'node:fs/promises';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { type GuestOffset, type HostOffset, hostOffset } from '../../src/base/units.ts';
 import type {
@@ -15,8 +15,18 @@ import type {
   WriteZeroesOptions,
 } from '../../src/block/driver.ts';
 import { FALLOC, fallocate, SEEK, seekDataOrHole } from '../../src/os/linux.ts';
+import { isLocalFileSystem, QuickIo } from './quick-io.ts';
 
 const ZERO_CHUNK_BYTES = 1 << 20;
+
+interface HostFileOptions {
+  readonly path: string;
+  readonly lengthBytes: number;
+  /** False: flushes are ignored. */
+  readonly flushes: boolean;
+  /** A regular file on a file system of this machine. */
+  readonly isLocal: boolean;
+}
 
 class HostFile implements DriverInstance {
   readonly clusterBytes = 1;
@@ -25,17 +35,20 @@ class HostFile implements DriverInstance {
   readonly #handle: FileHandle;
   readonly #path: string;
   readonly #flushes: boolean;
+  /** Null where the file may be slow in ways that cannot be told beforehand. */
+  readonly #quick: QuickIo | null;
   #lengthBytes: number;
   /** What the host's file system turned out not to have, so that it is asked once. */
   readonly #lacks = new Set<'punch' | 'zero' | 'allocate'>();
   /** A failed fdatasync has lost data for good: the kernel reports it once, this node for ever. */
   #flushFailure: BlockError | null = null;
 
-  constructor(handle: FileHandle, path: string, lengthBytes: number, flushes: boolean) {
+  constructor(handle: FileHandle, options: HostFileOptions) {
     this.#handle = handle;
-    this.#path = path;
-    this.#lengthBytes = lengthBytes;
-    this.#flushes = flushes;
+    this.#path = options.path;
+    this.#lengthBytes = options.lengthBytes;
+    this.#flushes = options.flushes;
+    this.#quick = options.isLocal ? new QuickIo(handle.fd) : null;
   }
 
   get lengthBytes(): number {
@@ -51,6 +64,7 @@ class HostFile implements DriverInstance {
   }
 
   async read(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    if (this.#quick?.read(buffer, offset) === true) return;
     let done = 0;
     while (done < buffer.length) {
       const { bytesRead } = await this.#handle.read(
@@ -66,7 +80,7 @@ class HostFile implements DriverInstance {
   }
 
   async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
-    let done = 0;
+    let done = this.#quick?.write(buffer, offset) === true ? buffer.length : 0;
     while (done < buffer.length) {
       const { bytesWritten } = await this.#handle.write(
         buffer,
@@ -188,7 +202,8 @@ const openPath = async (request: OpenPathRequest): Promise<DriverInstance> => {
   try {
     const s = await handle.stat();
     const lengthBytes = s.isBlockDevice() ? (seekEnd(handle.fd) ?? 0) : s.size;
-    return new HostFile(handle, path, lengthBytes, cache !== 'unsafe');
+    const isLocal = s.isFile() && isLocalFileSystem((await statfs(path)).type);
+    return new HostFile(handle, { path, lengthBytes, flushes: cache !== 'unsafe', isLocal });
   } catch (error) {
     await handle.close();
     throw toBlockError(error, { op: 'open', path });
