@@ -164,26 +164,29 @@ const syscallCall = libc.func(
 const SYS_CACHESTAT = 451;
 const PAGE_BYTES = 4096;
 /** struct cachestat_range, then struct cachestat. */
-const cacheQuery = new BigUint64Array(new SharedArrayBuffer(8 * (2 + 5)));
+const cacheQuery = new Uint32Array(new SharedArrayBuffer(8 * (2 + 5)));
 const cacheQueryAddress = Number(koffi.address(cacheQuery));
+/** Word of `nr_cache`. */
+const CACHED_PAGES = 4;
 let hasCachestat = true;
 
 /**
- * Whether all pages of a range of a file are in the host's page cache. False also where that cannot be told (before
+ * Whether all pages of a range of a file (less than 4 GiB) are in the host's page cache. False also where that cannot be told (before
  * Linux 6.5, or without permission to write the file). Microseconds, never waits.
  */
 export const areCached = (fd: number, offset: number, lengthBytes: number): boolean => {
   if (!hasCachestat) return false;
   const start = offset - (offset % PAGE_BYTES);
   const length = Math.ceil((offset + lengthBytes - start) / PAGE_BYTES) * PAGE_BYTES;
-  cacheQuery[0] = BigInt(start);
-  cacheQuery[1] = BigInt(length);
+  cacheQuery[0] = start % 2 ** 32;
+  cacheQuery[1] = Math.floor(start / 2 ** 32);
+  cacheQuery[2] = length;
   const result = cacheQueryAddress + 16;
-  if (Number(syscallCall(SYS_CACHESTAT, fd, cacheQueryAddress, result, 0)) !== 0) {
+  if (syscallCall(SYS_CACHESTAT, fd, cacheQueryAddress, result, 0) !== 0) {
     hasCachestat = errnoName(koffi.errno()) !== 'ENOSYS';
     return false;
   }
-  return cacheQuery[2] === BigInt(length / PAGE_BYTES);
+  return cacheQuery[CACHED_PAGES] === length / PAGE_BYTES;
 };
 
 const fcntlCall = libc.func('int fcntl(int fd, int command, _Inout_ uint8_t *lock)');
