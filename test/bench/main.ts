@@ -53,6 +53,7 @@ const main = async (): Promise<boolean> => {
   await tool('mount', ['-t', 'tmpfs', '-o', 'size=12g', 'tmpfs', memory]);
   const places = { disk: new Disks(root), tmpfs: new Disks(memory) };
   const measured: Measured[] = [];
+  const failed: string[] = [];
   try {
     const about = await machine();
     say(about.join('\n'));
@@ -60,9 +61,15 @@ const main = async (): Promise<boolean> => {
       (r) => values.only.length === 0 || values.only.some((text) => r.name.includes(text)),
     );
     for (const row of rows) {
-      const found = await measureRow(row, places[row.place], scratch, pairs);
-      for (const m of found) say(tableLine(m));
-      measured.push(...found);
+      // One that fails does not take the others with it, nor does it pass.
+      try {
+        const found = await measureRow(row, places[row.place], scratch, pairs);
+        for (const m of found) say(tableLine(m));
+        measured.push(...found);
+      } catch (error) {
+        failed.push(row.name);
+        say(`${row.name}: FAILED: ${String(error)}`);
+      }
     }
     const loop = values.only.length === 0 ? await correctness(places.tmpfs, scratch) : {};
     const report = { machine: about, pairs, rows: measured, directWritersThroughLoop: loop };
@@ -73,7 +80,7 @@ const main = async (): Promise<boolean> => {
     await tool('umount', [memory]);
     await rm(root, { recursive: true, force: true });
   }
-  return measured.every((m) => m.holds !== false);
+  return failed.length === 0 && measured.every((m) => m.holds !== false);
 };
 
 process.exitCode = (await main()) ? 0 : 1;

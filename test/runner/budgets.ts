@@ -15,13 +15,13 @@ export interface RoomBudget {
 }
 
 export const BUDGETS: readonly RoomBudget[] = [
-  { room: 'unit', seconds: 60, concurrency: 2, soakFactor: 10 },
+  { room: 'unit', seconds: 40, concurrency: 2, soakFactor: 10 },
   { room: 'conformance', seconds: 30, concurrency: 2, soakFactor: 10 },
   { room: 'reference', seconds: 90, concurrency: 2, soakFactor: 20 },
-  { room: 'crash', seconds: 90, concurrency: 2, soakFactor: 20 },
-  { room: 'qemu', seconds: 120, concurrency: 2, soakFactor: 5 },
+  { room: 'crash', seconds: 60, concurrency: 2, soakFactor: 20 },
+  { room: 'qemu', seconds: 100, concurrency: 2, soakFactor: 5 },
   { room: 'fuzz', seconds: 30, concurrency: 2, soakFactor: 50 },
-  { room: 'mount', seconds: 300, concurrency: 1, soakFactor: 5 },
+  { room: 'mount', seconds: 370, concurrency: 1, soakFactor: 5 },
 ];
 
 export const TOTAL_SECONDS = 720;
