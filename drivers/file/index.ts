@@ -59,6 +59,11 @@ class HostFile implements DriverInstance {
     return this.#handle.fd;
   }
 
+  async reloadLength(): Promise<void> {
+    const s = await this.#handle.stat();
+    if (s.isFile()) this.#lengthBytes = s.size;
+  }
+
   mapping(_offset: GuestOffset, lengthBytes: number): Mapping {
     return { kind: 'opaque', lengthBytes };
   }

@@ -31,6 +31,11 @@ class RawImage implements DriverInstance {
     return this.#lengthBytes;
   }
 
+  async reloadLength(): Promise<void> {
+    await this.#file.driver.reloadLength?.();
+    this.#lengthBytes = this.#file.lengthBytes;
+  }
+
   // A guarded first sector is looked at before each write, so it may not be written behind our back: it is a run of its
   // own.
   mapping(offset: GuestOffset, lengthBytes: number): Mapping {

@@ -4,11 +4,14 @@ import type { Log } from '../../src/base/log.ts';
 import type { Directory, Entry } from '../directory.ts';
 import type { NodeTranslations } from './node-translations.ts';
 import type { OpenHandles } from './open-handles.ts';
+import type { Passthrough } from './passthrough.ts';
 import type { FuseRequest } from './request.ts';
 
 export interface HandlerContext {
   readonly directory: Directory;
   readonly handles: OpenHandles;
+  /** Null where it was not asked for, or the kernel has none. */
+  readonly passthrough: Passthrough | null;
   /** Null when the table is switched off. */
   readonly translations: NodeTranslations | null;
   readonly log: Log;

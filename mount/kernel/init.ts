@@ -23,6 +23,13 @@ export interface InitOutcome {
   readonly maxWriteBytes: number;
 }
 
+export interface InitWishes {
+  /** As in `VDISKFS_WITHHOLD_INIT`. */
+  readonly withhold?: string;
+  /** Passthrough takes the place of the writeback cache, which the kernel does not have together with it. */
+  readonly passthrough?: boolean;
+}
+
 /** What is asked for; what the kernel does not offer, or `withheld` names, is left out. */
 const WANTED =
   INIT.ASYNC_READ |
@@ -57,10 +64,10 @@ export interface InitReply {
 }
 
 /**
- * The reply to an INIT request. Errors: EPROTO for a request that is no INIT, or a kernel too old. `withhold` as in
- * `VDISKFS_WITHHOLD_INIT`.
+ * The reply to an INIT request. Errors: EPROTO for a request that is no INIT, or a kernel too old.
  */
-export const answerInit = (request: Uint8Array, withhold = ''): InitReply => {
+export const answerInit = (request: Uint8Array, wishes: InitWishes = {}): InitReply => {
+  const { withhold = '', passthrough = false } = wishes;
   const view = viewOf(request);
   if (request.length < IN_HEADER_BYTES + 16 || view.getUint32(IN.opcode, true) !== OPCODE.INIT) {
     throw protocolError('the first request of the mount is no INIT');
@@ -76,9 +83,11 @@ export const answerInit = (request: Uint8Array, withhold = ''): InitReply => {
   const offered = view.getUint32(body + INIT_IN.flags, true);
   const extended = (offered & INIT.INIT_EXT) !== 0 && request.length >= body + INIT_IN.flags2 + 4;
   const offered2 = extended ? view.getUint32(body + INIT_IN.flags2, true) : 0;
-  const flags = (offered & WANTED & ~withheldFlags(INIT, withhold)) >>> 0;
-  const wanted2 = WANTED2 & ~withheldFlags(INIT2, withhold);
+  let flags = (offered & WANTED & ~withheldFlags(INIT, withhold)) >>> 0;
+  const wanted2 =
+    (WANTED2 | (passthrough ? INIT2.PASSTHROUGH : 0)) & ~withheldFlags(INIT2, withhold);
   const flags2 = (flags & INIT.INIT_EXT) === 0 ? 0 : offered2 & wanted2;
+  if ((flags2 & INIT2.PASSTHROUGH) !== 0) flags = (flags & ~INIT.WRITEBACK_CACHE) >>> 0;
   const pages = (flags & INIT.MAX_PAGES) === 0 ? 32 : MAX_PAGES;
   const minor = Math.min(OUR_MINOR, kernelMinor);
   const outcome = { minor, flags, flags2, maxWriteBytes: pages * PAGE_BYTES };
@@ -102,6 +111,8 @@ const encodeReply = (unique: number, maxReadahead: number, outcome: InitOutcome)
   view.setUint32(body + 24, 1, true);
   view.setUint16(body + 28, outcome.maxWriteBytes / PAGE_BYTES, true);
   view.setUint32(body + 32, outcome.flags2, true);
+  // Of file systems below the views: a file of an ordinary one.
+  view.setUint32(body + 36, (outcome.flags2 & INIT2.PASSTHROUGH) === 0 ? 0 : 1, true);
   return bytes;
 };
 

@@ -16,6 +16,7 @@ import {
   SETATTR_IN,
 } from './abi.ts';
 import { entryOf, type Handler, type HandlerContext } from './context.ts';
+import { PASSTHROUGH_HANDLE } from './passthrough.ts';
 import {
   direntBytes,
   type ListedName,
@@ -35,7 +36,18 @@ const LISTING_BATCH = 64;
 const isRoot = (request: FuseRequest): boolean => request.nodeId === ROOT_NODE_ID;
 
 const attributesOf = (request: FuseRequest, context: HandlerContext): Promise<FileAttributes> =>
-  isRoot(request) ? context.directory.rootAttributes() : entryOf(request, context).attributes();
+  isRoot(request)
+    ? context.directory.rootAttributes()
+    : attributesOfEntry(entryOf(request, context), context);
+
+// What the kernel writes by itself may have made the file longer.
+const attributesOfEntry = async (
+  entry: Entry,
+  context: HandlerContext,
+): Promise<FileAttributes> => {
+  if (context.passthrough?.isUsed(entry.nodeId) === true) await entry.view.reloadLength();
+  return entry.attributes();
+};
 
 export const lookup: Handler = async (request, context) => {
   if (!isRoot(request))
@@ -47,7 +59,7 @@ export const lookup: Handler = async (request, context) => {
   const name = request.text(0);
   const entry = await context.directory.lookup(name);
   if (entry === null) throw new BlockError({ kind: 'not-found', message: `no view '${name}'` });
-  const attributes = await entry.attributes();
+  const attributes = await attributesOfEntry(entry, context);
   context.remembered(entry.nodeId);
   return writeEntryOut(request.reply, REPLY_BODY_AT, entry.nodeId, attributes);
 };
@@ -91,11 +103,12 @@ export const setattr: Handler = async (request, context) => {
   if (resizes) {
     if (Number.isNaN(size))
       throw new BlockError({ kind: 'bad-request', errno: 'EFBIG', message: 'past 2^53 bytes' });
+    await attributesOfEntry(entry, context);
     await entry.view.truncate(size);
   }
   const timed =
     accessMs === null && modifyMs === null ? null : await entry.setTimes(accessMs, modifyMs);
-  const attributes = timed === null || resizes ? await entry.attributes() : timed;
+  const attributes = timed === null || resizes ? await attributesOfEntry(entry, context) : timed;
   return writeAttrOut(request.reply, REPLY_BODY_AT, request.nodeId, attributes);
 };
 
@@ -123,26 +136,38 @@ export const open: Handler = async (request, context) => {
     const message = `the view is read-only: ${view.readOnlyReason}`;
     throw new BlockError({ kind: 'read-only', op: 'open', message });
   }
-  context.handles.opened(entry.nodeId, flags);
   context.directory.opened(entry);
+  const alone = !context.handles.mayBeOpen(entry.nodeId);
+  const backingId = context.passthrough?.open(entry, await view.open(), alone) ?? null;
+  if (backingId !== null) {
+    const handle = { flags: FOPEN.PASSTHROUGH, number: PASSTHROUGH_HANDLE, backingId };
+    return writeOpenOut(request, handle);
+  }
+  context.handles.opened(entry.nodeId, flags);
   // The kernel lets direct writes of one file run side by side only through handles that are direct altogether.
   const direct = (flags & O_DIRECT) === 0 ? 0 : FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES;
-  return writeOpenOut(request, FOPEN.KEEP_CACHE | direct);
+  return writeOpenOut(request, { flags: FOPEN.KEEP_CACHE | direct });
 };
 
 export const release: Handler = (request, context) => {
-  const known = context.handles.released(request.nodeId, request.u32(RELEASE_IN.flags));
+  const isPassthrough = request.u64(RELEASE_IN.handle) === PASSTHROUGH_HANDLE;
+  if (isPassthrough) context.passthrough?.released(request.nodeId);
+  const known =
+    isPassthrough || context.handles.released(request.nodeId, request.u32(RELEASE_IN.flags));
   const entry = context.directory.byNodeId(request.nodeId);
   if (known && entry !== null) context.directory.released(entry);
   return 0;
 };
 
-export const opendir: Handler = (request) => writeOpenOut(request, 0);
+export const opendir: Handler = (request) => writeOpenOut(request, { flags: 0 });
 
-const writeOpenOut = (request: FuseRequest, flags: number): number => {
-  request.reply.setBigUint64(REPLY_BODY_AT, 0n, true);
-  request.reply.setUint32(REPLY_BODY_AT + 8, flags, true);
-  request.reply.setUint32(REPLY_BODY_AT + 12, 0, true);
+const writeOpenOut = (
+  request: FuseRequest,
+  handle: { readonly flags: number; readonly number?: number; readonly backingId?: number },
+): number => {
+  request.reply.setBigUint64(REPLY_BODY_AT, BigInt(handle.number ?? 0), true);
+  request.reply.setUint32(REPLY_BODY_AT + 8, handle.flags, true);
+  request.reply.setInt32(REPLY_BODY_AT + 12, handle.backingId ?? 0, true);
   return OPEN_OUT_BYTES;
 };
 
@@ -194,7 +219,9 @@ export const readdirplus: Handler = async (request, context) => {
   let length = 0;
   for (let from = 0; from < listing.length; from += LISTING_BATCH) {
     const batch = listing.slice(from, from + LISTING_BATCH);
-    const attributes = await Promise.all(batch.map((l) => l.entry?.attributes() ?? null));
+    const attributes = await Promise.all(
+      batch.map((l) => (l.entry === null ? null : attributesOfEntry(l.entry, context))),
+    );
     for (const [i, { listed }] of batch.entries()) {
       if (length + ENTRY_OUT_BYTES + direntBytes(listed.name) > size) return length;
       length += writeDirentPlus(

@@ -35,6 +35,11 @@ export class OpenHandles {
     return true;
   }
 
+  /** Whether a handle may be open: one that an earlier engine saw opened counts. */
+  mayBeOpen(nodeId: number): boolean {
+    return this.#inherited || this.#byNode.has(nodeId);
+  }
+
   /** Whether the kernel may hold pages of the view that were written and not sent yet. */
   mayHoldDirtyPages(nodeId: number): boolean {
     return this.#inherited || (this.#byNode.get(nodeId)?.writable ?? 0) > 0;

@@ -22,6 +22,7 @@ import type { InitOutcome } from './init.ts';
 import { NodeTranslations } from './node-translations.ts';
 import { Notifier, resendRequest } from './notifier.ts';
 import { OpenHandles } from './open-handles.ts';
+import { Passthrough, type PassthroughOptions } from './passthrough.ts';
 import { FuseRequest, REPLY_AT, type Region, regionOf } from './request.ts';
 import { RequestQueue } from './request-queue.ts';
 import { runWorkers } from './worker-pool.ts';
@@ -36,6 +37,8 @@ export interface KernelBackendOptions extends BackendOptions {
   readonly generation: number;
   /** Memory for translations, in bytes; 0 switches the table off, for comparison and debugging. */
   readonly tableBytes: number;
+  /** See passthrough.ts; used where INIT has settled it. */
+  readonly passthrough: Pick<PassthroughOptions, 'inherited' | 'changed'>;
 }
 
 const SLICE_BYTES = 4096;
@@ -142,6 +145,7 @@ export class KernelSession implements Backend {
       log,
       readOnly,
       handles: new OpenHandles({ inherited: generation > 0 }),
+      passthrough: this.#passthrough(),
       translations:
         table === null ? null : new NodeTranslations(new TranslationTable(table, options)),
       maxTransferBytes: init.maxWriteBytes,
@@ -150,6 +154,12 @@ export class KernelSession implements Backend {
       pause: (ms) => pauseUnless(ending, ms),
       starved: new Map(),
     };
+  }
+
+  #passthrough(): Passthrough | null {
+    const { init, descriptor, log, passthrough } = this.#options;
+    if ((init.flags2 & INIT2.PASSTHROUGH) === 0) return null;
+    return new Passthrough({ descriptor, log, ...passthrough });
   }
 
   #drainRing(): void {

@@ -103,6 +103,8 @@ export interface DriverInstance {
 
   /** A host file descriptor whose offsets are this node's: the data plane may read and write it directly. */
   readonly hostFd?: number;
+  /** Looks at the host file's length again, which a passthrough handle may have changed. Raw images only. */
+  reloadLength?(): Promise<void>;
 
   /** Protocol drivers: a write past the end grows the file, and the range check allows it. */
   readonly growsOnWrite?: boolean;

@@ -97,6 +97,11 @@ export class View {
     return (await this.open()).lengthBytes;
   }
 
+  /** The file was made longer behind the driver's back, by a kernel that writes it directly. */
+  async reloadLength(): Promise<void> {
+    await this.#root?.driver.reloadLength?.();
+  }
+
   /** Fills the start of the buffer; returns how many bytes lie before the end of the file: fewer only there. */
   async read(offset: GuestOffset, buffer: Uint8Array): Promise<number> {
     return this.#request(async (root) => {

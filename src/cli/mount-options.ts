@@ -46,11 +46,10 @@ const NOT_YET = [
   'prefetch',
   'metrics',
   'no-resume',
-  'passthrough',
   'state-dir',
 ];
 
-const BOOLEANS = ['read-only', 'allow-other', 'allow-shrink'] as const;
+const BOOLEANS = ['read-only', 'allow-other', 'allow-shrink', 'passthrough'] as const;
 const VALUES = [
   'threads',
   'backend',
@@ -81,6 +80,11 @@ export const declareMountOptions = <T>(yargs: Argv<T>) =>
       type: 'boolean',
       default: false,
       describe: "Other users may enter, checked against the image file's own owner and mode",
+    })
+    .option('passthrough', {
+      type: 'boolean',
+      default: false,
+      describe: 'Let the kernel read and write raw images directly (root, Linux 6.9)',
     })
     .option('threads', {
       type: 'string',

@@ -7,6 +7,7 @@
 import { drivers } from '../../drivers/index.ts';
 import type { Backend } from '../../mount/backend.ts';
 import { type Catalog, openCatalog, sourceGate } from '../../mount/catalog.ts';
+import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import { KernelSession } from '../../mount/kernel/session.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { createLog, type Log } from '../base/log.ts';
@@ -75,7 +76,18 @@ const startBackend = async (
   }
   const { descriptor, init } = fuse;
   const tableBytes = process.env[TABLE_SWITCH] === 'off' ? 0 : Math.floor(cacheBytes * TABLE_SHARE);
-  return new KernelSession({ ...options, descriptor, init, generation, tableBytes });
+  const passthrough = {
+    inherited: config.passthroughUses,
+    changed: (use: PassthroughUse): void => send({ type: 'passthrough', use }),
+  };
+  return new KernelSession({
+    ...options,
+    descriptor,
+    init,
+    generation,
+    tableBytes,
+    passthrough,
+  });
 };
 
 const warningsOf = async (catalog: Catalog): Promise<string[]> => {

@@ -4,6 +4,7 @@
  * an engine.
  */
 import type { InitOutcome } from '../../mount/kernel/init.ts';
+import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import type { BlockErrorWire } from '../base/block-error.ts';
 import type { LockMode } from '../block/image-locks.ts';
 
@@ -22,6 +23,8 @@ export interface EngineConfig {
   readonly discard: 'unmap' | 'ignore';
   readonly allowShrink: boolean;
   readonly lock: 'auto' | 'on' | 'off';
+  /** `--passthrough`. */
+  readonly passthrough: boolean;
   readonly socketPath: string;
   /** Of restart journals. */
   readonly journalDirectory: string;
@@ -32,6 +35,8 @@ export interface EngineConfig {
   readonly fuse: { readonly descriptor: number; readonly init: InitOutcome } | null;
   /** 0 for the first engine of a mount. */
   readonly generation: number;
+  /** Passthrough handles that earlier engines opened. */
+  readonly passthroughUses: readonly PassthroughUse[];
 }
 
 export type EngineMessage =
@@ -46,6 +51,7 @@ export type EngineMessage =
       readonly mode: LockMode;
     }
   | { readonly type: 'unlock'; readonly lock: number }
+  | { readonly type: 'passthrough'; readonly use: PassthroughUse }
   /** The kernel has ended the mount. */
   | { readonly type: 'unmounted' };
 

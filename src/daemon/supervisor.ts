@@ -8,7 +8,9 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, readSync, writeFileSync, writeSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { INIT2 } from '../../mount/kernel/abi.ts';
 import { answerInit, type InitOutcome } from '../../mount/kernel/init.ts';
+import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import { type ImageLock, type ImageLocks, noLocks } from '../block/image-locks.ts';
@@ -31,7 +33,7 @@ const HEALTHY_AFTER_MS = 5000;
 const FIRST_RESTART_MS = 100;
 const LAST_RESTART_MS = 10_000;
 
-export type SupervisorConfig = Omit<EngineConfig, 'fuse' | 'generation'>;
+export type SupervisorConfig = Omit<EngineConfig, 'fuse' | 'generation' | 'passthroughUses'>;
 
 export interface Ready {
   readonly warnings: readonly string[];
@@ -52,6 +54,8 @@ export class Supervisor {
   readonly #locks: ImageLocks;
   /** Locks by number; those of an engine that died are kept until the next one is ready. */
   readonly #held = new Map<number, { readonly lock: ImageLock; readonly generation: number }>();
+  /** By node id. */
+  readonly #passthroughUses = new Map<number, PassthroughUse>();
   #nextLock = 1;
   #fuse: { readonly descriptor: number; readonly init: InitOutcome } | null = null;
   #engine: Running | null = null;
@@ -77,8 +81,9 @@ export class Supervisor {
     if (backend === 'kernel') {
       const descriptor = await mountFuse({ source, mountpoint, readOnly, allowOther });
       try {
-        this.#fuse = { descriptor, init: handshake(descriptor) };
+        this.#fuse = { descriptor, init: handshake(descriptor, this.#config.passthrough) };
         widenReadAhead(mountpoint, this.#log);
+        this.#warnWithoutPassthrough();
       } catch (error) {
         closeSync(descriptor);
         throw error;
@@ -108,6 +113,13 @@ export class Supervisor {
     }
   }
 
+  #warnWithoutPassthrough(): void {
+    const { passthrough, mountpoint } = this.#config;
+    if (!passthrough || ((this.#fuse?.init.flags2 ?? 0) & INIT2.PASSTHROUGH) !== 0) return;
+    const text = 'this kernel has no passthrough (Linux 6.9 has): views are served without it';
+    this.#log.warning(mountpoint, text);
+  }
+
   #startEngine(): void {
     const program = fileURLToPath(new URL('./engine.js', import.meta.url));
     const stdio = [
@@ -128,7 +140,9 @@ export class Supervisor {
     child.once('error', (error) => this.#engineFailed(toBlockError(error, { op: 'start engine' })));
     child.once('exit', (code, signal) => this.#engineEnded(running, code, signal));
     const fuse = this.#fuse === null ? null : { ...this.#fuse, descriptor: ENGINE_FUSE_DESCRIPTOR };
-    this.#send({ type: 'start', config: { ...this.#config, fuse, generation: this.#generation } });
+    const passthroughUses = [...this.#passthroughUses.values()];
+    const config = { ...this.#config, fuse, generation: this.#generation, passthroughUses };
+    this.#send({ type: 'start', config });
   }
 
   async #received(running: Running, message: EngineMessage): Promise<void> {
@@ -154,6 +168,10 @@ export class Supervisor {
       case 'unlock':
         await this.#held.get(message.lock)?.lock.release();
         this.#held.delete(message.lock);
+        return;
+      case 'passthrough':
+        if (message.use.handles > 0) this.#passthroughUses.set(message.use.nodeId, message.use);
+        else this.#passthroughUses.delete(message.use.nodeId);
         return;
       case 'unmounted':
         running.unmounted = true;
@@ -250,13 +268,11 @@ export class Supervisor {
 }
 
 /** Reads INIT, which the kernel sends first and at once, and answers it. */
-const handshake = (descriptor: number): InitOutcome => {
+const handshake = (descriptor: number, passthrough: boolean): InitOutcome => {
   const request = new Uint8Array(INIT_REQUEST_BYTES);
   const length = readSync(descriptor, request);
-  const { outcome, bytes } = answerInit(
-    request.subarray(0, length),
-    process.env['VDISKFS_WITHHOLD_INIT'],
-  );
+  const withhold = process.env['VDISKFS_WITHHOLD_INIT'] ?? '';
+  const { outcome, bytes } = answerInit(request.subarray(0, length), { withhold, passthrough });
   writeSync(descriptor, bytes);
   return outcome;
 };

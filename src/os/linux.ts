@@ -189,6 +189,26 @@ export const areCached = (fd: number, offset: number, lengthBytes: number): bool
   return cacheQuery[CACHED_PAGES] === length / PAGE_BYTES;
 };
 
+const ioctlCall = libc.func('int ioctl(int fd, ulong request, _In_ uint8_t *argument)');
+const FUSE_DEV_IOC_BACKING_OPEN = 0x4010e501;
+const FUSE_DEV_IOC_BACKING_CLOSE = 0x4004e502;
+
+/** Registers a file for passthrough; its id. Errors: EPERM without CAP_SYS_ADMIN, ELOOP for a stacked file system. */
+export const openBacking = (fuse: number, file: number): number => {
+  const map = new Uint8Array(16);
+  new DataView(map.buffer).setInt32(0, file, true);
+  const id = Number(ioctlCall(fuse, FUSE_DEV_IOC_BACKING_OPEN, map));
+  check('passthrough', id);
+  return id;
+};
+
+/** Handles that were opened with the id keep the file. */
+export const closeBacking = (fuse: number, id: number): void => {
+  const argument = new Uint8Array(4);
+  new DataView(argument.buffer).setInt32(0, id, true);
+  ioctlCall(fuse, FUSE_DEV_IOC_BACKING_CLOSE, argument);
+};
+
 const fcntlCall = libc.func('int fcntl(int fd, int command, _Inout_ uint8_t *lock)');
 const prctlCall = libc.func('int prctl(int option, ulong a, ulong b, ulong c, ulong d)');
 const socketpairCall = libc.func(

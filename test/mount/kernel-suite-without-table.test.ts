@@ -32,7 +32,7 @@ test('without the table no request is a hit, and what is read is right', async (
   await writeFile(place.image('disk.raw'), bytes);
   const mounted = await place.mount();
   assert.deepEqual(await readFile(mounted.path('disk.raw')), bytes);
-  const [status] = (await vdiskfsJson(['status', mounted.mountpoint])) as [Counted];
+  const status = (await vdiskfsJson(['status', mounted.mountpoint])) as Counted;
   assert.equal(status.counters.hits, 0);
   assert.ok(status.counters.faults > 0);
 });

@@ -48,6 +48,7 @@ const session = new KernelSession({
   init: outcome,
   generation: 0,
   tableBytes: 0,
+  passthrough: { inherited: [], changed: () => undefined },
 });
 /** What comes from now on waits, until the next line. */
 const arm = (): void => {

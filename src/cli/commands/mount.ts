@@ -54,6 +54,7 @@ export const command = defineCommand({
       discard: options.discard,
       allowShrink: options['allow-shrink'],
       lock: options.lock,
+      passthrough: passthroughFor(options),
       socketPath: options.socket === undefined ? runtime.socket : resolve(options.socket),
       journalDirectory: runtime.journals,
       logLevel: options['log-level'],
@@ -72,6 +73,15 @@ export const command = defineCommand({
 const backendFor = (asked: 'auto' | 'kernel' | 'fuse-native'): 'kernel' | 'fuse-native' => {
   if (asked !== 'auto') return asked;
   return process.platform === 'linux' ? 'kernel' : 'fuse-native';
+};
+
+/** Errors: usage, where it cannot be had at all. What an older kernel lacks is only left out. */
+const passthroughFor = (options: { passthrough: boolean; backend: string }): boolean => {
+  if (!options.passthrough) return false;
+  if (options.backend === 'fuse-native')
+    throw new UsageError('the backend fuse-native does not have it', '--passthrough');
+  if (process.getuid?.() !== 0) throw new UsageError('needs root', '--passthrough');
+  return true;
 };
 
 const announce = async (mountpoint: string, warnings: readonly string[]): Promise<void> => {

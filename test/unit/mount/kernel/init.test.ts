@@ -33,13 +33,29 @@ test('only what is wanted and offered is taken', () => {
   assert.equal(poor.flags2, 0);
 });
 
+test('passthrough takes the place of the writeback cache, where it is offered', () => {
+  const wishes = { passthrough: true };
+  const { outcome, bytes } = answerInit(request(40, EVERYTHING, EVERYTHING), wishes);
+  assert.equal(outcome.flags2 & INIT2.PASSTHROUGH, INIT2.PASSTHROUGH);
+  assert.equal(outcome.flags & INIT.WRITEBACK_CACHE, 0);
+  assert.equal(new DataView(bytes.buffer).getUint32(16 + 36, true), 1, 'max_stack_depth');
+  const old = answerInit(request(40, EVERYTHING, INIT2.HAS_RESEND), wishes).outcome;
+  assert.equal(old.flags & INIT.WRITEBACK_CACHE, INIT.WRITEBACK_CACHE);
+});
+
 test('each flag can be withheld', () => {
   for (const [name, flag] of Object.entries(INIT)) {
-    const { outcome } = answerInit(request(40, EVERYTHING, EVERYTHING), name);
+    const { outcome } = answerInit(request(40, EVERYTHING, EVERYTHING), {
+      withhold: name,
+      passthrough: true,
+    });
     assert.equal(outcome.flags & flag, 0, name);
   }
   for (const [name, flag] of Object.entries(INIT2)) {
-    const { outcome } = answerInit(request(40, EVERYTHING, EVERYTHING), name);
+    const { outcome } = answerInit(request(40, EVERYTHING, EVERYTHING), {
+      withhold: name,
+      passthrough: true,
+    });
     assert.equal(outcome.flags2 & flag, 0, name);
   }
 });
