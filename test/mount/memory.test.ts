@@ -1,0 +1,124 @@
+/** What a mount takes: memory when idle, time until it is usable; and a huge image with little memory for its metadata. */
+import assert from 'node:assert/strict';
+import { copyFile, mkdir, open, readFile } from 'node:fs/promises';
+import { test } from 'node:test';
+import { assertClean, qemuImg } from '../support/qemu-img.ts';
+import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
+import { type MountSubject, type Place, placeOf } from './suite/subject.ts';
+
+const subject: MountSubject = {
+  backend: 'kernel',
+  capabilities: {
+    fallocate: true,
+    seekHoles: true,
+    setTimes: true,
+    writebackCache: true,
+    keepsCache: true,
+  },
+};
+
+const MAX_IDLE_PSS_KIB = 150 << 10;
+/** Twice what is promised (0.5 s and 2 s, on an idle machine): this one may be busy. */
+const MAX_SMALL_MOUNT_MS = 1000;
+const MAX_LARGE_MOUNT_MS = 4000;
+const TRIES = 3;
+
+const pidsOf = async (mountpoint: string): Promise<readonly [number, number]> => {
+  const { pid } = (await vdiskfsJson(['status', mountpoint])) as { readonly pid: number };
+  const status = await readFile(`/proc/${pid}/status`, 'utf8');
+  return [pid, Number(/^PPid:\s+(?<parent>\d+)/m.exec(status)?.groups?.['parent'])];
+};
+
+/** Proportional set size, in KiB. */
+const pssOf = async (pid: number): Promise<number> => {
+  const text = await readFile(`/proc/${pid}/smaps_rollup`, 'utf8');
+  return Number(/^Pss:\s+(?<kib>\d+)/m.exec(text)?.groups?.['kib']);
+};
+
+const sumOfPss = async (mountpoint: string): Promise<number> => {
+  const [engine, supervisor] = await pidsOf(mountpoint);
+  return (await pssOf(engine)) + (await pssOf(supervisor));
+};
+
+const makeImages = async (place: Place, count: number): Promise<void> => {
+  await qemuImg(['create', '-q', '-f', 'qcow2', place.image('disk0.qcow2'), '1G']);
+  for (let i = 1; i < count; i++)
+    await copyFile(place.image('disk0.qcow2'), place.image(`disk${i}.qcow2`));
+};
+
+test('an idle mount of 100 images takes less than 150 MiB', async (t) => {
+  const place = await placeOf(t, subject);
+  await makeImages(place, 100);
+  const mounted = await place.mount();
+  const kib = await sumOfPss(mounted.mountpoint);
+  t.diagnostic(`${Math.round(kib / 1024)} MiB`);
+  assert.ok(kib < MAX_IDLE_PSS_KIB, `${kib} KiB`);
+});
+
+/** The best of some tries: the machine may be busy. */
+const mountMs = async (place: Place, limitMs: number): Promise<number> => {
+  let best = Number.POSITIVE_INFINITY;
+  for (let i = 0; i < TRIES && best > limitMs; i++) {
+    const mounted = `${place.root}/mounted`;
+    await mkdir(mounted, { recursive: true });
+    const begun = performance.now();
+    const done = await vdiskfs(['mount', place.images, mounted]);
+    best = Math.min(best, performance.now() - begun);
+    assert.equal(done.status, 0, done.stderr);
+    assert.equal((await vdiskfs(['umount', mounted])).status, 0);
+  }
+  return best;
+};
+
+for (const { images, limitMs } of [
+  { images: 3, limitMs: MAX_SMALL_MOUNT_MS },
+  { images: 2000, limitMs: MAX_LARGE_MOUNT_MS },
+]) {
+  test(`a mount of ${images} images is usable within ${limitMs} ms`, async (t) => {
+    const place = await placeOf(t, subject);
+    await makeImages(place, images);
+    const ms = await mountMs(place, limitMs);
+    t.diagnostic(`${Math.round(ms)} ms`);
+    assert.ok(ms <= limitMs, `${Math.round(ms)} ms`);
+  });
+}
+
+const PLACES = 600;
+const TEBIBYTE = 2 ** 40;
+const BLOCK_BYTES = 4096;
+
+test('a 4 TiB image works with 1 MiB of cache, slices coming and going', async (t) => {
+  const place = await placeOf(t, subject);
+  const image = place.image('huge.qcow2');
+  await qemuImg(['create', '-q', '-f', 'qcow2', image, '4T']);
+  const mounted = await place.mount(['--l2-cache-size', '1M']);
+  const file = await open(mounted.path('huge.raw'), 'r+');
+  const offsetOf = (i: number): number =>
+    Math.floor((((i * 7919) % PLACES) * 4 * TEBIBYTE) / PLACES / BLOCK_BYTES) * BLOCK_BYTES;
+  try {
+    for (let i = 0; i < PLACES; i++) {
+      const block = Buffer.alloc(BLOCK_BYTES, `block ${i} `);
+      await file.write(block, 0, BLOCK_BYTES, offsetOf(i));
+    }
+    await file.sync();
+    await file.close();
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+  // Read past the kernel's own pages.
+  const again = await open(mounted.path('huge.raw'), 0o40000);
+  try {
+    const aligned = Buffer.alloc(2 * BLOCK_BYTES);
+    for (let i = 0; i < PLACES; i++) {
+      const { bytesRead } = await again.read(aligned, 0, BLOCK_BYTES, offsetOf(i));
+      assert.equal(bytesRead, BLOCK_BYTES);
+      const expected = Buffer.alloc(BLOCK_BYTES, `block ${i} `);
+      assert.deepEqual(aligned.subarray(0, BLOCK_BYTES), expected, `block ${i}`);
+    }
+  } finally {
+    await again.close();
+  }
+  await mounted.unmount();
+  await assertClean(image);
+});
