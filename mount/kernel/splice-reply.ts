@@ -7,14 +7,16 @@
  */
 import { closeSync, readSync, writeSync } from 'node:fs';
 import { openPipe, setPipeCapacity, splice } from '../../src/os/linux.ts';
-import type { Lookup } from '../../src/translation/lookup.ts';
-import { ZERO_RUN } from '../../src/translation/lookup.ts';
+import { type Lookup, ZERO_RUN } from '../../src/translation/lookup.ts';
 
 /** Shorter ones are copied: three system calls more cost as much as copying so many bytes. */
 export const SPLICE_FROM_BYTES = 64 << 10;
 const PAGE_BYTES = 4096;
 const ENOENT = 2;
 const ENODEV = 19;
+
+/** Where the bytes of a reply lie; as `Lookup` says. */
+export type Runs = Pick<Lookup, 'count' | 'files' | 'hostOffsets' | 'lengths'>;
 
 export interface SpliceReplyOptions {
   readonly descriptor: number;
@@ -45,7 +47,7 @@ export class SpliceReply {
    * Writes a reply of the runs' bytes. False: nothing was written, copy instead (zeros, a short file, too many pieces).
    * `header`: the reply's header, complete.
    */
-  send(runs: Lookup, header: Uint8Array): boolean {
+  send(runs: Runs, header: Uint8Array): boolean {
     if (!this.#fits(runs)) return false;
     writeSync(this.#writeEnd, header);
     let total = header.length;
@@ -54,14 +56,16 @@ export class SpliceReply {
       const moved = this.#take(runs.files[run] ?? ZERO_RUN, runs.hostOffsets[run] ?? 0, length);
       total += moved;
       if (moved < length) {
-        this.#drain(total);
+        this.#empty();
         return false;
       }
     }
     const sent = splice(this.#readEnd, 0, this.#options.descriptor, total);
+    if (sent === total) return true;
+    // What is left would be taken for the next reply.
+    this.#empty();
     // ENOENT: the request was interrupted. ENODEV: the mount is going. Nobody waits for the answer.
-    if (sent === total || sent === -ENOENT || sent === -ENODEV) return true;
-    throw new Error(`splice to /dev/fuse: ${sent} of ${total} bytes`);
+    return sent === -ENOENT || sent === -ENODEV;
   }
 
   close(): void {
@@ -69,7 +73,7 @@ export class SpliceReply {
     closeSync(this.#writeEnd);
   }
 
-  #fits(runs: Lookup): boolean {
+  #fits(runs: Runs): boolean {
     let pages = 0;
     for (let run = 0; run < runs.count; run++) {
       if (runs.files[run] === ZERO_RUN) return false;
@@ -93,8 +97,12 @@ export class SpliceReply {
     return done;
   }
 
-  #drain(bytes: number): void {
+  #empty(): void {
     const sink = new Uint8Array(64 << 10);
-    for (let left = bytes; left > 0; ) left -= readSync(this.#readEnd, sink);
+    try {
+      while (readSync(this.#readEnd, sink) > 0);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;
+    }
   }
 }
