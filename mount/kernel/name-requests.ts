@@ -131,14 +131,14 @@ export const open: Handler = async (request, context) => {
   const flags = request.u32(OPEN_IN.flags);
   const { view } = entry;
   // Before the look at its permission: why an image cannot be opened at all says more.
-  await view.open();
+  const root = await view.open();
   if ((flags & O_ACCMODE) !== 0 && view.readOnly) {
     const message = `the view is read-only: ${view.readOnlyReason}`;
     throw new BlockError({ kind: 'read-only', op: 'open', message });
   }
-  context.directory.opened(entry);
   const alone = !context.handles.mayBeOpen(entry.nodeId);
-  const backingId = context.passthrough?.open(entry, await view.open(), alone) ?? null;
+  const backingId = context.passthrough?.open(entry, root, alone) ?? null;
+  context.directory.opened(entry);
   if (backingId !== null) {
     const handle = { flags: FOPEN.PASSTHROUGH, number: PASSTHROUGH_HANDLE, backingId };
     return writeOpenOut(request, handle);
