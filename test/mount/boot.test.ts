@@ -5,18 +5,7 @@ import { test } from 'node:test';
 import { bootDisk } from '../support/boot-disk.ts';
 import { assertClean, qemuImg } from '../support/qemu-img.ts';
 import { bootMachine } from '../support/virtual-machine.ts';
-import { type MountSubject, placeOf } from './suite/subject.ts';
-
-const subject: MountSubject = {
-  backend: 'kernel',
-  capabilities: {
-    fallocate: true,
-    seekHoles: true,
-    setTimes: true,
-    writebackCache: true,
-    keepsCache: true,
-  },
-};
+import { placeOf, KERNEL as subject } from './suite/subject.ts';
 
 const BASE_AND_OVERLAY = ['create', '-q', '-f', 'qcow2', '-F', 'raw', '-b', 'base.raw'];
 

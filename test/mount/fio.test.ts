@@ -7,18 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { tool } from '../support/file-tools.ts';
 import { assertClean, qemuImg } from '../support/qemu-img.ts';
 import { vdiskfsJson } from '../support/vdiskfs.ts';
-import { type MountSubject, placeOf } from './suite/subject.ts';
-
-const subject: MountSubject = {
-  backend: 'kernel',
-  capabilities: {
-    fallocate: true,
-    seekHoles: true,
-    setTimes: true,
-    writebackCache: true,
-    keepsCache: true,
-  },
-};
+import { placeOf, KERNEL as subject } from './suite/subject.ts';
 
 const JOBS = 8;
 const JOB_MIB = 4;

@@ -6,18 +6,7 @@ import { test } from 'node:test';
 import { tool } from '../support/file-tools.ts';
 import { assertClean, qemuImg } from '../support/qemu-img.ts';
 import { vdiskfsJson } from '../support/vdiskfs.ts';
-import { type MountSubject, type Place, placeOf } from './suite/subject.ts';
-
-const subject: MountSubject = {
-  backend: 'kernel',
-  capabilities: {
-    fallocate: true,
-    seekHoles: true,
-    setTimes: true,
-    writebackCache: true,
-    keepsCache: true,
-  },
-};
+import { type Place, placeOf, KERNEL as subject } from './suite/subject.ts';
 
 const BYTES = 4 << 20;
 

@@ -4,7 +4,7 @@ import { randomBytes } from 'node:crypto';
 import { readFile, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { vdiskfsJson } from '../support/vdiskfs.ts';
-import { type MountSubject, placeOf } from './suite/subject.ts';
+import { placeOf, KERNEL as subject } from './suite/subject.ts';
 import { mountSuite } from './suite.ts';
 
 interface Counted {
@@ -12,17 +12,6 @@ interface Counted {
 }
 
 process.env['VDISKFS_TRANSLATION_TABLE'] = 'off';
-
-const subject: MountSubject = {
-  backend: 'kernel',
-  capabilities: {
-    fallocate: true,
-    seekHoles: true,
-    setTimes: true,
-    writebackCache: true,
-    keepsCache: true,
-  },
-};
 
 mountSuite(subject);
 

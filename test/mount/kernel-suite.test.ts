@@ -1,12 +1,4 @@
+import { KERNEL } from './suite/subject.ts';
 import { mountSuite } from './suite.ts';
 
-mountSuite({
-  backend: 'kernel',
-  capabilities: {
-    fallocate: true,
-    seekHoles: true,
-    setTimes: true,
-    writebackCache: true,
-    keepsCache: true,
-  },
-});
+mountSuite(KERNEL);

@@ -7,18 +7,7 @@ import { seededRandom } from '../../src/base/random.ts';
 import { sha256, tool } from '../support/file-tools.ts';
 import { attachLoop, mountFileSystem } from '../support/loop-device.ts';
 import { assertClean, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
-import { type MountSubject, placeOf } from './suite/subject.ts';
-
-const subject: MountSubject = {
-  backend: 'kernel',
-  capabilities: {
-    fallocate: true,
-    seekHoles: true,
-    setTimes: true,
-    writebackCache: true,
-    keepsCache: true,
-  },
-};
+import { placeOf, KERNEL as subject } from './suite/subject.ts';
 
 const FILES = 12;
 const FILE_BYTES = 2 << 20;

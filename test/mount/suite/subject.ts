@@ -20,6 +20,18 @@ export interface MountSubject {
   };
 }
 
+/** The backend `kernel`, as it is on a new kernel without options. */
+export const KERNEL: MountSubject = {
+  backend: 'kernel',
+  capabilities: {
+    fallocate: true,
+    seekHoles: true,
+    setTimes: true,
+    writebackCache: true,
+    keepsCache: true,
+  },
+};
+
 /** A directory of images and a mountpoint for it, outside of each other. */
 export interface Place {
   readonly root: string;
