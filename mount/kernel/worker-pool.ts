@@ -16,6 +16,9 @@ export interface WorkerSetup {
   readonly table: SharedTable | null;
 }
 
+/** A worker is a loop over shared memory: it needs no heap to speak of. */
+export const WORKER_LIMITS = { maxOldGenerationSizeMb: 32, maxYoungGenerationSizeMb: 4 } as const;
+
 /**
  * Resolves when every worker has met the end of the mount; rejects when one has died of an error, which leaves the
  * mount without it.
@@ -27,8 +30,9 @@ const runWorker = (setup: WorkerSetup): Promise<void> =>
   new Promise((resolve, reject) => {
     const thread = new Worker(new URL('./worker.js', import.meta.url), {
       workerData: setup,
-      // A worker is a loop over shared memory: it needs no heap to speak of.
-      resourceLimits: { maxOldGenerationSizeMb: 32, maxYoungGenerationSizeMb: 4 },
+      // Its pipe is not opened through node:fs; with tracking, node would warn of closing it.
+      trackUnmanagedFds: false,
+      resourceLimits: WORKER_LIMITS,
     });
     thread.once('error', reject);
     thread.once('exit', (code) => {

@@ -45,8 +45,9 @@ const PASSING = new Set(['EINTR', 'EAGAIN', 'ENOENT']);
 const receive = (base: number): boolean => {
   for (;;) {
     try {
-      readSync(descriptor, memory, base + REQUEST_AT, slots.slotBytes - REQUEST_AT, null);
-      return true;
+      return (
+        readSync(descriptor, memory, base + REQUEST_AT, slots.slotBytes - REQUEST_AT, null) > 0
+      );
     } catch (error) {
       const code = (error as NodeJS.ErrnoException).code ?? '';
       if (code === 'ENODEV') return false;
