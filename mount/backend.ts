@@ -20,6 +20,8 @@ export interface BackendCounters {
   faults: number;
   /** Requests that the data plane answered alone. */
   hits: number;
+  /** Memory of the translations that are kept now. */
+  tableBytes: number;
 }
 
 export interface Backend {

@@ -8,6 +8,7 @@
 import { statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { BlockError, toBlockError } from '../src/base/block-error.ts';
+import type { Node } from '../src/block/node.ts';
 import { type OpenGate, openGate } from '../src/block/open-gate.ts';
 import { rootAttributesOf } from './catalog/attributes.ts';
 import type { CatalogOptions, CatalogStatus, ViewStatus } from './catalog/catalog-options.ts';
@@ -356,5 +357,12 @@ const statusOf = async (entry: ImageEntry): Promise<ViewStatus> => {
     error: entry.error?.toWire() ?? null,
     open: entry.isOpen,
     handles: entry.handles,
+    metadataBytes: metadataBytesOf(entry.view.root),
   };
+};
+
+const metadataBytesOf = (root: Node | null): number => {
+  let bytes = 0;
+  for (let node = root; node !== null; node = node.backing) bytes += node.driver.metadataBytes ?? 0;
+  return bytes;
 };

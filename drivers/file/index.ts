@@ -24,8 +24,8 @@ interface HostFileOptions {
   readonly lengthBytes: number;
   /** False: flushes are ignored. */
   readonly flushes: boolean;
-  /** A regular file on a file system of this machine. */
-  readonly isLocal: boolean;
+  /** Type of the file system of a regular file on this machine, else null. */
+  readonly localFileSystem: number | null;
 }
 
 class HostFile implements DriverInstance {
@@ -48,7 +48,8 @@ class HostFile implements DriverInstance {
     this.#path = options.path;
     this.#lengthBytes = options.lengthBytes;
     this.#flushes = options.flushes;
-    this.#quick = options.isLocal ? new QuickIo(handle.fd) : null;
+    const { localFileSystem } = options;
+    this.#quick = localFileSystem === null ? null : new QuickIo(handle.fd, localFileSystem);
   }
 
   get lengthBytes(): number {
@@ -207,8 +208,14 @@ const openPath = async (request: OpenPathRequest): Promise<DriverInstance> => {
   try {
     const s = await handle.stat();
     const lengthBytes = s.isBlockDevice() ? (seekEnd(handle.fd) ?? 0) : s.size;
-    const isLocal = s.isFile() && isLocalFileSystem((await statfs(path)).type);
-    return new HostFile(handle, { path, lengthBytes, flushes: cache !== 'unsafe', isLocal });
+    const { type } = await statfs(path);
+    const localFileSystem = s.isFile() && isLocalFileSystem(type) ? type : null;
+    return new HostFile(handle, {
+      path,
+      lengthBytes,
+      flushes: cache !== 'unsafe',
+      localFileSystem,
+    });
   } catch (error) {
     await handle.close();
     throw toBlockError(error, { op: 'open', path });

@@ -95,6 +95,10 @@ export class Qcow2Image implements DriverInstance {
     return this.#state.lengthBytes;
   }
 
+  get metadataBytes(): number {
+    return this.#state.map.slices.bytes + this.#state.refcounts.cache.bytes;
+  }
+
   /** One checkpoint; see checkpoint.ts. The schedule calls it, one at a time. */
   async checkpoint(): Promise<void> {
     await runCheckpoint(this.#state, (runs) => this.#releases.begin(runs));

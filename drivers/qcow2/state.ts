@@ -55,7 +55,7 @@ export class ImageState {
     this.refcounts = parts.refcounts;
     this.map = parts.map;
     this.metadata = parts.metadata;
-    this.#maxDirtyBytes = Math.max(request.cacheBytes, 16 * header.clusterBytes);
+    this.#maxDirtyBytes = Math.max(request.cacheBytes, 4 * header.clusterBytes);
     this.schedule = new CheckpointSchedule({
       run: parts.checkpoint,
       maxDelayMs: CHECKPOINT_DELAY_MS,
@@ -71,8 +71,9 @@ export class ImageState {
   ): Promise<ImageState> {
     const { file, path, cacheBytes } = request;
     const metadata = new MetadataClusters();
-    const refcounts = await Refcounts.open(file, header, path, cacheBytes / 4);
-    const map = await ClusterMap.open({ file, path, header, cacheBytes, metadata });
+    const share = cacheBytes / 2;
+    const refcounts = await Refcounts.open(file, header, path, share);
+    const map = await ClusterMap.open({ file, path, header, cacheBytes: share, metadata });
     const { clusterBytes } = header;
     const addTable = (offset: number, lengthBytes: number): void =>
       metadata.addRun(offset / clusterBytes, Math.ceil(lengthBytes / clusterBytes), 'other');

@@ -54,6 +54,8 @@ export interface ViewStatus {
   readonly open: boolean;
   /** Open handles of the mount. */
   readonly handles: number;
+  /** Mapping metadata of the chain in the engine's memory. */
+  readonly metadataBytes: number;
 }
 
 export interface CatalogStatus {

@@ -37,6 +37,7 @@ export const mountFuseNative = async (options: FuseNativeOptions): Promise<Backe
     writtenBytes: 0,
     faults: 0,
     hits: 0,
+    tableBytes: 0,
   };
   const { directory, log, mountpoint } = options;
   const served = serveOperations({ directory, log, counters });

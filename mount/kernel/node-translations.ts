@@ -42,6 +42,11 @@ export class NodeTranslations {
     this.#table = table;
   }
 
+  /** Memory of the translations that are kept now. */
+  get bytes(): number {
+    return this.#table.residentBytes;
+  }
+
   /**
    * A fault of a range has been served: gives the workers what is known of it now, so that the next request does not
    * fault. Where the slice is new to the table, all of the slice.

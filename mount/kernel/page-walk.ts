@@ -26,45 +26,38 @@ interface Run {
 }
 
 /**
- * One translation, or null, for each page. Synchronous, so that what it says is still so when it is stored in the same
+ * The translations of the pages, in runs. Synchronous, so that what it says is still so when it is stored in the same
  * turn of the event loop: where a driver would have to read metadata first, the pages from there on fault.
  *
  * A page is given a translation only when one run covers it up to the end of the view: pages that lie in two places, and
  * the last page of a shorter backing file, fault.
  */
-export const walkPages = (walk: PageWalk): (Translation | null)[] => {
-  const { root, pageBytes, firstPage } = walk;
-  const found: (Translation | null)[] = new Array(walk.pages).fill(null);
-  const end = Math.min(root.lengthBytes, (firstPage + walk.pages) * pageBytes);
-  let at = firstPage * pageBytes;
-  while (at < end) {
+export const walkPages = (walk: PageWalk): Translation[] => {
+  const { root, pageBytes, firstPage, pages } = walk;
+  const found: Translation[] = [];
+  const end = Math.min(root.lengthBytes, (firstPage + pages) * pageBytes);
+  /** Pages before it are in `found`. */
+  let next = firstPage;
+  for (let at = firstPage * pageBytes; at < end; ) {
     const run = runAt(walk, root, at, end - at, walk.writable);
     if (run === null) break;
     const runEnd = at + run.lengthBytes;
-    if (run.translation !== null) fillPages(found, walk, run.translation, at, runEnd, end);
+    const first = Math.ceil(at / pageBytes);
+    const last = runEnd === end ? Math.ceil(end / pageBytes) : Math.floor(runEnd / pageBytes);
+    if (run.translation !== null && last > first) {
+      if (first > next) found.push({ ...NOTHING, pages: first - next });
+      const { permissions, file, hostOffset } = run.translation;
+      const inRun = first * pageBytes - at;
+      found.push({ permissions, file, hostOffset: hostOffset + inRun, pages: last - first });
+      next = last;
+    }
     at = runEnd;
   }
+  if (next < firstPage + pages) found.push({ ...NOTHING, pages: firstPage + pages - next });
   return found;
 };
 
-const fillPages = (
-  found: (Translation | null)[],
-  walk: PageWalk,
-  translation: Translation,
-  start: number,
-  runEnd: number,
-  end: number,
-): void => {
-  const { pageBytes, firstPage } = walk;
-  for (let page = Math.ceil(start / pageBytes); page * pageBytes < runEnd; page++) {
-    const pageEnd = Math.min((page + 1) * pageBytes, end);
-    if (pageEnd > runEnd) return;
-    const inRun = page * pageBytes - start;
-    const { permissions, file } = translation;
-    const hostOffset = (permissions & ZERO) === 0 ? translation.hostOffset + inRun : 0;
-    found[page - firstPage] = { permissions, file, hostOffset };
-  }
-};
+const NOTHING: Translation = { permissions: 0, file: 0, hostOffset: 0 };
 
 /** The run at a guest offset, found down the chain; null when a driver has to wait. */
 const runAt = (

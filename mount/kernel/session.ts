@@ -11,7 +11,11 @@ import { ERRNO } from '../../src/base/errno.ts';
 import { addressOf, preferHugePages } from '../../src/os/linux.ts';
 import { COUNTER, createSharedCounters, sumCounter } from '../../src/translation/counters.ts';
 import { createSharedSlots, type SharedSlots, SlotReceiver } from '../../src/translation/slots.ts';
-import { createSharedTable, type SharedTable } from '../../src/translation/table-layout.ts';
+import {
+  createSharedTable,
+  type SharedTable,
+  SLICE_BYTES,
+} from '../../src/translation/table-layout.ts';
 import { TranslationTable } from '../../src/translation/translation-table.ts';
 import type { Backend, BackendCounters, BackendOptions } from '../backend.ts';
 import { BATCH_FORGET_IN, INIT2, INTERRUPT_IN, OPCODE } from './abi.ts';
@@ -40,8 +44,6 @@ export interface KernelBackendOptions extends BackendOptions {
   /** See passthrough.ts; used where INIT has settled it. */
   readonly passthrough: Pick<PassthroughOptions, 'inherited' | 'changed'>;
 }
-
-const SLICE_BYTES = 4096;
 
 export class KernelSession implements Backend {
   readonly name = 'kernel';
@@ -99,6 +101,7 @@ export class KernelSession implements Backend {
       writtenBytes: sum(COUNTER.writtenBytes),
       faults: this.#faults,
       hits: sum(COUNTER.hits),
+      tableBytes: this.#context.translations?.bytes ?? 0,
     };
   }
 

@@ -106,6 +106,9 @@ export interface DriverInstance {
   /** Looks at the host file's length again, which a passthrough handle may have changed. Raw images only. */
   reloadLength?(): Promise<void>;
 
+  /** Bytes of mapping metadata in memory, which `OpenRequest.cacheBytes` bounds; for `status`. */
+  readonly metadataBytes?: number;
+
   /** Protocol drivers: a write past the end grows the file, and the range check allows it. */
   readonly growsOnWrite?: boolean;
 

@@ -49,6 +49,11 @@ export class TableCache {
     return this.#dirtyBytes;
   }
 
+  /** Of all tables in memory. */
+  get bytes(): number {
+    return this.#dirtyBytes + this.#clean.calculatedSize;
+  }
+
   /** The table when it is in memory. */
   peek(key: number): CachedTable | undefined {
     return this.#dirty.get(key) ?? this.#clean.get(key);

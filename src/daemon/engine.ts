@@ -24,6 +24,8 @@ import { SupervisorLink } from './supervisor-link.ts';
 const TABLE_SWITCH = 'VDISKFS_TRANSLATION_TABLE';
 /** The table's share of the metadata memory; the drivers' caches have the rest. */
 const TABLE_SHARE = 1 / 2;
+/** And that each image gets for its own tables. */
+const IMAGE_SHARE = 1 - TABLE_SHARE;
 
 const send = (message: EngineMessage): void => {
   process.send?.(message);
@@ -36,7 +38,8 @@ interface Engine {
 }
 
 const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Promise<Engine> => {
-  const { sources, mountpoint, lock, cache, cacheBytes, discard } = config;
+  const { sources, mountpoint, lock, cache, discard } = config;
+  const cacheBytes = config.cacheBytes * IMAGE_SHARE;
   const registry = new DriverRegistry(drivers);
   const locks = lock === 'off' ? noLocks : link;
   const { backingDirectories } = config;

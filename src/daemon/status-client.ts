@@ -22,6 +22,7 @@ export interface ViewStatusDocument {
   readonly error: string | null;
   readonly open: boolean;
   readonly handles: number;
+  readonly metadataBytes: number;
 }
 
 export interface MountStatus {
@@ -39,6 +40,7 @@ export interface MountStatus {
     readonly writtenBytes: number;
     readonly faults: number;
     readonly hits: number;
+    readonly tableBytes: number;
   };
   readonly views: readonly ViewStatusDocument[];
   readonly ignored: readonly { readonly path: string; readonly reason: string }[];

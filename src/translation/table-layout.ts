@@ -33,6 +33,7 @@ import { isPowerOfTwo } from '../base/range.ts';
 
 export const ENTRIES_PER_SLICE = 512;
 export const WORDS_PER_SLICE = ENTRIES_PER_SLICE * 2;
+export const SLICE_BYTES = WORDS_PER_SLICE * 4;
 
 export const READ = 1;
 export const WRITE = 2;

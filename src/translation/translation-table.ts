@@ -25,6 +25,7 @@ import {
   PAGE_LIMIT,
   PROBES,
   type SharedTable,
+  SLICE_BYTES,
   slotWord,
   TAG_REFERENCED,
   TAG_SLICE,
@@ -37,16 +38,21 @@ import {
   VIEW_PAGE_BITS,
   viewWord,
   WORDS_PER_SLICE,
+  ZERO,
 } from './table-layout.ts';
 
 export interface Translation {
-  /** READ, WRITE and ZERO of table-layout.ts, added. */
+  /** READ, WRITE and ZERO of table-layout.ts, added; 0 for none. */
   readonly permissions: number;
   /** From `addFile`; 0 with ZERO. */
   readonly file: number;
-  /** Of the page's first byte; below HOST_OFFSET_LIMIT. */
+  /** Of the page's first byte. Pages from HOST_OFFSET_LIMIT on are left without a translation. */
   readonly hostOffset: number;
+  /** Neighbouring pages that lie one after the other in the file; 1 when left out. */
+  readonly pages?: number;
 }
+
+const NO_TRANSLATION: Translation = { permissions: 0, file: 0, hostOffset: 0 };
 
 interface OpenView {
   readonly pageBits: number;
@@ -79,9 +85,9 @@ export class TranslationTable {
     this.#resident = new LRUCache({ max: Math.max(1, shared.slots) });
   }
 
-  /** Slices in the table now. */
-  get residentSlices(): number {
-    return this.#resident.size;
+  /** Memory of the translations that are in the table now. */
+  get residentBytes(): number {
+    return this.#resident.size * SLICE_BYTES;
   }
 
   /** A number for a host descriptor; null when there are too many. Give it back with `removeFile` after `quiesce`. */
@@ -142,17 +148,19 @@ export class TranslationTable {
   }
 
   /**
-   * Gives translations to neighbouring pages from `firstPage` on, all of one slice; null leaves a page without one.
+   * Gives translations to neighbouring pages from `firstPage` on, all of one slice; null leaves one page without.
    * Never waits: without a free slot nothing is given, and one is made free for the next time. The caller must have
    * looked the translations up in the same turn of the event loop.
    */
   fill(view: number, firstPage: number, translations: readonly (Translation | null)[]): void {
     const open = this.#views.get(view);
-    const lastPage = firstPage + translations.length - 1;
-    if (open === undefined || translations.length === 0 || lastPage >= PAGE_LIMIT) return;
+    const pages = translations.reduce((sum, t) => sum + (t?.pages ?? 1), 0);
+    const lastPage = firstPage + pages - 1;
+    if (open === undefined || pages === 0 || lastPage >= PAGE_LIMIT) return;
     if (open.pageBits === ONE_PAGE) {
-      assert(firstPage === 0 && translations.length === 1, 'a one-page view has page 0 alone');
-      this.#store(viewWord(this.#layout, view) + VIEW_ENTRY, translations[0] ?? null);
+      assert(firstPage === 0 && pages === 1, 'a one-page view has page 0 alone');
+      const at = viewWord(this.#layout, view) + VIEW_ENTRY;
+      this.#store(at, translations[0] ?? NO_TRANSLATION, 0);
       return;
     }
     const slice = Math.floor(firstPage / ENTRIES_PER_SLICE);
@@ -160,8 +168,17 @@ export class TranslationTable {
     const known = open.slots.get(slice);
     const slot = known ?? this.#takeSlot();
     if (slot === null) return;
-    const at = slotWord(this.#layout, slot) + (firstPage % ENTRIES_PER_SLICE) * 2;
-    for (const [i, translation] of translations.entries()) this.#store(at + i * 2, translation);
+    const start = slotWord(this.#layout, slot);
+    let at = start + (firstPage % ENTRIES_PER_SLICE) * 2;
+    if (known === undefined) {
+      this.#clear(start, at);
+      this.#clear(at + pages * 2, start + WORDS_PER_SLICE);
+    }
+    const pageBytes = 2 ** open.pageBits;
+    for (const translation of translations) {
+      const run = translation ?? NO_TRANSLATION;
+      for (let i = 0; i < (run.pages ?? 1); i++, at += 2) this.#store(at, run, i * pageBytes);
+    }
     if (known === undefined) this.#link(open, view, slice, slot);
     else this.#resident.get(keyOf(view, slice));
   }
@@ -171,7 +188,7 @@ export class TranslationTable {
     const open = this.#views.get(range.view);
     if (open === undefined) return;
     if (open.pageBits === ONE_PAGE) {
-      this.#store(viewWord(this.#layout, range.view) + VIEW_ENTRY, null);
+      Atomics.store(this.#layout.words, viewWord(this.#layout, range.view) + VIEW_ENTRY, 0);
       return;
     }
     const first = Math.floor(range.firstPage / ENTRIES_PER_SLICE);
@@ -203,11 +220,18 @@ export class TranslationTable {
     if (from === 0 && to === ENTRIES_PER_SLICE - 1) this.#evict(range.view, slice, slot);
   }
 
-  #store(at: number, translation: Translation | null): void {
+  /** Takes the entries away that lie between two word offsets. */
+  #clear(from: number, to: number): void {
+    for (let at = from; at < to; at += 2) Atomics.store(this.#layout.words, at, 0);
+  }
+
+  /** `inRun`: bytes from the translation's first page. */
+  #store(at: number, translation: Translation, inRun: number): void {
     const { words } = this.#layout;
+    const { permissions, file } = translation;
+    const hostOffset = (permissions & ZERO) === 0 ? translation.hostOffset + inRun : 0;
     Atomics.store(words, at, 0);
-    if (translation === null || translation.hostOffset >= HOST_OFFSET_LIMIT) return;
-    const { permissions, file, hostOffset } = translation;
+    if (permissions === 0 || hostOffset >= HOST_OFFSET_LIMIT) return;
     Atomics.store(words, at + 1, hostOffset | 0);
     Atomics.store(words, at, entryWord0(permissions, file, hostOffset));
   }
@@ -246,10 +270,6 @@ export class TranslationTable {
 
   #takeSlot(): number | null {
     const slot = this.#free.pop() ?? null;
-    if (slot !== null) {
-      const at = slotWord(this.#layout, slot);
-      for (let i = 0; i < WORDS_PER_SLICE; i += 2) Atomics.store(this.#layout.words, at + i, 0);
-    }
     if (this.#free.length < Math.min(SPARE_SLOTS, this.#layout.slots - 1)) this.#evictOne();
     return slot;
   }

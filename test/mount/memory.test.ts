@@ -75,19 +75,36 @@ for (const { images, limitMs } of [
 const PLACES = 600;
 const TEBIBYTE = 2 ** 40;
 const BLOCK_BYTES = 4096;
+const CACHE_BYTES = 1 << 20;
+/** Places between two looks at the memory. */
+const LOOK_EVERY = 100;
+
+/** Mapping metadata in memory: the translation table's and the engine's. */
+const metadataBytes = async (mountpoint: string): Promise<number> => {
+  const status = (await vdiskfsJson(['status', mountpoint])) as {
+    readonly counters: { readonly tableBytes: number };
+    readonly views: readonly { readonly metadataBytes: number }[];
+  };
+  return status.views.reduce((sum, v) => sum + v.metadataBytes, status.counters.tableBytes);
+};
 
 test('a 4 TiB image works with 1 MiB of cache, slices coming and going', async (t) => {
   const place = await placeOf(t, subject);
   const image = place.image('huge.qcow2');
   await qemuImg(['create', '-q', '-f', 'qcow2', image, '4T']);
-  const mounted = await place.mount(['--l2-cache-size', '1M']);
+  const mounted = await place.mount(['--l2-cache-size', String(CACHE_BYTES)]);
   const file = await open(mounted.path('huge.raw'), 'r+');
+  const seen: number[] = [];
+  const look = async (i: number): Promise<void> => {
+    if (i % LOOK_EVERY === LOOK_EVERY - 1) seen.push(await metadataBytes(mounted.mountpoint));
+  };
   const offsetOf = (i: number): number =>
     Math.floor((((i * 7919) % PLACES) * 4 * TEBIBYTE) / PLACES / BLOCK_BYTES) * BLOCK_BYTES;
   try {
     for (let i = 0; i < PLACES; i++) {
       const block = Buffer.alloc(BLOCK_BYTES, `block ${i} `);
       await file.write(block, 0, BLOCK_BYTES, offsetOf(i));
+      await look(i);
     }
     await file.sync();
     await file.close();
@@ -104,10 +121,15 @@ test('a 4 TiB image works with 1 MiB of cache, slices coming and going', async (
       assert.equal(bytesRead, BLOCK_BYTES);
       const expected = Buffer.alloc(BLOCK_BYTES, `block ${i} `);
       assert.deepEqual(aligned.subarray(0, BLOCK_BYTES), expected, `block ${i}`);
+      await look(i);
     }
   } finally {
     await again.close();
   }
+  // The slices of all places are more than twice as much.
+  const most = Math.max(...seen);
+  t.diagnostic(`${most >> 10} KiB of metadata at most`);
+  assert.ok(most > CACHE_BYTES / 4 && most <= CACHE_BYTES, `${seen.join(', ')} bytes`);
   await mounted.unmount();
   await assertClean(image);
 });
