@@ -7,9 +7,11 @@
 import { readSync, writeSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
 import { present } from '../../src/base/assert.ts';
-import { addressOf } from '../../src/os/linux.ts';
+import { ERRNO } from '../../src/base/errno.ts';
+import { addressOf, readCached } from '../../src/os/linux.ts';
 import { COUNTER, WorkerCounters } from '../../src/translation/counters.ts';
 import { Lookup, ZERO_RUN } from '../../src/translation/lookup.ts';
+import { Patience } from '../../src/translation/patience.ts';
 import { HEADER_AREA_BYTES, SlotTaker } from '../../src/translation/slots.ts';
 import { layoutOf, READ, WRITE } from '../../src/translation/table-layout.ts';
 import { IN, OPCODE, OUT, OUT_HEADER_BYTES, READ_IN, WRITE_OUT_BYTES } from './abi.ts';
@@ -24,7 +26,10 @@ const memory = new Uint8Array(slots.memory);
 const fields = new DataView(slots.memory);
 const taker = new SlotTaker(slots);
 const counters = new WorkerCounters(setup.counters, setup.worker);
-const lookup = setup.table === null ? null : new Lookup(layoutOf(setup.table), setup.worker);
+const layout = setup.table === null ? null : layoutOf(setup.table);
+const lookup = layout === null ? null : new Lookup(layout, setup.worker);
+const patience = layout === null ? null : new Patience(layout);
+const memoryAddress = addressOf(memory);
 const splices = new SpliceReply({
   descriptor,
   offset: new DataView(setup.spliceOffset),
@@ -37,6 +42,10 @@ const headers = Array.from({ length: slots.slots }, (_, slot) =>
     .subarray(slots.firstByte + slot * slots.slotBytes + REPLY_AT)
     .subarray(0, OUT_HEADER_BYTES),
 );
+
+const { EAGAIN } = ERRNO;
+/** Descriptors from here on are read the long way. */
+const MAX_DESCRIPTORS = 1 << 16;
 
 /** Errors after which the read is simply repeated: a signal, nothing there, a request aborted before it was read. */
 const PASSING = new Set(['EINTR', 'EAGAIN', 'ENOENT']);
@@ -82,21 +91,52 @@ const reply = (base: number, bodyBytes: number): void => {
   }
 };
 
-const readRuns = (runs: Lookup, to: number): void => {
+/** By descriptor: 1 for a file whose system cannot say what is cached. */
+const untold = new Uint8Array(MAX_DESCRIPTORS);
+
+/** What of a range is cached, read to `at`; the number of bytes. Errors are left to the read that waits. */
+const readQuickly = (file: number, at: number, lengthBytes: number, from: number): number => {
+  if (untold[file] !== 0) return 0;
+  const got = readCached(file, memoryAddress + at, lengthBytes, from);
+  if (got >= 0) return got;
+  if (got !== -EAGAIN && file < MAX_DESCRIPTORS) untold[file] = 1;
+  return 0;
+};
+
+/** Reads the rest of a run, waiting for the disk; inside the view, what the host file does not have reads as zeros. */
+const readPatiently = (file: number, start: number, end: number, from: number): void => {
+  let at = start;
+  while (at < end) {
+    const got = readSync(file, memory, at, end - at, from + at);
+    if (got === 0) break;
+    at += got;
+  }
+  if (at < end) memory.fill(0, at, end);
+};
+
+/** False: it would have to wait, as the other workers do already. */
+const readRuns = (runs: Lookup, to: number): boolean => {
   let at = to;
   for (let run = 0; run < runs.count; run++) {
     const file = runs.files[run] ?? ZERO_RUN;
     const end = at + (runs.lengths[run] ?? 0);
     const from = (runs.hostOffsets[run] ?? 0) - at;
-    while (file !== ZERO_RUN && at < end) {
-      const got = readSync(file, memory, at, end - at, from + at);
-      if (got === 0) break;
-      at += got;
+    if (file === ZERO_RUN) memory.fill(0, at, end);
+    else {
+      at += readQuickly(file, at, end - at, from + at);
+      if (at < end && untold[file] !== 0) readPatiently(file, at, end, from);
+      else if (at < end) {
+        if (patience?.begin() !== true) return false;
+        try {
+          readPatiently(file, at, end, from);
+        } finally {
+          patience.end();
+        }
+      }
     }
-    // Inside the view, what the host file does not have reads as zeros.
-    if (at < end) memory.fill(0, at, end);
     at = end;
   }
+  return true;
 };
 
 const writeRuns = (runs: Lookup, payload: number): void => {
@@ -133,8 +173,9 @@ const transfer = (base: number, slot: number, opcode: number): boolean => {
       replied = splices.send(lookup, headers[slot] as Uint8Array);
     }
     if (replied) return counted(isRead, size);
-    if (isRead) readRuns(lookup, base + REPLY_BODY_AT);
-    else writeRuns(lookup, base + REPLY_BODY_AT);
+    if (isRead) {
+      if (!readRuns(lookup, base + REPLY_BODY_AT)) return false;
+    } else writeRuns(lookup, base + REPLY_BODY_AT);
   } catch {
     return false;
   } finally {

@@ -4,7 +4,7 @@
  *
  *     words of 32 bits
  *     ┌──────────────┐ 0
- *     │ header       │ 16 words: how many waiters the control plane has
+ *     │ header       │ 16 words: 0 how many waiters the control plane has  1 blocked workers
  *     ├──────────────┤ hazards
  *     │ hazards      │ one record of 16 words (a cache line) for each worker
  *     │              │   0 sequence (odd: in use)  1 view  2 first page  3 last page  4 kind
@@ -57,6 +57,8 @@ export const PROBES = 8;
 
 export const HEADER_WORDS = 16;
 export const WAITERS = 0;
+/** Workers that wait for a host file. */
+export const BLOCKED = 1;
 
 export const HAZARD_WORDS = 16;
 export const HAZARD_SEQUENCE = 0;
