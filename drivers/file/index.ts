@@ -14,7 +14,8 @@ import type {
   OpenPathRequest,
   WriteZeroesOptions,
 } from '../../src/block/driver.ts';
-import { FALLOC, fallocate, SEEK, seekDataOrHole } from '../../src/os/linux.ts';
+import { endOf, FALLOC, fallocate, SEEK, seekDataOrHole } from '../../src/os/linux.ts';
+import { type DirectIo, openDirect } from './direct-io.ts';
 import { isLocalFileSystem, QuickIo } from './quick-io.ts';
 
 const ZERO_CHUNK_BYTES = 1 << 20;
@@ -24,6 +25,10 @@ interface HostFileOptions {
   readonly lengthBytes: number;
   /** False: flushes are ignored. */
   readonly flushes: boolean;
+  /** It has no holes, and its length is what it is. */
+  readonly isBlockDevice: boolean;
+  /** Reads and writes past the page cache; null: through it. */
+  readonly direct: DirectIo | null;
   /** Type of the file system of a regular file on this machine, else null. */
   readonly localFileSystem: number | null;
 }
@@ -35,6 +40,8 @@ class HostFile implements DriverInstance {
   readonly #handle: FileHandle;
   readonly #path: string;
   readonly #flushes: boolean;
+  readonly #isBlockDevice: boolean;
+  readonly #direct: DirectIo | null;
   /** Null where the file may be slow in ways that cannot be told beforehand. */
   readonly #quick: QuickIo | null;
   #lengthBytes: number;
@@ -48,16 +55,20 @@ class HostFile implements DriverInstance {
     this.#path = options.path;
     this.#lengthBytes = options.lengthBytes;
     this.#flushes = options.flushes;
-    const { localFileSystem } = options;
-    this.#quick = localFileSystem === null ? null : new QuickIo(handle.fd, localFileSystem);
+    const { direct, isBlockDevice, localFileSystem } = options;
+    this.#isBlockDevice = isBlockDevice;
+    this.#direct = direct;
+    this.#quick =
+      localFileSystem === null || direct !== null ? null : new QuickIo(handle.fd, localFileSystem);
   }
 
   get lengthBytes(): number {
     return this.#lengthBytes;
   }
 
-  get hostFd(): number {
-    return this.#handle.fd;
+  // Workers know neither alignment nor the locks of direct I/O: all of it is the engine's.
+  get hostFd(): number | undefined {
+    return this.#direct === null ? this.#handle.fd : undefined;
   }
 
   async reloadLength(): Promise<void> {
@@ -71,6 +82,10 @@ class HostFile implements DriverInstance {
 
   async read(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
     if (this.#quick?.read(buffer, offset) === true) return;
+    if (this.#direct !== null) {
+      buffer.fill(0, await this.#direct.read(buffer, offset));
+      return;
+    }
     let done = 0;
     while (done < buffer.length) {
       const { bytesRead } = await this.#handle.read(
@@ -87,6 +102,10 @@ class HostFile implements DriverInstance {
 
   async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
     let done = this.#quick?.write(buffer, offset) === true ? buffer.length : 0;
+    if (this.#direct !== null) {
+      await this.#direct.write(buffer, offset);
+      done = buffer.length;
+    }
     while (done < buffer.length) {
       const { bytesWritten } = await this.#handle.write(
         buffer,
@@ -129,6 +148,7 @@ class HostFile implements DriverInstance {
     offset: HostOffset,
     lengthBytes: number,
   ): Promise<{ stored: boolean; lengthBytes: number }> {
+    if (this.#isBlockDevice) return { stored: true, lengthBytes };
     const fd = this.#handle.fd;
     const data = seekDataOrHole(fd, offset, SEEK.DATA);
     if (data === null || data >= offset + lengthBytes) return { stored: false, lengthBytes };
@@ -154,11 +174,11 @@ class HostFile implements DriverInstance {
   }
 
   async allocatedBytes(): Promise<number> {
-    return (await this.#handle.stat()).blocks * 512;
+    return this.#isBlockDevice ? this.#lengthBytes : (await this.#handle.stat()).blocks * 512;
   }
 
   async close(): Promise<void> {
-    await this.#handle.close();
+    await (this.#direct ?? this.#handle).close();
   }
 
   /** Whether the range is a hole now. */
@@ -202,28 +222,32 @@ const openPath = async (request: OpenPathRequest): Promise<DriverInstance> => {
   const { path, readOnly, create, cache } = request;
   let flags = readOnly ? constants.O_RDONLY : constants.O_RDWR;
   if (create) flags |= constants.O_CREAT | constants.O_EXCL;
-  const handle = await open(path, flags, 0o644).catch((error: unknown) => {
-    throw toBlockError(error, { op: 'open', path });
-  });
+  const direct = cache === 'none' ? await openDirect(path, flags) : null;
+  const handle = direct?.handle ?? (await openCached(path, flags));
   try {
     const s = await handle.stat();
-    const lengthBytes = s.isBlockDevice() ? (seekEnd(handle.fd) ?? 0) : s.size;
+    const isBlockDevice = s.isBlockDevice();
+    const lengthBytes = isBlockDevice ? endOf(handle.fd) : s.size;
     const { type } = await statfs(path);
     const localFileSystem = s.isFile() && isLocalFileSystem(type) ? type : null;
     return new HostFile(handle, {
       path,
       lengthBytes,
       flushes: cache !== 'unsafe',
+      direct,
+      isBlockDevice,
       localFileSystem,
     });
   } catch (error) {
-    await handle.close();
+    await (direct ?? handle).close();
     throw toBlockError(error, { op: 'open', path });
   }
 };
 
-/** The first hole at or after the end of data is the end of a block device, which has none. */
-const seekEnd = (fd: number): number | null => seekDataOrHole(fd, 0, SEEK.HOLE);
+const openCached = (path: string, flags: number): Promise<FileHandle> =>
+  open(path, flags, 0o644).catch((error: unknown) => {
+    throw toBlockError(error, { op: 'open', path });
+  });
 
 export const file: DriverDescriptor = {
   name: 'file',

@@ -102,7 +102,7 @@ export interface DriverInstance {
   ): Promise<{ stored: boolean; lengthBytes: number }>;
 
   /** A host file descriptor whose offsets are this node's: the data plane may read and write it directly. */
-  readonly hostFd?: number;
+  readonly hostFd?: number | undefined;
   /** Looks at the host file's length again, which a passthrough handle may have changed. Raw images only. */
   reloadLength?(): Promise<void>;
 

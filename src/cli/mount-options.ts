@@ -111,7 +111,7 @@ export const declareMountOptions = <T>(yargs: Argv<T>) =>
 const declareImageOptions = <T>(yargs: Argv<T>) =>
   yargs
     .option('cache', {
-      choices: ['writeback', 'unsafe'] as const,
+      choices: ['writeback', 'none', 'unsafe'] as const,
       default: 'writeback' as const,
       requiresArg: true,
       describe:
@@ -209,11 +209,7 @@ export const expandMountLine = (line: readonly string[]): readonly string[] => {
 
 /** Refuses options of the contract that do not work yet. Errors: UsageError. */
 const refuseUnsupported = (line: readonly string[]): void => {
-  for (const [i, word] of line.entries()) {
-    // O_DIRECT of the image files is still missing.
-    if (word === '--cache=none' || (word === '--cache' && line[i + 1] === 'none')) {
-      throw new UsageError('is not supported yet', '--cache none');
-    }
+  for (const word of line) {
     const name = /^--(?<name>[a-z0-9-]+)/.exec(word)?.groups?.['name'];
     if (name !== undefined && NOT_YET.includes(name))
       throw new UsageError('is not supported yet', `--${name}`);

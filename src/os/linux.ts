@@ -78,6 +78,13 @@ export const seekDataOrHole = (fd: number, offset: number, whence: 3 | 4): numbe
   throw systemError('lseek', errno);
 };
 
+/** Bytes of a file or block device. Errors: those of lseek(2). */
+export const endOf = (fd: number): number => {
+  const end = Number(lseekCall(fd, 0, SEEK.END));
+  check('lseek', end);
+  return end;
+};
+
 const pipe2Call = libc.func('int pipe2(_Out_ int *fds, int flags)');
 const mountCall = libc.func('int mount(str source, str target, str type, ulong flags, str data)');
 

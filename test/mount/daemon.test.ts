@@ -307,7 +307,6 @@ test('options in both spellings; what is unknown, or not there yet, is refused b
   const wrong: readonly (readonly [string[], RegExp])[] = [
     [['--colour'], /colour/],
     [['--stream'], /--stream: is not supported yet/],
-    [['--cache', 'none'], /not supported yet/],
     [['-o', 'purple'], /-o purple: is no mount option/],
     [['--threads', '0'], /--threads/],
     [['--l2-cache-size', '12x'], /--l2-cache-size/],

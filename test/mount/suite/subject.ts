@@ -7,6 +7,8 @@ import { type Cleanup, scratchDirectory } from '../../support/scratch.ts';
 
 export interface MountSubject {
   readonly backend: MountRequest['backend'];
+  /** Options of every mount. */
+  readonly args?: readonly string[];
   readonly capabilities: {
     /** Punch hole, zero range, preallocate. */
     readonly fallocate: boolean;
@@ -56,7 +58,12 @@ export const placeOf = async (t: Cleanup, subject: MountSubject): Promise<Place>
     image: (name) => join(images, name),
     mount: (args = [], sources = [images]) => {
       const mountpoint = join(root, `mnt${mounts++}`);
-      return mountImages(cleanup, { backend: subject.backend, sources, mountpoint, args });
+      return mountImages(cleanup, {
+        backend: subject.backend,
+        sources,
+        mountpoint,
+        args: [...(subject.args ?? []), ...args],
+      });
     },
   };
 };
