@@ -10,11 +10,10 @@ import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { alignDown, alignUp } from '../../src/base/range.ts';
+import { DIRECT_BLOCK_BYTES } from '../../src/block/driver.ts';
 import { RangeLocks } from '../../src/block/range-locks.ts';
 import { addressOf } from '../../src/os/linux.ts';
 
-/** Enough for every disk in use: logical blocks are 512 or 4,096 bytes. */
-const BLOCK_BYTES = 4096;
 /** Read at once through aligned memory. */
 const BOUNCE_BYTES = 256 << 10;
 const MAX_KEPT_BOUNCES = 8;
@@ -57,16 +56,21 @@ export class DirectIo {
     this.handle = handle;
   }
 
+  /** Reads blocks only. */
+  get fd(): number {
+    return this.#direct.fd;
+  }
+
   /** Reads to the start of the buffer; fewer bytes than it has where the file ends. Errors: those of read(2). */
   async read(buffer: Uint8Array, offset: number): Promise<number> {
     if (this.#isAligned(buffer, offset)) return readFully(this.#direct, buffer, offset);
     const bounce = this.#bounces.pop() ?? alignedMemory(BOUNCE_BYTES);
     try {
       for (let done = 0; done < buffer.length; ) {
-        const start = alignDown(offset + done, BLOCK_BYTES);
+        const start = alignDown(offset + done, DIRECT_BLOCK_BYTES);
         const skip = offset + done - start;
         const wanted = Math.min(buffer.length - done, bounce.length - skip);
-        const window = bounce.subarray(0, alignUp(skip + wanted, BLOCK_BYTES));
+        const window = bounce.subarray(0, alignUp(skip + wanted, DIRECT_BLOCK_BYTES));
         const got = Math.min(wanted, (await readFully(this.#direct, window, start)) - skip);
         if (got > 0) buffer.set(bounce.subarray(skip, skip + got), done);
         done += Math.max(0, got);
@@ -80,15 +84,15 @@ export class DirectIo {
 
   /** Writes the whole buffer. Errors: those of write(2). */
   async write(buffer: Uint8Array, offset: number): Promise<void> {
-    const start = alignDown(offset, BLOCK_BYTES);
-    const end = alignUp(offset + buffer.length, BLOCK_BYTES);
+    const start = alignDown(offset, DIRECT_BLOCK_BYTES);
+    const end = alignUp(offset + buffer.length, DIRECT_BLOCK_BYTES);
     const lock = await this.#locks.acquire({ start, end });
     try {
       const handle = this.#isAligned(buffer, offset) ? this.#direct : this.handle;
       for (let done = 0; done < buffer.length; ) {
         const rest = buffer.length - done;
         // What is left of a short write may not be aligned any more.
-        const to = done % BLOCK_BYTES === 0 ? handle : this.handle;
+        const to = done % DIRECT_BLOCK_BYTES === 0 ? handle : this.handle;
         const { bytesWritten } = await to.write(buffer, done, rest, offset + done);
         if (bytesWritten === 0) throw new BlockError({ kind: 'io', message: 'wrote nothing' });
         done += bytesWritten;
@@ -103,21 +107,21 @@ export class DirectIo {
   }
 
   #isAligned(buffer: Uint8Array, offset: number): boolean {
-    if (offset % BLOCK_BYTES !== 0 || buffer.length % BLOCK_BYTES !== 0) return false;
+    if (offset % DIRECT_BLOCK_BYTES !== 0 || buffer.length % DIRECT_BLOCK_BYTES !== 0) return false;
     // Where memory lies does not change; asking costs more than the rest of this.
     let base = this.#addresses.get(buffer.buffer);
     if (base === undefined) {
       base = addressOf(buffer) - buffer.byteOffset;
       this.#addresses.set(buffer.buffer, base);
     }
-    return (base + buffer.byteOffset) % BLOCK_BYTES === 0;
+    return (base + buffer.byteOffset) % DIRECT_BLOCK_BYTES === 0;
   }
 }
 
 const alignedMemory = (lengthBytes: number): Uint8Array => {
-  const memory = new Uint8Array(lengthBytes + BLOCK_BYTES);
+  const memory = new Uint8Array(lengthBytes + DIRECT_BLOCK_BYTES);
   const address = addressOf(memory);
-  return memory.subarray(alignUp(address, BLOCK_BYTES) - address).subarray(0, lengthBytes);
+  return memory.subarray(alignUp(address, DIRECT_BLOCK_BYTES) - address).subarray(0, lengthBytes);
 };
 
 /** Until the buffer is full or the file ends. */
@@ -131,7 +135,7 @@ const readFully = async (
     const { bytesRead } = await handle.read(buffer, done, buffer.length - done, offset + done);
     done += bytesRead;
     // A piece that is not whole blocks was the last of the file; what follows it could not be asked for.
-    if (bytesRead === 0 || done % BLOCK_BYTES !== 0) break;
+    if (bytesRead === 0 || done % DIRECT_BLOCK_BYTES !== 0) break;
   }
   return done;
 };

@@ -66,7 +66,10 @@ class HostFile implements DriverInstance {
     return this.#lengthBytes;
   }
 
-  // Workers know neither alignment nor the locks of direct I/O: all of it is the engine's.
+  get directFd(): number | undefined {
+    return this.#direct?.fd;
+  }
+
   get hostFd(): number | undefined {
     return this.#direct === null ? this.#handle.fd : undefined;
   }

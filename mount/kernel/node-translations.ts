@@ -9,7 +9,7 @@ import { isPowerOfTwo } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { MappingChange } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
-import { ENTRIES_PER_SLICE, ONE_PAGE } from '../../src/translation/table-layout.ts';
+import { DIRECT_FILE, ENTRIES_PER_SLICE, ONE_PAGE } from '../../src/translation/table-layout.ts';
 import type { TranslationTable } from '../../src/translation/translation-table.ts';
 import type { Entry } from '../directory.ts';
 import { walkPages } from './page-walk.ts';
@@ -141,8 +141,9 @@ export class NodeTranslations {
   }
 
   #fileOf(view: TranslatedView, file: Node): number | null {
-    const descriptor = file.driver.hostFd;
-    if (descriptor === undefined) return null;
+    const { hostFd, directFd } = file.driver;
+    const descriptor = hostFd ?? (directFd === undefined ? null : directFd + DIRECT_FILE);
+    if (descriptor === null) return null;
     const known = this.#hostFiles.get(file);
     if (known !== undefined) {
       if (!view.files.has(file)) known.users++;

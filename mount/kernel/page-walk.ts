@@ -86,7 +86,8 @@ const runAt = (
       return { lengthBytes: m.lengthBytes, translation: null };
     case 'data': {
       const file = walk.fileOf(m.file);
-      const permissions = writable && m.inPlace ? READ | WRITE : READ;
+      const isWorkers = writable && m.inPlace && m.file.driver.hostFd !== undefined;
+      const permissions = isWorkers ? READ | WRITE : READ;
       const translation = file === null ? null : { permissions, file, hostOffset: m.hostOffset };
       return { lengthBytes: m.lengthBytes, translation };
     }

@@ -8,12 +8,13 @@ import { readSync, writeSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
 import { present } from '../../src/base/assert.ts';
 import { ERRNO } from '../../src/base/errno.ts';
+import { DIRECT_BLOCK_BYTES } from '../../src/block/driver.ts';
 import { addressOf, readCached } from '../../src/os/linux.ts';
 import { COUNTER, WorkerCounters } from '../../src/translation/counters.ts';
 import { Lookup, ZERO_RUN } from '../../src/translation/lookup.ts';
 import { Patience } from '../../src/translation/patience.ts';
 import { HEADER_AREA_BYTES, SlotTaker } from '../../src/translation/slots.ts';
-import { layoutOf, READ, WRITE } from '../../src/translation/table-layout.ts';
+import { DIRECT_FILE, layoutOf, READ, WRITE } from '../../src/translation/table-layout.ts';
 import { IN, OPCODE, OUT, OUT_HEADER_BYTES, READ_IN, WRITE_OUT_BYTES } from './abi.ts';
 import { ringDoorbell } from './doorbell.ts';
 import { REPLY_AT, REPLY_BODY_AT, REQUEST_AT, REQUEST_BODY_AT } from './request.ts';
@@ -115,6 +116,24 @@ const readPatiently = (file: number, start: number, end: number, from: number): 
 };
 
 /** False: it would have to wait, as the other workers do already. */
+const readWaiting = (file: number, at: number, end: number, from: number): boolean => {
+  if (patience?.begin() !== true) return false;
+  try {
+    readPatiently(file, at, end, from);
+  } finally {
+    patience.end();
+  }
+  return true;
+};
+
+/** The same past the page cache; false also for what is no whole blocks. */
+const readDirect = (file: number, at: number, end: number, from: number): boolean =>
+  (from + at) % DIRECT_BLOCK_BYTES === 0 &&
+  (end - at) % DIRECT_BLOCK_BYTES === 0 &&
+  (memoryAddress + at) % DIRECT_BLOCK_BYTES === 0 &&
+  readWaiting(file, at, end, from);
+
+/** False: the control plane has to. */
 const readRuns = (runs: Lookup, to: number): boolean => {
   let at = to;
   for (let run = 0; run < runs.count; run++) {
@@ -122,17 +141,12 @@ const readRuns = (runs: Lookup, to: number): boolean => {
     const end = at + (runs.lengths[run] ?? 0);
     const from = (runs.hostOffsets[run] ?? 0) - at;
     if (file === ZERO_RUN) memory.fill(0, at, end);
-    else {
+    else if (file >= DIRECT_FILE) {
+      if (!readDirect(file - DIRECT_FILE, at, end, from)) return false;
+    } else {
       at += readQuickly(file, at, end - at, from + at);
       if (at < end && untold[file] !== 0) readPatiently(file, at, end, from);
-      else if (at < end) {
-        if (patience?.begin() !== true) return false;
-        try {
-          readPatiently(file, at, end, from);
-        } finally {
-          patience.end();
-        }
-      }
+      else if (at < end && !readWaiting(file, at, end, from)) return false;
     }
     at = end;
   }
@@ -168,7 +182,7 @@ const transfer = (base: number, slot: number, opcode: number): boolean => {
   if (size === 0 || !lookup.begin(node, offset, size, isRead ? READ : WRITE)) return false;
   let replied = false;
   try {
-    if (isRead && size >= SPLICE_FROM_BYTES) {
+    if (isRead && size >= SPLICE_FROM_BYTES && !lookup.hasDirect) {
       writeHeader(base, size);
       replied = splices.send(lookup, headers[slot] as Uint8Array);
     }

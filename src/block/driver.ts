@@ -103,6 +103,11 @@ export interface DriverInstance {
 
   /** A host file descriptor whose offsets are this node's: the data plane may read and write it directly. */
   readonly hostFd?: number | undefined;
+  /**
+   * As `hostFd`, of a file opened for direct I/O, and for reading alone: the data plane may read blocks of
+   * DIRECT_BLOCK_BYTES with it. Writes have to be ordered with those that are not aligned: they are the driver's.
+   */
+  readonly directFd?: number | undefined;
   /** Looks at the host file's length again, which a passthrough handle may have changed. Raw images only. */
   reloadLength?(): Promise<void>;
 
@@ -300,6 +305,9 @@ export interface CheckRequest {
   readonly path: string;
   readonly repair: 'none' | 'leaks' | 'all';
 }
+
+/** Direct I/O has offset, length and memory in multiples of this: no disk in use has larger blocks. */
+export const DIRECT_BLOCK_BYTES = 4096;
 
 /** Bound of `CheckResult.findings`: a hostile image must not fill the memory with sentences. */
 export const MAX_CHECK_FINDINGS = 1000;

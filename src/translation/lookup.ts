@@ -4,6 +4,7 @@
  */
 import { Hazard } from './hazards.ts';
 import {
+  DIRECT_FILE,
   directoryStart,
   directoryWord,
   ENTRIES_PER_SLICE,
@@ -36,7 +37,9 @@ export const ZERO_RUN = -1;
 export class Lookup {
   /** Number of runs that the last `begin` found. */
   count = 0;
-  /** Host descriptors, or ZERO_RUN. */
+  /** Some run lies in a file for direct I/O. */
+  hasDirect = false;
+  /** Host descriptors, with DIRECT_FILE for direct I/O; or ZERO_RUN. */
   readonly files = new Int32Array(MAX_RUNS);
   readonly hostOffsets = new Float64Array(MAX_RUNS);
   readonly lengths = new Int32Array(MAX_RUNS);
@@ -69,6 +72,7 @@ export class Lookup {
     this.#hazard.publish(view, firstPage, lastPage, permission);
     this.#hazard.enter();
     this.count = 0;
+    this.hasDirect = false;
     // Looked at again: what was read before `enter` protects nothing.
     const found =
       Atomics.load(words, record + VIEW_PAGE_BITS) - 1 === bits &&
@@ -178,6 +182,7 @@ export class Lookup {
     const at = this.count;
     if (at === MAX_RUNS) return false;
     this.files[at] = file;
+    if (file >= DIRECT_FILE) this.hasDirect = true;
     this.hostOffsets[at] = hostOffset;
     this.lengths[at] = lengthBytes;
     this.count = at + 1;

@@ -44,6 +44,8 @@ export const HIGH_SHIFT = 15;
 /** Host offsets from here on have no entry. */
 export const HOST_OFFSET_LIMIT = 2 ** 49;
 export const MAX_HOST_FILES = FILE_MASK + 1;
+/** Added to a descriptor: it reads whole blocks alone (O_DIRECT). */
+export const DIRECT_FILE = 2 ** 30;
 
 /** View numbers from here on are not translated: all their requests fault. */
 export const MAX_VIEWS = 65_536;

@@ -90,7 +90,7 @@ export class TranslationTable {
     return this.#resident.size * SLICE_BYTES;
   }
 
-  /** A number for a host descriptor; null when there are too many. Give it back with `removeFile` after `quiesce`. */
+  /** A number for a host descriptor, with DIRECT_FILE for direct I/O; null when there are too many. Give it back with `removeFile` after `quiesce`. */
   addFile(descriptor: number): number | null {
     const index = this.#freeFiles.pop() ?? (this.#files < MAX_HOST_FILES ? this.#files++ : null);
     if (index === null) return null;

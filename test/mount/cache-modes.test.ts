@@ -4,6 +4,7 @@ import { open, truncate, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { failingTool, tool } from '../support/file-tools.ts';
 import { attachLoop } from '../support/loop-device.ts';
+import { vdiskfsJson } from '../support/vdiskfs.ts';
 import { MIB, pattern } from './suite/bytes.ts';
 import { contentTests } from './suite/content.ts';
 import { makeTop } from './suite/disk.ts';
@@ -37,6 +38,10 @@ for (const format of ['raw', 'qcow2'] as const) {
       await tool('dd', [`if=${view}`, 'of=/dev/null', 'bs=64k', 'iflag=direct']);
       const bytes = await cachedBytes(image);
       assert.equal(bytes >= 2 * MIB, kept, `${mode}: ${bytes} bytes of the image are cached`);
+      const status = (await vdiskfsJson(['status', mounted.mountpoint])) as {
+        readonly counters: { readonly hits: number };
+      };
+      assert.ok(status.counters.hits > 0, `${mode}: the data plane serves it`);
       await mounted.unmount();
     }
   });
