@@ -55,6 +55,18 @@ export const compressedPlace = (
   return { hostOffset, maxBytes: sectors * 512 - (hostOffset % 512) };
 };
 
+/** The entry of `packedBytes` (1 or more) compressed bytes at a host offset. */
+export const compressedEntry = (
+  hostOffset: number,
+  packedBytes: number,
+  clusterBits: number,
+): TableEntry => {
+  const offsetHighBits = 62 - (clusterBits - 8) - 32;
+  const sectors = Math.floor((hostOffset + packedBytes - 1) / 512) - Math.floor(hostOffset / 512);
+  const high = Math.floor(hostOffset / TWO_32) + sectors * 2 ** offsetHighBits;
+  return { high: (COMPRESSED_HIGH + high) >>> 0, low: hostOffset % TWO_32 };
+};
+
 export const hex = (value: number): string => `0x${value.toString(16)}`;
 export const entryHex = (high: number, low: number): string =>
   `0x${(high >>> 0).toString(16)}${(low >>> 0).toString(16).padStart(8, '0')}`;

@@ -12,6 +12,7 @@ import { Allocator } from './allocator.ts';
 import { runCheckpoint } from './checkpoint.ts';
 import { CompressedClusters } from './compressed.ts';
 import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
+import { rewriteHeaderCluster, withBackingFormat } from './header-cluster.ts';
 import { HEADER, INCOMPATIBLE } from './layout.ts';
 import { EntryLookup, entryAt } from './lookup.ts';
 import { hasPreallocatedMetadata } from './preallocation.ts';
@@ -131,6 +132,21 @@ export class Qcow2Image implements DriverInstance {
     await this.#prepare();
     await this.#state.admit();
     await this.#writer.write(offset, buffer);
+  }
+
+  async writeCompressed(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    await this.#prepare();
+    await this.#state.admit();
+    await this.#writer.writeCompressed(offset, buffer);
+  }
+
+  async changeBacking(link: BackingLink | null): Promise<void> {
+    await this.#prepare();
+    await this.flush();
+    const { header, file, clusterBytes } = this.#state;
+    const extensions = withBackingFormat(header.extensions, link?.format ?? null);
+    const shape = { clusterBytes, headerBytes: header.headerBytes };
+    await rewriteHeaderCluster(file, shape, extensions, link);
   }
 
   async writeZeroes(

@@ -92,7 +92,7 @@ export const qcow2: DriverDescriptor = {
     check: true,
     repair: 'todo',
     internalSnapshots: 'todo',
-    compressedWrite: 'todo',
+    compressedWrite: true,
   },
   probe,
   inspect,

@@ -32,6 +32,15 @@ export class Resizer {
     const now = alignUp(lengthBytes, SECTOR_BYTES);
     const old = state.lengthBytes;
     if (now === old) return;
+    if (state.header.snapshots > 0 && state.header.version < 3) {
+      throw new BlockError({
+        kind: 'unsupported',
+        message:
+          'has internal snapshots, whose size version 2 does not record: it cannot be resized',
+        hint: 'delete them, or convert the image to version 3',
+        path: state.request.path,
+      });
+    }
     if (now > old) await this.#prepareGrowth(old, now);
     else
       await this.#zeroes.forget(alignUp(now, state.clusterBytes), alignUp(old, state.clusterBytes));

@@ -34,6 +34,8 @@ export class ImageState {
   readonly schedule: CheckpointSchedule;
   /** Changed by resize.ts alone. */
   lengthBytes: number;
+  /** Called with the first and last host cluster of a compressed cluster that is unmapped; compressed-write.ts sets it. */
+  compressedUnmapped: (first: number, last: number) => void = () => undefined;
   /** Unmapped since the last checkpoint began; checkpoint.ts takes it. */
   unmapped: ClusterRun[] = [];
   readonly #maxDirtyBytes: number;
@@ -146,6 +148,7 @@ export class ImageState {
       const first = Math.floor(hostOffset / this.clusterBytes);
       const last = Math.floor((hostOffset + maxBytes - 1) / this.clusterBytes);
       this.unmapped.push({ first, count: last - first + 1 });
+      this.compressedUnmapped(first, last);
       return;
     }
     const offset = entryOffset(old.high, old.low);

@@ -11,6 +11,7 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { Mapping } from '../../src/block/driver.ts';
 import type { Allocation, Allocator } from './allocator.ts';
 import { BufferPool } from './buffer-pool.ts';
+import { CompressedWriter } from './compressed-write.ts';
 import { copiedEntry, entryOffset, isCopied } from './entry.ts';
 import type { Change } from './journal-records.ts';
 import { type EntryLookup, entryAt } from './lookup.ts';
@@ -40,6 +41,7 @@ export class Writer {
   readonly #lookup: EntryLookup;
   readonly #allocator: Allocator;
   readonly #tables: OwnTables;
+  readonly #compressed: CompressedWriter;
   readonly #buffers = new BufferPool();
 
   constructor(state: ImageState, lookup: EntryLookup, allocator: Allocator, tables: OwnTables) {
@@ -47,6 +49,8 @@ export class Writer {
     this.#lookup = lookup;
     this.#allocator = allocator;
     this.#tables = tables;
+    this.#compressed = new CompressedWriter(state, allocator);
+    state.compressedUnmapped = (first, last) => this.#compressed.forget(first, last);
   }
 
   /** See `DriverInstance.write`. */
@@ -68,6 +72,39 @@ export class Writer {
       await Promise.allSettled(pieces);
     }
     await Promise.all(pieces);
+  }
+
+  /**
+   * Writes one whole guest cluster packed, where that makes it smaller. The last cluster's bytes past the image's end
+   * are zeros. Errors: as `write`.
+   */
+  async writeCompressed(offset: number, buffer: Uint8Array): Promise<void> {
+    const { clusterBytes, locks, file, map, request } = this.#state;
+    assert(offset % clusterBytes === 0, 'a compressed write begins at a cluster');
+    const cluster = buffer.length === clusterBytes ? buffer : new Uint8Array(clusterBytes);
+    if (cluster !== buffer) cluster.set(buffer);
+    const packed = await this.#compressed.pack(cluster);
+    if (packed === null) return this.write(offset, buffer);
+    const lock = await locks.acquire({ start: offset, end: offset + clusterBytes });
+    try {
+      const placed = await this.#compressed.place(packed.length);
+      try {
+        await file.write(guestOffset(placed.hostOffset), packed);
+      } catch (error) {
+        // Its place is leaked, and the journal knows that it is counted.
+        await this.#state.record(placed.changes);
+        throw error;
+      }
+      const place = map.place(offset);
+      const slice = await this.#tables.sliceFor(place);
+      const old = entryAt(slice, place.index);
+      const change = map.setEntry(slice, place.index, placed.entry);
+      this.#state.unmapEntry(old);
+      request.mappingChanged({ start: guestOffset(offset), lengthBytes: clusterBytes });
+      await this.#state.record([...placed.changes, change]);
+    } finally {
+      lock.release();
+    }
   }
 
   /**

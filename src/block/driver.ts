@@ -130,6 +130,17 @@ export interface DriverInstance {
    */
   write?(offset: GuestOffset, buffer: Uint8Array): Promise<void>;
 
+  /**
+   * As `write`, of one whole cluster (at the image's end: what there is of it), packed where that makes it smaller.
+   */
+  writeCompressed?(offset: GuestOffset, buffer: Uint8Array): Promise<void>;
+
+  /**
+   * Names another backing file, or none, in the header, durably. What the guest sees is the caller's to keep as it is.
+   * Drained. Errors: EINVAL for a name that does not fit.
+   */
+  changeBacking?(link: BackingLink | null): Promise<void>;
+
   /** The range reads as zeros afterwards, whatever the alignment. */
   writeZeroes?(
     offset: GuestOffset,

@@ -9,6 +9,7 @@ import { BlockError, toBlockError } from '../base/block-error.ts';
 import { type GuestOffset, guestOffset, MAX_OFFSET } from '../base/units.ts';
 import { type BlockStatus, blockStatusOf } from './block-status.ts';
 import type {
+  BackingLink,
   DriverDescriptor,
   DriverInstance,
   Mapping,
@@ -140,6 +141,28 @@ export class Node {
     this.statistics.writes++;
     this.statistics.writtenBytes += buffer.length;
     await this.#inFlight('write', offset, () => write.call(driver, offset, buffer));
+  }
+
+  /** One whole cluster. See `DriverInstance.writeCompressed`. Errors: EOPNOTSUPP where the format cannot. */
+  async writeCompressed(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    const driver = this.#writable('write');
+    const write = driver.writeCompressed;
+    if (write === undefined) throw this.#cannot('write compressed clusters');
+    this.#checkRange('write', offset, buffer.length, driver.lengthBytes);
+    this.statistics.writes++;
+    this.statistics.writtenBytes += buffer.length;
+    await this.#inFlight('write', offset, () => write.call(driver, offset, buffer));
+  }
+
+  /** See `DriverInstance.changeBacking`. Errors: EOPNOTSUPP where the format has no backing files. */
+  async changeBacking(link: BackingLink | null): Promise<void> {
+    const driver = this.#writable('change-backing');
+    if (driver.changeBacking === undefined) throw this.#cannot('change its backing file');
+    try {
+      await driver.changeBacking(link);
+    } catch (error) {
+      throw this.#inContext(error, 'change-backing', guestOffset(0));
+    }
   }
 
   /** The range reads as zeros afterwards. Writes zeros where the driver has no better way. */

@@ -16,7 +16,10 @@ const VALUE_OPTIONS = new Set(['-o', '-t']);
  */
 export const withCommand = (line: readonly string[]): readonly string[] => {
   const full = withMount(line);
-  return full[0] === 'mount' ? expandMountLine(full) : full;
+  if (full[0] === 'mount') return expandMountLine(full);
+  // A size to take off looks like options in one word; with a blank in front it is an argument.
+  if (full[0] === 'resize') return full.map((word) => (/^-\d/.test(word) ? ` ${word}` : word));
+  return full;
 };
 
 const withMount = (line: readonly string[]): readonly string[] => {

@@ -57,6 +57,24 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: "Check that an image's tables are consistent, changing nothing",
     load: async () => erase((await import('./commands/check.ts')).command),
   },
+  convert: {
+    synopsis: 'convert <files..>',
+    usage: 'convert [-O FMT] [-o name=value,…] [-c] [-B BACKING -F FMT] SRC... DST',
+    summary: 'Copy what images show into another one',
+    load: async () => erase((await import('./commands/convert.ts')).command),
+  },
+  resize: {
+    synopsis: 'resize <file> <size>',
+    usage: 'resize [--shrink] FILE|VIEW [+|-]SIZE',
+    summary: 'Change the virtual size of an image or a mounted view',
+    load: async () => erase((await import('./commands/resize.ts')).command),
+  },
+  rebase: {
+    synopsis: 'rebase <file>',
+    usage: "rebase [-u] -b BACKING -F FMT FILE   (-b '' for none)",
+    summary: 'Put an image on another backing file',
+    load: async () => erase((await import('./commands/rebase.ts')).command),
+  },
   compare: {
     synopsis: 'compare <a> <b>',
     usage: 'compare A B',

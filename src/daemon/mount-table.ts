@@ -1,5 +1,6 @@
 /** The mounts of this machine, as /proc/self/mountinfo says. */
 import { readFileSync } from 'node:fs';
+import { realpath } from 'node:fs/promises';
 import { FILE_SYSTEM_TYPE } from './mounting.ts';
 
 export interface MountedFileSystem {
@@ -39,3 +40,9 @@ export const mountedAt = (realPath: string): MountedFileSystem | null =>
 
 export const vdiskfsMounts = (): readonly MountedFileSystem[] =>
   readMountTable().filter((m) => m.type === FILE_SYSTEM_TYPE);
+
+/** Whether a path lies in a mount of ours. */
+export const isView = async (path: string): Promise<boolean> => {
+  const real = await realpath(path).catch(() => null);
+  return real !== null && vdiskfsMounts().some((m) => real.startsWith(`${m.mountpoint}/`));
+};

@@ -38,14 +38,22 @@ const RAW_NAME = /\.raw$/i;
 const declaredFormat = (path: string, format: string | null): string | null =>
   format ?? (RAW_NAME.test(path) ? 'raw' : null);
 
+export interface OpenOptions {
+  /** The top of the chain is opened for writing. */
+  readonly writable?: boolean;
+  /** The image alone. */
+  readonly withoutBacking?: boolean;
+}
+
 /**
- * Opens an image and its backing chain read-only. `format` null probes, but for a name that ends in `.raw`. Errors: those of `Graph.open`; a lock that
- * another program holds is EBUSY.
+ * Opens an image and its backing chain, read-only unless told otherwise. `format` null probes, but for a name that ends
+ * in `.raw`. Errors: those of `Graph.open`; a lock that another program holds is EBUSY.
  */
 export const openImage = async (
   path: string,
   format: string | null,
   context: OfflineContext,
+  options: OpenOptions = {},
 ): Promise<OpenedImage> => {
   const graph = new Graph({
     registry: context.registry,
@@ -60,9 +68,34 @@ export const openImage = async (
   const root = await graph.open({
     path,
     format: declaredFormat(path, format),
-    readOnly: true,
+    readOnly: options.writable !== true,
+    withoutBacking: options.withoutBacking === true,
   });
   return { root, [Symbol.asyncDispose]: () => graph.close(root) };
+};
+
+/** Several opened images; closes them all with `using`. */
+export interface OpenedImages extends AsyncDisposable {
+  readonly roots: readonly Node[];
+}
+
+/** `openImage` for each path. Errors: the first one's; none stays open then. */
+export const openImages = async (
+  paths: readonly string[],
+  format: string | null,
+  context: OfflineContext,
+): Promise<OpenedImages> => {
+  const opened: OpenedImage[] = [];
+  const dispose = async (): Promise<void> => {
+    for (const image of opened) await image[Symbol.asyncDispose]();
+  };
+  try {
+    for (const path of paths) opened.push(await openImage(path, format, context));
+  } catch (error) {
+    await dispose();
+    throw error;
+  }
+  return { roots: opened.map(({ root }) => root), [Symbol.asyncDispose]: dispose };
 };
 
 /** The file of an image, opened below any format; closes with `using`. */

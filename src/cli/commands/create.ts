@@ -1,9 +1,14 @@
 /** `vdiskfs create`: makes an image. */
-import { BlockError, toBlockError } from '../../base/block-error.ts';
-import type { BackingLink, DriverDescriptor } from '../../block/driver.ts';
 import { createImage } from '../../image/create.ts';
-import { checkOptions, splitOptions } from '../../image/create-options.ts';
-import { defineCommand, UsageError } from '../command.ts';
+import { defineCommand } from '../command.ts';
+import {
+  asksForHelp,
+  backingOf,
+  declareCreation,
+  describeOptions,
+  gather,
+  ownOptions,
+} from '../creation.ts';
 import { EXIT } from '../exit-codes.ts';
 import { declareOffline, offlineContext } from '../offline.ts';
 import { declareJson, print, printJson, wantsJson } from '../print.ts';
@@ -11,7 +16,7 @@ import { parseSize } from '../size.ts';
 
 export const command = defineCommand({
   declare: (yargs) =>
-    declareJson(declareOffline(yargs))
+    declareCreation(declareJson(declareOffline(yargs)))
       .positional('file', { type: 'string', demandOption: true, describe: 'Image to make' })
       .positional('size', {
         type: 'string',
@@ -24,27 +29,12 @@ export const command = defineCommand({
         requiresArg: true,
         describe: 'Format of the new image',
       })
-      .option('options', {
-        alias: 'o',
-        type: 'string',
-        array: true,
-        default: [] as string[],
-        requiresArg: true,
-        defaultDescription: "the format's own",
-        describe: "The format's options, name=value,… (repeatable); -o help lists them",
-      })
       .option('backing', {
         alias: 'b',
         type: 'string',
         requiresArg: true,
         defaultDescription: 'none',
         describe: "Backing image, named from the new image's directory",
-      })
-      .option('backing-format', {
-        alias: 'F',
-        type: 'string',
-        requiresArg: true,
-        describe: 'Format of the backing image; needed with -b',
       })
       .option('unsafe', {
         alias: 'u',
@@ -61,7 +51,7 @@ export const command = defineCommand({
   run: async (options) => {
     const context = await offlineContext(options);
     const descriptor = context.registry.format(options.format);
-    if (options.options.some((o) => o === 'help' || o === '?')) {
+    if (asksForHelp(options.options)) {
       await print(describeOptions(descriptor));
       return EXIT.success;
     }
@@ -71,7 +61,7 @@ export const command = defineCommand({
         path: options.file,
         format: descriptor.name,
         virtualSizeBytes: settings.size === undefined ? null : parseSize(settings.size, 'SIZE'),
-        options: asUsage(() => checkOptions(settings.own, descriptor)),
+        options: ownOptions(settings, descriptor),
         backing: backingOf(settings),
         withoutOpeningBacking: options.unsafe,
       },
@@ -84,60 +74,3 @@ export const command = defineCommand({
     return EXIT.success;
   },
 });
-
-interface Settings {
-  readonly size: string | undefined;
-  readonly backing: string | undefined;
-  readonly backingFormat: string | undefined;
-  /** Those of the format. */
-  readonly own: readonly (readonly [string, string])[];
-}
-
-// qemu-img takes size and backing as -o too, where they stand for the same thing.
-const gather = (options: {
-  readonly options: readonly string[];
-  readonly size?: string | undefined;
-  readonly backing?: string | undefined;
-  readonly 'backing-format'?: string | undefined;
-}): Settings => {
-  const given = asUsage(() => options.options.flatMap(splitOptions));
-  const common = new Map(given.filter(([name]) => COMMON.has(name)));
-  return {
-    size: options.size ?? common.get('size'),
-    backing: options.backing ?? common.get('backing_file'),
-    backingFormat: options['backing-format'] ?? common.get('backing_fmt'),
-    own: given.filter(([name]) => !COMMON.has(name)),
-  };
-};
-
-const COMMON = new Set(['size', 'backing_file', 'backing_fmt']);
-
-const backingOf = (settings: Settings): BackingLink | null => {
-  const { backing, backingFormat } = settings;
-  if (backing === undefined && backingFormat === undefined) return null;
-  if (backing === undefined) throw new UsageError('needs -b, the backing image', '-F');
-  if (backingFormat === undefined) {
-    throw new UsageError(
-      'needs -F, the format of the backing image, which is never probed later',
-      '-b',
-    );
-  }
-  return { filename: backing, format: backingFormat };
-};
-
-const asUsage = <T>(work: () => T): T => {
-  try {
-    return work();
-  } catch (thrown) {
-    if (!(thrown instanceof BlockError)) throw thrown;
-    throw new UsageError(toBlockError(thrown).describe(), '-o');
-  }
-};
-
-const describeOptions = (descriptor: DriverDescriptor): string => {
-  const lines = descriptor.createOptions.map((o) => {
-    const values = o.choices?.join('|') ?? (o.type === 'boolean' ? 'on|off' : o.type);
-    return `  ${`${o.name}=${values}`.padEnd(32)} ${o.help}\n`;
-  });
-  return `Options of ${descriptor.name}:\n${lines.length === 0 ? '  none\n' : lines.join('')}`;
-};

@@ -1,0 +1,101 @@
+/**
+ * Writing compressed clusters (specification: "Compressed Clusters Descriptor"). Several share a host cluster, packed one
+ * after the other; each counts in the refcount of every host cluster that it touches.
+ *
+ * Packing is off the main thread (zlib's own threads) and in parallel; taking a place is one turn of the event loop. A
+ * place is never used twice: `forget` ends the packing into a cluster of which something was unmapped, because it may
+ * be free, and another's, by the next time.
+ */
+import { promisify } from 'node:util';
+import { constants, deflateRaw } from 'node:zlib';
+import { guestOffset } from '../../src/base/units.ts';
+import type { CachedTable } from '../../src/block/table-cache.ts';
+import type { Allocator } from './allocator.ts';
+import { compressedEntry, type TableEntry } from './entry.ts';
+import type { Change } from './journal-records.ts';
+import type { ImageState } from './state.ts';
+
+const deflate = promisify(deflateRaw);
+/** As QEMU packs: its reader has a window of 4 KiB. */
+const DEFLATE = { windowBits: 12, memLevel: 9, level: constants.Z_DEFAULT_COMPRESSION } as const;
+
+/** What one packed cluster is put to. */
+export interface PackedPlace {
+  readonly hostOffset: number;
+  readonly entry: TableEntry;
+  readonly changes: readonly Change[];
+}
+
+export class CompressedWriter {
+  readonly #state: ImageState;
+  readonly #allocator: Allocator;
+  /** The host cluster that is being filled, and its bytes in use. */
+  #tail: { readonly cluster: number; used: number } | null = null;
+  #placing: Promise<unknown> = Promise.resolve();
+
+  constructor(state: ImageState, allocator: Allocator) {
+    this.#state = state;
+    this.#allocator = allocator;
+  }
+
+  /** The packed bytes; null when packing makes a cluster no smaller. */
+  async pack(cluster: Uint8Array): Promise<Uint8Array | null> {
+    const packed = await deflate(cluster, DEFLATE);
+    return packed.length < this.#state.clusterBytes ? packed : null;
+  }
+
+  /** Takes a place and counts it. One at a time. Errors: those of the allocator. */
+  place(packedBytes: number): Promise<PackedPlace> {
+    const placed = this.#placing.then(() => this.#place(packedBytes));
+    this.#placing = placed.catch(() => undefined);
+    return placed;
+  }
+
+  /** Something of a host cluster was unmapped. */
+  forget(first: number, last: number): void {
+    if (this.#tail !== null && this.#tail.cluster >= first && this.#tail.cluster <= last)
+      this.#tail = null;
+  }
+
+  async #place(packedBytes: number): Promise<PackedPlace> {
+    const { clusterBytes, header, refcounts } = this.#state;
+    const tail = this.#tail;
+    const left = tail === null ? 0 : clusterBytes - tail.used;
+    const block = tail === null ? null : await this.#blockOf(tail.cluster);
+    const count = tail === null || block === null ? 0 : refcounts.read(block, tail.cluster);
+    const mayShare = this.#tail === tail && count > 0 && count < refcounts.max;
+    if (tail !== null && block !== null && mayShare && packedBytes <= left) {
+      const hostOffset = tail.cluster * clusterBytes + tail.used;
+      tail.used += packedBytes;
+      const changes = [refcounts.set(block, tail.cluster, count + 1)];
+      return {
+        hostOffset,
+        changes,
+        entry: compressedEntry(hostOffset, packedBytes, header.clusterBits),
+      };
+    }
+    const allocation = await this.#allocator.allocate(1);
+    this.#tail = { cluster: allocation.first, used: packedBytes };
+    const hostOffset = allocation.first * clusterBytes;
+    const entry = compressedEntry(hostOffset, packedBytes, header.clusterBits);
+    await this.#reserve(hostOffset + clusterBytes);
+    return { hostOffset, changes: allocation.changes, entry };
+  }
+
+  // Readers ask for whole sectors: the file holds them, also behind the last cluster.
+  async #reserve(end: number): Promise<void> {
+    const { file } = this.#state;
+    if (file.lengthBytes >= end) return;
+    await file.writeZeroes(guestOffset(file.lengthBytes), end - file.lengthBytes, { unmap: true });
+  }
+
+  async #blockOf(cluster: number): Promise<CachedTable | null> {
+    const { refcounts } = this.#state;
+    for (;;) {
+      const block = refcounts.residentBlock(cluster);
+      if (block === 'none') return null;
+      if (block !== null) return block;
+      await refcounts.loadBlockOf(cluster);
+    }
+  }
+}

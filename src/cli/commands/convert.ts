@@ -1,0 +1,128 @@
+/** `vdiskfs convert`: copies what images show into another one. */
+import { convertImages } from '../../image/convert.ts';
+import { defineCommand, UsageError } from '../command.ts';
+import {
+  asksForHelp,
+  backingOf,
+  declareCreation,
+  describeOptions,
+  gather,
+  ownOptions,
+} from '../creation.ts';
+import { EXIT } from '../exit-codes.ts';
+import { declareFormat, declareOffline, offlineContext } from '../offline.ts';
+import { declareJson, print, printJson, wantsJson } from '../print.ts';
+import { interruptible, startProgress } from '../progress.ts';
+import { parseSize } from '../size.ts';
+
+const MAX_PARALLEL = 16;
+
+export const command = defineCommand({
+  declare: (yargs) =>
+    declareCreation(declareFormat(declareJson(declareOffline(yargs))))
+      .positional('files', {
+        type: 'string',
+        array: true,
+        demandOption: true,
+        describe: 'Images to copy, one after the other, and the image to make of them',
+      })
+      .option('output-format', {
+        alias: 'O',
+        type: 'string',
+        default: 'raw',
+        requiresArg: true,
+        describe: 'Format of the new image',
+      })
+      .option('compress', {
+        alias: 'c',
+        type: 'boolean',
+        default: false,
+        describe: 'Pack the clusters of the new image (qcow2)',
+      })
+      .option('backing', {
+        alias: 'B',
+        type: 'string',
+        requiresArg: true,
+        describe: 'Backing image of the new one, which has what the source has below its top',
+      })
+      .option('no-create', {
+        alias: 'n',
+        type: 'boolean',
+        default: false,
+        describe: 'Write into an image that is there',
+      })
+      .option('sparse', {
+        alias: 'S',
+        type: 'string',
+        default: '4k',
+        requiresArg: true,
+        describe: 'Stretches of zeros from this size on become holes; 0: none',
+      })
+      .option('parallel', {
+        alias: 'm',
+        type: 'number',
+        default: 8,
+        requiresArg: true,
+        describe: 'Pieces in flight, 1 to 16',
+      })
+      .option('out-of-order', {
+        alias: 'W',
+        type: 'boolean',
+        default: false,
+        describe: 'Let pieces be written as they come',
+      })
+      .option('progress', {
+        alias: 'p',
+        type: 'boolean',
+        defaultDescription: 'on a terminal',
+        describe: 'Show a progress bar',
+      })
+      .example('$0 convert -O qcow2 -c disk.raw disk.qcow2', 'A packed copy')
+      .example('$0 convert part1.raw part2.raw whole.raw', 'Two images, one after the other'),
+  run: async (options) => {
+    const context = await offlineContext(options);
+    const descriptor = context.registry.format(options['output-format']);
+    if (asksForHelp(options.options)) {
+      await print(describeOptions(descriptor));
+      return EXIT.success;
+    }
+    const sources = options.files.slice(0, -1);
+    const target = options.files.at(-1);
+    if (target === undefined || sources.length === 0)
+      throw new UsageError('needs an image to copy and one to make', 'convert');
+    const { parallel } = options;
+    if (!Number.isInteger(parallel) || parallel < 1 || parallel > MAX_PARALLEL)
+      throw new UsageError(`is not a whole number from 1 to ${MAX_PARALLEL}`, '--parallel');
+    const settings = gather(options);
+    if (settings.size !== undefined)
+      throw new UsageError('is that of the sources; vdiskfs resize changes it', 'size');
+    const progress = await startProgress('convert', options.progress);
+    try {
+      const bytes = await interruptible((signal) =>
+        convertImages(
+          {
+            sources,
+            sourceFormat: options.format ?? null,
+            target,
+            targetFormat: descriptor.name,
+            options: ownOptions(settings, descriptor),
+            backing: backingOf(settings),
+            existing: options['no-create'],
+            compress: options.compress,
+            parallel,
+            outOfOrder: options['out-of-order'],
+            sparseBytes: parseSize(options.sparse, '--sparse'),
+            progress: progress.update,
+            signal,
+          },
+          context,
+        ),
+      );
+      if (wantsJson(options))
+        await printJson({ filename: target, format: descriptor.name, 'virtual-size': bytes });
+      return EXIT.success;
+    } finally {
+      progress.stop();
+    }
+  },
+});
