@@ -20,7 +20,9 @@ export interface BlockPlace {
   readonly hasReservedBits: boolean;
 }
 
-const isReadable = (block: BlockPlace): boolean => block.isAligned && block.offset < OFFSET_LIMIT;
+/** Whether what the block counts can be read at all. */
+export const isReadable = (block: BlockPlace): boolean =>
+  block.isAligned && block.offset < OFFSET_LIMIT;
 
 /** Reads the refcount table and notes the blocks that cannot be read. Call it first. Errors: EIO. */
 export const readRefcountTable = async (state: CheckState): Promise<readonly BlockPlace[]> => {
@@ -168,7 +170,10 @@ class Comparison {
       if (stored !== references) {
         const text = `cluster ${cluster}: refcount ${stored}, references ${references}`;
         if (stored > references) state.leak(`Leaked ${text}`);
-        else state.corruption(text);
+        else {
+          state.corruption(text);
+          state.refcountsTooLow++;
+        }
       }
     }
     if (counted === undefined) return;
@@ -185,7 +190,7 @@ class Comparison {
 const zero = (): number => 0;
 
 /** Entry of a refcount block by its index (specification: "Refcount blocks"). Widths below 8 bits fill a byte from its low end. */
-const refcountReader = (block: Uint8Array, bits: number): ((at: number) => number) => {
+export const refcountReader = (block: Uint8Array, bits: number): ((at: number) => number) => {
   const view = viewOf(block);
   switch (bits) {
     case 8:

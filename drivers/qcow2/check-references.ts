@@ -65,6 +65,22 @@ export class ReferenceWalk {
     }
   }
 
+  /**
+   * The L2 tables that the active L1 table names, each once, in the order of the file. `names`: how many entries of L1 tables
+   * name it, snapshots' too.
+   */
+  *activeTables(): Generator<{ readonly offset: number; readonly names: number }> {
+    for (const index of this.#l2Tables.chunkIndexes()) {
+      const [active, snapshot] = this.#l2Tables.chunk(index) ?? [];
+      for (let i = 0; i < this.#l2Tables.chunkEntries; i++) {
+        const named = active?.[i] ?? 0;
+        if (named === 0) continue;
+        const offset = (index * this.#l2Tables.chunkEntries + i) * SECTOR_BYTES;
+        yield { offset, names: named + (snapshot?.[i] ?? 0) };
+      }
+    }
+  }
+
   async #l1(place: TablePlace, by: NamedBy, what: string): Promise<void> {
     const state = this.#state;
     state.reference(place.offset, place.lengthBytes, 1, () => what);

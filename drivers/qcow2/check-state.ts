@@ -55,6 +55,8 @@ export class CheckState {
     fragmentedClusters: 0,
     compressedClusters: 0,
   };
+  /** Clusters with more references than their refcount says. */
+  refcountsTooLow = 0;
   readonly findings: string[] = [];
   readonly #work: Budget;
   /** The largest count that the image's refcounts can hold. */

@@ -37,7 +37,7 @@ export const checkTables = async (
   let imageEndOffset = 0;
   try {
     const blocks = await readRefcountTable(state);
-    await countReferences(state, targets);
+    await countReferences(state, new ReferenceWalk(state), targets);
     imageEndOffset = await compareRefcounts(state, blocks);
   } catch (error) {
     state.checkError(toBlockError(error).message);
@@ -52,23 +52,35 @@ export const checkTables = async (
   };
 };
 
-const countReferences = async (state: CheckState, targets: CheckTargets): Promise<void> => {
+/**
+ * Counts every reference but those of the refcount table to its blocks. False when a structure that names clusters could
+ * not be followed: what looks unused may be its. Errors: EIO.
+ */
+export const countReferences = async (
+  state: CheckState,
+  walk: ReferenceWalk,
+  targets: CheckTargets,
+): Promise<boolean> => {
   const { shape } = state;
-  const walk = new ReferenceWalk(state);
+  let isComplete = true;
   state.reference(0, shape.clusterBytes, 1, () => 'the header');
   await walk.activeL1(shape.l1);
   for (const { name, l1 } of targets.snapshots) {
     const problem = l1Problem(l1, shape.clusterBytes);
     if (problem === null) await walk.snapshotL1(l1, name);
     else state.corruption(`the L1 table of snapshot '${name}' ${problem}`);
+    isComplete &&= problem === null;
   }
   await walk.l2Tables();
   for (const { what, place } of targets.others) {
     state.reference(place.offset, place.lengthBytes, 1, () => what);
   }
+  const { corruptions } = state.totals;
   if (targets.bitmaps !== null) await referenceBitmaps(state, targets.bitmaps);
+  isComplete &&= state.totals.corruptions === corruptions;
   const table = shape.refcountTable;
   state.reference(table.offset, table.lengthBytes, 1, () => 'the refcount table');
+  return isComplete;
 };
 
 const l1Problem = (l1: TablePlace, clusterBytes: number): string | null => {

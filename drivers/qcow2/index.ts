@@ -13,6 +13,7 @@ import { checkCreate, create, createOptions } from './create.ts';
 import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { openQcow2 } from './image.ts';
 import { AUTOCLEAR, COMPATIBLE, EXTENSION, INCOMPATIBLE, MAGIC } from './layout.ts';
+import { repairTables } from './repair.ts';
 import { readSnapshotTable } from './snapshot-table.ts';
 
 // Version 1 is the format qcow, which is another. Later versions than are known are claimed, and then refused by name.
@@ -65,7 +66,7 @@ const bitmapsOf = (header: Qcow2Header): BitmapDirectory | null => {
   return { bitmaps: view.getUint32(0), place };
 };
 
-const check = async ({ file, path }: CheckRequest): Promise<CheckResult> => {
+const check = async ({ file, path, repair }: CheckRequest): Promise<CheckResult> => {
   const header = await readHeader(file, path);
   refuseUnsupported(header, path);
   const table = await readSnapshotTable(file, header, path);
@@ -75,7 +76,10 @@ const check = async ({ file, path }: CheckRequest): Promise<CheckResult> => {
   }));
   const place = { offset: header.snapshotsOffset, lengthBytes: table.lengthBytes };
   const others = header.snapshots === 0 ? [] : [{ what: 'the snapshot table', place }];
-  return checkTables(file, checkShapeOf(header), { snapshots, others, bitmaps: bitmapsOf(header) });
+  const shape = checkShapeOf(header);
+  const targets = { snapshots, others, bitmaps: bitmapsOf(header) };
+  if (repair === 'none') return checkTables(file, shape, targets);
+  return repairTables({ file, shape, targets, mode: repair, version: header.version });
 };
 
 export const qcow2: DriverDescriptor = {

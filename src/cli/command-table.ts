@@ -53,8 +53,8 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
   },
   check: {
     synopsis: 'check <file>',
-    usage: 'check FILE',
-    summary: "Check that an image's tables are consistent, changing nothing",
+    usage: 'check [-r leaks|all] FILE',
+    summary: "Check that an image's tables are consistent, and mend them",
     load: async () => erase((await import('./commands/check.ts')).command),
   },
   convert: {

@@ -1,5 +1,5 @@
 /** Whether an image's tables are consistent: `vdiskfs check`, in the fields of `qemu-img check --output=json`. */
-import type { CheckResult } from '../block/driver.ts';
+import type { CheckRequest, CheckResult } from '../block/driver.ts';
 import { identify } from '../block/graph.ts';
 import { type OfflineContext, openFile } from './open.ts';
 
@@ -25,20 +25,26 @@ export interface Checked {
   readonly findings: readonly string[];
 }
 
+export interface CheckOptions {
+  /** What is mended; `none` opens the image read-only. */
+  readonly repair: CheckRequest['repair'];
+}
+
 /**
- * Checks the image's own tables, read-only; no other file is opened. Null: the format has no check. Errors: EBUSY
+ * Checks the image's own tables; no other file is opened. Null: the format has no check. Errors: EBUSY
  * (locked), kind invalid-image when the image does not even open, those of the host.
  */
 export const checkImage = async (
   path: string,
   format: string | null,
   context: OfflineContext,
+  { repair }: CheckOptions,
 ): Promise<Checked | null> => {
   await identify(path);
-  await using opened = await openFile(path, format, context);
+  await using opened = await openFile(path, format, context, { writable: repair !== 'none' });
   const { check, name } = opened.format;
   if (check === undefined) return null;
-  const result = await check({ file: opened.file, path, repair: 'none' });
+  const result = await check({ file: opened.file, path, repair });
   return { report: toReport(path, name, result), findings: result.findings };
 };
 

@@ -106,22 +106,24 @@ export interface OpenedFile extends AsyncDisposable {
 }
 
 /**
- * Opens the image's own file alone, for work on its header and tables (`info`, `check`). No other file is opened.
+ * Opens the image's own file alone, for work on its header and tables (`info`, `check`), read-only unless told otherwise. No other file is opened.
  * Errors: EBUSY for a lock, those of the host, kind invalid-image for a file that two formats claim.
  */
 export const openFile = async (
   path: string,
   format: string | null,
   context: OfflineContext,
+  options: { readonly writable?: boolean } = {},
 ): Promise<OpenedFile> => {
+  const readOnly = options.writable !== true;
   const { registry, locks } = context;
   const descriptor = registry.protocol('file');
-  const lock = await locks.acquire(path, 'read');
-  const file = new Node({ name: 'file', path, descriptor, readOnly: true, file: null });
+  const lock = await locks.acquire(path, readOnly ? 'read' : 'write');
+  const file = new Node({ name: 'file', path, descriptor, readOnly, file: null });
   try {
     const request = {
       path,
-      readOnly: true,
+      readOnly,
       create: false,
       cache: 'writeback',
       log: silentLog,

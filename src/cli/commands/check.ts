@@ -13,13 +13,23 @@ export const command = defineCommand({
   declare: (yargs) =>
     declareJson(declareOffline(declareFormat(yargs)))
       .positional('file', { type: 'string', demandOption: true, describe: 'Image file' })
+      .option('repair', {
+        alias: 'r',
+        choices: ['leaks', 'all'] as const,
+        requiresArg: true,
+        describe: 'Mend leaked clusters alone, or wrong refcounts and COPIED flags too',
+        defaultDescription: 'changes nothing',
+      })
       .epilogue(
         'Exits 0 when clean, 1 when the check failed, 2 when corrupt, 3 with leaked clusters only, 63 when the format has no check.',
       )
-      .example('$0 check disk.qcow2', 'Reads the tables, changes nothing'),
+      .example('$0 check disk.qcow2', 'Reads the tables, changes nothing')
+      .example('$0 check -r all disk.qcow2', 'Mends what it finds, and checks again'),
   run: async (options) => {
     const context = await offlineContext(options);
-    const checked = await checkImage(options.file, options.format ?? null, context);
+    const checked = await checkImage(options.file, options.format ?? null, context, {
+      repair: options.repair ?? 'none',
+    });
     if (checked === null) {
       const subject = printable(options.file);
       process.stderr.write(`vdiskfs: ${subject}: its format has no check\n`);
@@ -40,10 +50,24 @@ const exitOf = (r: CheckReport): number => {
   return (r.leaks ?? 0) > 0 ? CHECK_EXIT.leaksOnly : CHECK_EXIT.clean;
 };
 
+const describeRepairs = (r: CheckReport): string[] => {
+  const leaks = r['leaks-fixed'] ?? 0;
+  const corruptions = r['corruptions-fixed'] ?? 0;
+  if (leaks + corruptions === 0) return [];
+  return [
+    'The following inconsistencies were found and repaired:',
+    '',
+    `    ${leaks} leaked clusters`,
+    `    ${corruptions} corruptions`,
+    '',
+    'Double checking the fixed image now...',
+  ];
+};
+
 const describe = (r: CheckReport): string => {
   const { corruptions = 0, leaks = 0 } = r;
   const errors = r['check-errors'];
-  const lines: string[] = [];
+  const lines = describeRepairs(r);
   if (corruptions > 0) {
     lines.push(
       `${corruptions} errors were found on the image.`,
@@ -57,7 +81,7 @@ const describe = (r: CheckReport): string => {
     );
   }
   if (errors > 0) lines.push(`${errors} internal errors have occurred during the check.`);
-  if (lines.length === 0) lines.push('No errors were found on the image.');
+  if (corruptions + leaks + errors === 0) lines.push('No errors were found on the image.');
   const total = r['total-clusters'] ?? 0;
   if (total > 0) lines.push(describeClusters(r, total));
   const end = r['image-end-offset'];
