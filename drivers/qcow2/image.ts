@@ -9,6 +9,7 @@ import type {
   WriteZeroesOptions,
 } from '../../src/block/driver.ts';
 import { Allocator } from './allocator.ts';
+import { checkImageFile } from './check-image.ts';
 import { runCheckpoint } from './checkpoint.ts';
 import { CompressedClusters } from './compressed.ts';
 import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
@@ -26,21 +27,41 @@ import { Zeroes } from './zeroes.ts';
 
 /** Errors: kind invalid-image, unsupported; EROFS for one that must be repaired before it is written. */
 export const openQcow2 = async (request: OpenRequest): Promise<DriverInstance> => {
-  const header = await readHeader(request.file, request.path);
+  let header = await readHeader(request.file, request.path);
   refuseUnsupported(header, request.path);
+  if (!request.readOnly && isMarked(header, 'dirty') && !isMarked(header, 'corrupt')) {
+    await repairDirty(request);
+    header = await readHeader(request.file, request.path);
+  }
   if (!request.readOnly) refuseUnrepaired(header, request.path);
   const image = await Qcow2Image.load(request, header);
   if (!request.readOnly) await image.takeUpJournal();
   return image;
 };
 
+const isMarked = (header: Qcow2Header, bit: 'dirty' | 'corrupt'): boolean =>
+  (header.incompatible & INCOMPATIBLE[bit]) !== 0;
+
+/** The program that wrote it last was not able to bring its refcounts up to date. The bit stays when it is not mended. */
+const repairDirty = async ({ file, path, log }: OpenRequest): Promise<void> => {
+  const found = await checkImageFile({ file, path, repair: 'all' });
+  const mended = `${found.corruptionsFixed} corruptions and ${found.leaksFixed} leaks were mended`;
+  const left = found.corruptions + found.checkErrors;
+  const rest = left === 0 ? '' : `, ${left} errors are left`;
+  log.warning(path, `was not closed cleanly: ${mended}${rest}`);
+};
+
 const refuseUnrepaired = (header: Qcow2Header, path: string): void => {
-  const isCorrupt = (header.incompatible & INCOMPATIBLE.corrupt) !== 0;
-  if (!isCorrupt && (header.incompatible & INCOMPATIBLE.dirty) === 0) return;
+  const isCorrupt = isMarked(header, 'corrupt');
+  if (!isCorrupt && !isMarked(header, 'dirty')) return;
   throw new BlockError({
     kind: 'read-only',
-    message: isCorrupt ? 'is marked corrupt' : 'was not closed cleanly: its refcounts may be wrong',
-    hint: 'repair it with qemu-img check -r all, or open it read-only',
+    message: isCorrupt
+      ? 'is marked corrupt'
+      : 'was not closed cleanly, and its refcounts could not be mended',
+    hint: isCorrupt
+      ? 'repair it with vdiskfs check -r all, or open it read-only'
+      : 'repair it with qemu-img check -r all, or open it read-only',
     path,
     op: 'open',
   });

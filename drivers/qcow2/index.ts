@@ -1,19 +1,12 @@
 /** The qcow2 format, versions 2 and 3. */
-import { readU64BE, viewOf } from '../../src/base/byte-order.ts';
-import type {
-  CheckRequest,
-  CheckResult,
-  DriverDescriptor,
-  ImageDescription,
-} from '../../src/block/driver.ts';
+import { viewOf } from '../../src/base/byte-order.ts';
+import type { DriverDescriptor, ImageDescription } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
-import { checkTables } from './check.ts';
-import type { BitmapDirectory } from './check-bitmaps.ts';
+import { checkImageFile } from './check-image.ts';
 import { checkCreate, create, createOptions } from './create.ts';
-import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
+import { type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { openQcow2 } from './image.ts';
-import { AUTOCLEAR, COMPATIBLE, EXTENSION, INCOMPATIBLE, MAGIC } from './layout.ts';
-import { repairTables } from './repair.ts';
+import { COMPATIBLE, INCOMPATIBLE, MAGIC } from './layout.ts';
 import { readSnapshotTable } from './snapshot-table.ts';
 
 // Version 1 is the format qcow, which is another. Later versions than are known are claimed, and then refused by name.
@@ -56,32 +49,6 @@ const inspect = async (file: Node, path: string): Promise<ImageDescription> => {
   };
 };
 
-/** Null when there are no bitmaps, or when the autoclear bit says that they are out of date. */
-const bitmapsOf = (header: Qcow2Header): BitmapDirectory | null => {
-  const content = header.extensions.find((e) => e.type === EXTENSION.bitmaps)?.content;
-  if (content === undefined || content.length < 24) return null;
-  if ((header.autoclear & AUTOCLEAR.bitmaps) === 0) return null;
-  const view = viewOf(content);
-  const place = { lengthBytes: readU64BE(view, 8), offset: readU64BE(view, 16) };
-  return { bitmaps: view.getUint32(0), place };
-};
-
-const check = async ({ file, path, repair }: CheckRequest): Promise<CheckResult> => {
-  const header = await readHeader(file, path);
-  refuseUnsupported(header, path);
-  const table = await readSnapshotTable(file, header, path);
-  const snapshots = table.snapshots.map((s) => ({
-    name: s.description.name,
-    l1: { offset: s.l1Offset, lengthBytes: s.l1Entries * 8 },
-  }));
-  const place = { offset: header.snapshotsOffset, lengthBytes: table.lengthBytes };
-  const others = header.snapshots === 0 ? [] : [{ what: 'the snapshot table', place }];
-  const shape = checkShapeOf(header);
-  const targets = { snapshots, others, bitmaps: bitmapsOf(header) };
-  if (repair === 'none') return checkTables(file, shape, targets);
-  return repairTables({ file, shape, targets, mode: repair, version: header.version });
-};
-
 export const qcow2: DriverDescriptor = {
   name: 'qcow2',
   role: 'format',
@@ -104,5 +71,5 @@ export const qcow2: DriverDescriptor = {
   createOptions,
   checkCreate,
   create,
-  check,
+  check: checkImageFile,
 };

@@ -3,7 +3,7 @@
  * the locks, like a mount does.
  */
 import { dirname } from 'node:path';
-import { silentLog } from '../base/log.ts';
+import { createLog, silentLog } from '../base/log.ts';
 import type { DriverDescriptor } from '../block/driver.ts';
 import { Graph } from '../block/graph.ts';
 import type { ImageLocks } from '../block/image-locks.ts';
@@ -59,7 +59,8 @@ export const openImage = async (
     registry: context.registry,
     gate: await gateFor(path, context),
     locks: context.locks,
-    log: silentLog,
+    // Opening for writing may repair: that is told.
+    log: options.writable === true ? createLog({ level: 'warning' }) : silentLog,
     cache: 'writeback',
     cacheBytes: CACHE_BYTES,
     discard: 'unmap',

@@ -125,6 +125,28 @@ describe('check -r', () => {
     });
   }
 
+  test('a dirty image is mended when a command opens it for writing; a corrupt one is refused', async () => {
+    const image = join(scratch.path, 'dirty.qcow2');
+    await qemuImg(['create', '-q', '-f', 'qcow2', image, '1M']);
+    await qemuIo(image, ['write -P 1 0 128k']);
+    const bytes = await readFile(image);
+    const block = offsetAt(bytes, offsetAt(bytes, 48));
+    bytes.writeUInt16BE(0, block + 2 * 5);
+    bytes.writeUInt8(2, 79);
+    await writeFile(image, bytes);
+    const refused = await vdiskfs(['resize', image, '2M']);
+    assert.notEqual(refused.status, 0);
+    assert.match(refused.stderr, /marked corrupt.*vdiskfs check -r all/s);
+    assert.deepEqual(await readFile(image), bytes);
+    bytes.writeUInt8(1, 79);
+    await writeFile(image, bytes);
+    const done = await vdiskfs(['resize', image, '2M']);
+    assert.equal(done.status, 0, done.stderr);
+    assert.match(done.stderr, /not closed cleanly: 1 corruptions and 0 leaks were mended/);
+    await qemuImg(['check', image]);
+    await qemuIo(image, ['read -P 1 0 128k']);
+  });
+
   test('dirty and corrupt bits go when the image is clean, and stay when it is not mended', async () => {
     const image = join(scratch.path, 'bits.qcow2');
     await qemuImg(['create', '-q', '-f', 'qcow2', image, '1M']);
