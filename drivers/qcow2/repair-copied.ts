@@ -76,5 +76,6 @@ const correctTable = async (
 const referencesAt = (state: CheckState, offset: number): number =>
   state.clusters.get(offset / state.shape.clusterBytes, LANE.references);
 
+/** What lies past the file's end has no references, so it loses its flag as well. */
 const isUsable = (state: CheckState, offset: number): boolean =>
-  offset !== 0 && offset % state.shape.clusterBytes === 0 && offset < state.file.lengthBytes;
+  offset !== 0 && offset % state.shape.clusterBytes === 0;
