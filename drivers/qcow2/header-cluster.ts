@@ -3,7 +3,8 @@
  * extensions", "Backing file name").
  *
  * The new name is written and synced first, where the old header names nothing; then the front, which names it. Extensions
- * that are not known are kept. A cut between the two leaves the old link; the front is one write.
+ * that are not known are kept. A cut between the two leaves the old link; the front is one write. Where the only room is
+ * what the old header still uses, the name goes with the front, in that one write.
  */
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
@@ -47,6 +48,14 @@ export const withBackingFormat = (
   return [{ type: EXTENSION.backingFormat, content: new TextEncoder().encode(format) }, ...others];
 };
 
+/** Where the extensions that the header cluster has now end, their end marker included. */
+const extensionsEnd = (view: DataView, headerBytes: number): number => {
+  let at = headerBytes;
+  while (at + HEAD_BYTES <= view.byteLength && view.getUint32(at) !== 0)
+    at += HEAD_BYTES + alignUp(view.getUint32(at + 4), 8);
+  return Math.min(at + HEAD_BYTES, view.byteLength);
+};
+
 /**
  * Writes extensions and backing link, durably. Errors: EINVAL when they do not fit the header cluster; ENOSPC, EIO.
  */
@@ -74,7 +83,10 @@ export const rewriteHeaderCluster = async (
     const message = `a backing file name of ${name.length} bytes does not fit the header cluster of ${clusterBytes} bytes`;
     throw new BlockError({ kind: 'bad-request', message, path: file.path, op: 'change-backing' });
   }
-  if (name.length > 0) {
+  const isUnused =
+    at >= extensionsEnd(view, headerBytes) &&
+    (at >= old.start + old.bytes || at + name.length <= old.start);
+  if (isUnused && name.length > 0) {
     await file.write(guestOffset(at), name);
     await file.flush();
   }
@@ -84,7 +96,7 @@ export const rewriteHeaderCluster = async (
   writeU64BE(view, HEADER.backingOffset, name.length === 0 ? 0 : at);
   view.setUint32(HEADER.backingSize, name.length);
   cluster.set(name, at);
-  const front = Math.max(at, end);
+  const front = isUnused ? at : at + name.length;
   await file.write(guestOffset(0), cluster.subarray(0, front));
   await file.flush();
 };
