@@ -61,6 +61,7 @@ conformance({
     options('with 64 KiB clusters', 'cluster_size=64k'),
     options('with 512 byte clusters and refcounts of one bit', 'cluster_size=512,refcount_bits=1'),
     options('version 2', 'compat=0.10'),
+    options('with lazy refcounts', 'lazy_refcounts=on'),
     options('with 2 MiB clusters and refcounts of 64 bits', 'cluster_size=2M,refcount_bits=64'),
     options('with preallocated metadata', 'preallocation=metadata,cluster_size=4k'),
     overBacking('over a shorter backing image', 'cluster_size=64k', (bytes) => bytes - 100_000),
