@@ -180,17 +180,24 @@ export interface BackingLink {
   readonly format: string | null;
 }
 
+/** A file besides its own that an image's header names, and that holds bytes of its guest. */
+export interface DataFileLink {
+  readonly filename: string;
+  /** Declared format; null probes. */
+  readonly format: string | null;
+}
+
 /**
  * What can be told from an image alone, opening no other file (`info`, directory scans).
  */
 export interface ImageDescription {
   readonly format: string;
-  /** Bytes the guest sees. */
-  readonly virtualSizeBytes: number;
+  /** Bytes the guest sees; null where the header does not say: then they are those of the first data file. */
+  readonly virtualSizeBytes: number | null;
   readonly clusterBytes: number | null;
   readonly backing: BackingLink | null;
-  /** Names of other files the header refers to (external data file, add-cow's image file). */
-  readonly dataFiles: readonly string[];
+  /** Other files that hold the guest's bytes (external data file, add-cow's image file). */
+  readonly dataFiles: readonly DataFileLink[];
   readonly dirty: boolean;
   readonly corrupt: boolean;
   readonly encrypted: boolean;
@@ -240,6 +247,13 @@ export interface OpenRequest {
    * A format driver reads copy-on-write data through it.
    */
   readonly backing: () => Node | null;
+  /**
+   * Opens a file that the header names and that holds the guest's bytes, with the chain below it: through the gate and
+   * with locks, like a backing file, but for writing when this image is. While it is open for writing nobody else has
+   * it. The graph closes it after this instance. Called inside `open` alone. Errors: those of a backing file; ELOOP for
+   * a file that is this image or one above it; EBUSY when another image of this process has it open.
+   */
+  readonly openDataFile: (link: DataFileLink) => Promise<Node>;
   /**
    * Reads what the guest sees of this node now, zeros past its end: for copy-on-write. A driver does not know how its own
    * opaque and backing ranges are read together; the node does.
@@ -292,6 +306,15 @@ export interface CreatePlan {
 export interface CreateRequest extends CreatePlan {
   /** An empty, writable protocol node. */
   readonly file: Node;
+  /** What `DriverDescriptor.createDataFile` asked for, open for writing; else null. */
+  readonly dataFile: Node | null;
+}
+
+/** A data file that the options of a new image name. */
+export interface DataFilePlan {
+  readonly link: DataFileLink;
+  /** It is made, empty, when it is not there; else it must be there. */
+  readonly isMade: boolean;
 }
 
 /** Totals as `qemu-img check --output=json` names them, in camel case. */
@@ -341,6 +364,11 @@ export interface DriverDescriptor {
   readonly createOptions: readonly CreateOption[];
   /** Refuses (EINVAL, naming the option) what `create` cannot do, before any file is touched. */
   checkCreate?(request: CreatePlan): void;
+  /**
+   * The data file that a new image will have; null for none. An image that is given no size is as large as one that
+   * was there before. Errors: EINVAL naming the option.
+   */
+  createDataFile?(options: ReadonlyMap<string, string>): DataFilePlan | null;
   create?(request: CreateRequest): Promise<void>;
   check?(request: CheckRequest): Promise<CheckResult>;
 }

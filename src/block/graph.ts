@@ -3,9 +3,11 @@
  * overlays use are opened once (same device, inode and format) and counted.
  */
 import { stat } from 'node:fs/promises';
+import { present } from '../base/assert.ts';
 import { BlockError, invalidImage, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
-import type { BackingLink, DriverDescriptor } from './driver.ts';
+import type { BackingLink, DataFileLink } from './driver.ts';
+import { ExclusiveFiles } from './exclusive-files.ts';
 import type { ImageLock, ImageLocks } from './image-locks.ts';
 import { Node } from './node.ts';
 import type { OpenGate } from './open-gate.ts';
@@ -52,6 +54,17 @@ interface SharedNode {
   users: number;
 }
 
+interface LayerRequest {
+  readonly identity: FileIdentity;
+  /** Null probes. */
+  readonly format: string | null;
+  readonly readOnly: boolean;
+  /** Identities of the layers above it, and of their data files. */
+  readonly above: readonly string[];
+  /** It is taken in `#exclusive` for this opening. */
+  readonly exclusive?: boolean;
+}
+
 interface OpenedLayer {
   readonly node: Node;
   readonly link: BackingLink | null;
@@ -64,6 +77,9 @@ export class Graph {
   readonly #keyOf = new Map<Node, string>();
   readonly #lockOf = new Map<Node, ImageLock>();
   readonly #identityOf = new WeakMap<Node, string>();
+  /** Data files that are open for writing, and what they are taken as. */
+  readonly #exclusive = new ExclusiveFiles();
+  readonly #exclusiveOf = new Map<Node, string>();
   readonly #nodes = new Set<Node>();
   #nextName = 1;
 
@@ -82,9 +98,10 @@ export class Graph {
    */
   async open(options: OpenImageOptions): Promise<Node> {
     const identity = await identify(options.path);
-    const layer = await this.#openLayer(identity, options.format, options.readOnly);
+    const { format, readOnly } = options;
+    const layer = await this.#openLayer({ identity, format, readOnly, above: [] });
     try {
-      if (options.withoutBacking !== true) await this.#openBacking(layer, [identity]);
+      if (options.withoutBacking !== true) await this.#openBacking(layer, []);
       return layer.node;
     } catch (error) {
       await this.close(layer.node);
@@ -95,32 +112,71 @@ export class Graph {
   /** Closes a root and what only it used, top first. Every node is closed even when one fails; then the first error is thrown. */
   async close(root: Node): Promise<void> {
     const errors: unknown[] = [];
-    for (let node: Node | null = root; node !== null; ) {
-      const below: Node | null = node.backing;
-      const last = await this.#closeLayer(node, errors);
-      node = last ? below : null;
-    }
+    await this.#closeChain(root, errors);
     if (errors.length > 0) throw toBlockError(errors[0], { op: 'close', path: root.path });
   }
 
-  async #openBacking(top: OpenedLayer, above: readonly FileIdentity[]): Promise<void> {
+  async #openBacking(top: OpenedLayer, above: readonly string[]): Promise<void> {
     const link = top.link;
     if (link === null || top.node.backing !== null) return;
-    const path = await this.#options.gate.resolve(link.filename, top.node.path);
+    // A data file is written, and a backing file must not change: it counts as above what lies below.
+    const chain = [...above, ...this.#identitiesOf(top.node)];
+    const identity = await this.#resolve(link, top.node.path, chain);
+    top.node.backing = await this.#shareLayer(identity, link.format, chain);
+  }
+
+  /** The file that a header names. Errors: those of the gate; ELOOP for one of `above`, the referrer among them. */
+  async #resolve(
+    link: BackingLink | DataFileLink,
+    referrer: string,
+    above: readonly string[],
+  ): Promise<FileIdentity> {
+    const path = await this.#options.gate.resolve(link.filename, referrer);
     const identity = await identify(path);
-    if (above.some((a) => a.device === identity.device && a.inode === identity.inode)) {
-      throw chainError(top.node.path, `its backing chain loops: '${path}' is above itself`);
+    if (above.includes(keyOf(identity))) {
+      throw chainError(referrer, `its backing chain loops: '${path}' is above itself`);
     }
     if (above.length >= MAX_CHAIN_DEPTH) {
-      throw chainError(top.node.path, `its backing chain is deeper than ${MAX_CHAIN_DEPTH}`);
+      throw chainError(referrer, `its backing chain is deeper than ${MAX_CHAIN_DEPTH}`);
     }
-    top.node.backing = await this.#shareLayer(identity, link.format, above);
+    return identity;
+  }
+
+  /** Of a layer and of the files that hold its guest's bytes. */
+  #identitiesOf(node: Node): string[] {
+    const own = present(this.#identityOf.get(node), 'an opened layer has an identity');
+    return [own, ...node.dataFiles.flatMap((file) => this.#identitiesOf(file))];
+  }
+
+  // Of a read-only image it is read-only too, and may be shared like a backing file.
+  async #openDataFile(link: DataFileLink, owner: Node, above: readonly string[]): Promise<Node> {
+    const identity = await this.#resolve(link, owner.path, above);
+    if (owner.readOnly) return this.#shareLayer(identity, link.format, above);
+    const key = keyOf(identity);
+    const isOpen = [...this.#nodes].some((n) => this.#identityOf.get(n) === key);
+    this.#exclusive.take(key, identity.path, isOpen);
+    let layer: OpenedLayer;
+    try {
+      const { format } = link;
+      layer = await this.#openLayer({ identity, format, readOnly: false, above, exclusive: true });
+    } catch (error) {
+      this.#exclusive.giveBack(key);
+      throw error;
+    }
+    this.#exclusiveOf.set(layer.node, key);
+    try {
+      await this.#openBacking(layer, above);
+    } catch (error) {
+      await this.#closeLayer(layer.node, []);
+      throw error;
+    }
+    return layer.node;
   }
 
   async #shareLayer(
     identity: FileIdentity,
     format: string | null,
-    above: readonly FileIdentity[],
+    above: readonly string[],
   ): Promise<Node> {
     const key = `${keyOf(identity)}:${format ?? ''}`;
     const known = this.#shared.get(key);
@@ -129,7 +185,7 @@ export class Graph {
       shared.users++;
       return shared.node;
     }
-    const opening = this.#openShared(identity, format, [...above, identity]);
+    const opening = this.#openShared(identity, format, above);
     this.#shared.set(key, opening);
     try {
       const shared = await opening;
@@ -145,11 +201,11 @@ export class Graph {
   async #openShared(
     identity: FileIdentity,
     format: string | null,
-    chain: readonly FileIdentity[],
+    above: readonly string[],
   ): Promise<SharedNode> {
-    const layer = await this.#openLayer(identity, format, true);
+    const layer = await this.#openLayer({ identity, format, readOnly: true, above });
     try {
-      await this.#openBacking(layer, chain);
+      await this.#openBacking(layer, above);
     } catch (error) {
       await this.#closeLayer(layer.node, []);
       throw error;
@@ -157,28 +213,31 @@ export class Graph {
     return { node: layer.node, users: 0 };
   }
 
-  async #openLayer(
-    identity: FileIdentity,
-    format: string | null,
-    readOnly: boolean,
-  ): Promise<OpenedLayer> {
+  async #openLayer(request: LayerRequest): Promise<OpenedLayer> {
+    const { identity, format, readOnly, exclusive = false } = request;
     const { registry, locks } = this.#options;
-    if (readOnly) await this.#takeUpLeftover(identity, format);
+    if (!exclusive) this.#exclusive.refuse(keyOf(identity), identity.path);
+    if (readOnly) await this.#takeUpLeftover(request);
     const lock = await locks.acquire(identity.path, readOnly ? 'read' : 'write');
     let file: Node | null = null;
+    let node: Node | null = null;
     try {
       file = await this.#openFile(identity, readOnly);
       const probed = format === null ? await probeFormat(registry, file, identity.path) : null;
       const descriptor =
         format === null ? (probed ?? registry.format('raw')) : registry.format(format);
-      const guarded = format === null && probed === null;
-      const node = await this.#openFormat(descriptor, file, identity, readOnly, guarded);
+      const { path } = identity;
+      node = new Node({ name: this.#name(), path, descriptor, readOnly, file });
+      this.#identityOf.set(node, keyOf(identity));
+      await this.#openFormat(node, file, request, format === null && probed === null);
+      // It may have become somebody's data file while it was being opened.
+      if (!exclusive) this.#exclusive.refuse(keyOf(identity), identity.path);
       this.#nodes.add(node);
       this.#lockOf.set(node, lock);
-      this.#identityOf.set(node, keyOf(identity));
       return { node, link: node.driver.backingLink };
     } catch (error) {
-      await file?.close();
+      await (node ?? file)?.close().catch(() => undefined);
+      for (const dataFile of node?.dataFiles ?? []) await this.#closeChain(dataFile, []);
       await lock.release();
       throw toBlockError(error, { op: 'open', path: identity.path });
     }
@@ -186,12 +245,13 @@ export class Graph {
 
   // What a killed engine had answered lies in the restart journal, and only who opens for writing takes it up: an image
   // that is now a backing image, or shown read-only, is opened so once.
-  async #takeUpLeftover(identity: FileIdentity, format: string | null): Promise<void> {
+  async #takeUpLeftover(request: LayerRequest): Promise<void> {
     const { journalFor, log } = this.#options;
+    const { identity } = request;
     if (journalFor === null || this.#isOpenForWriting(identity)) return;
     if ((await journalFor(identity)).leftover.length === 0) return;
     try {
-      const { node } = await this.#openLayer(identity, format, false);
+      const { node } = await this.#openLayer({ ...request, readOnly: false });
       await this.#closeLayer(node, []);
     } catch (error) {
       const reason = toBlockError(error, { path: identity.path }).describe();
@@ -218,17 +278,11 @@ export class Graph {
     return node;
   }
 
-  async #openFormat(
-    descriptor: DriverDescriptor,
-    file: Node,
-    identity: FileIdentity,
-    readOnly: boolean,
-    guarded: boolean,
-  ): Promise<Node> {
+  async #openFormat(node: Node, file: Node, layer: LayerRequest, guarded: boolean): Promise<void> {
     const { registry, log, cacheBytes, discard, journalFor } = this.#options;
-    const { path } = identity;
-    const node = new Node({ name: this.#name(), path, descriptor, readOnly, file });
-    const journal = readOnly || journalFor === null ? null : await journalFor(identity);
+    const { path, readOnly, descriptor } = node;
+    const journal = readOnly || journalFor === null ? null : await journalFor(layer.identity);
+    const above = [...layer.above, keyOf(layer.identity)];
     const driver = await descriptor.open?.({
       file,
       path,
@@ -242,13 +296,26 @@ export class Graph {
         ? (head) => probeHead(registry, head, head.length)[0]?.name ?? null
         : null,
       backing: () => node.backing,
+      openDataFile: async (link) => {
+        const dataFile = await this.#openDataFile(link, node, above);
+        node.dataFiles.push(dataFile);
+        return dataFile;
+      },
       readGuest: (offset, buffer) => node.readClipped(offset, buffer),
       mappingChanged: (change) => node.notifyMappingChanged(change),
       quiesce: () => node.quiesce(),
     });
     if (driver === undefined) throw invalidImage('no driver opens it', { path });
     node.attach(driver);
-    return node;
+  }
+
+  /** A node and what only it used, top first. */
+  async #closeChain(top: Node, errors: unknown[]): Promise<void> {
+    for (let node: Node | null = top; node !== null; ) {
+      const below: Node | null = node.backing;
+      const last = await this.#closeLayer(node, errors);
+      node = last ? below : null;
+    }
   }
 
   /** Whether this was the layer's last user, so that the layer below loses one too. */
@@ -262,6 +329,10 @@ export class Graph {
     }
     this.#nodes.delete(node);
     await node.close().catch((error: unknown) => errors.push(error));
+    for (const file of node.dataFiles) await this.#closeChain(file, errors);
+    const exclusive = this.#exclusiveOf.get(node);
+    if (exclusive !== undefined) this.#exclusive.giveBack(exclusive);
+    this.#exclusiveOf.delete(node);
     const lock = this.#lockOf.get(node);
     this.#lockOf.delete(node);
     await lock?.release().catch((error: unknown) => errors.push(error));

@@ -49,6 +49,8 @@ export class Node {
     writtenBytes: 0,
     flushes: 0,
   };
+  /** Opened by the driver through `OpenRequest.openDataFile`; the graph adds and closes them. */
+  readonly dataFiles: Node[] = [];
   /** Called for each change of mapping, before anything it freed can be used again. */
   readonly mappingListeners = new Set<(change: MappingChange) => void>();
   /** Resolves when nobody outside this class (the data plane) still uses an older mapping. */

@@ -10,6 +10,7 @@ import { alignUp } from '../base/range.ts';
 import type { BackingLink, CreatePlan, DriverDescriptor } from '../block/driver.ts';
 import { identify } from '../block/graph.ts';
 import { Node } from '../block/node.ts';
+import { type NamedDataFile, openNamedDataFile } from './named-data-file.ts';
 import { type OfflineContext, openImage } from './open.ts';
 
 export interface CreateImageRequest {
@@ -40,10 +41,8 @@ export const createImage = async (
   const refused = reasonToRefuse(request, descriptor);
   if (refused !== null) throw wrong(refused, path);
   await using backing = await openBacking(request, context);
-  const wanted = request.virtualSizeBytes ?? backing?.root.lengthBytes ?? null;
-  if (wanted === null)
-    throw wrong('a size is needed: there is no backing image to take it from', path);
-  const virtualSizeBytes = alignUp(wanted, SECTOR_BYTES);
+  await using dataFile = await openNamedDataFile(request, descriptor, context);
+  const virtualSizeBytes = sizeOf(request, dataFile, backing?.root ?? null);
   const plan: CreatePlan = {
     path,
     virtualSizeBytes,
@@ -52,9 +51,27 @@ export const createImage = async (
   };
   descriptor.checkCreate?.(plan);
   await refuseOwnChain(path, backing?.root ?? null);
+  if (dataFile !== null) {
+    await refuseOwnChain(path, dataFile.root);
+    await refuseOwnChain(dataFile.root.path, backing?.root ?? null);
+  }
   await syncChain(backing?.root ?? null);
-  await writeImage(plan, descriptor, context);
+  await writeImage(plan, descriptor, dataFile?.root ?? null, context);
+  dataFile?.keep();
   return virtualSizeBytes;
+};
+
+// A data file that is there has its size in bytes; others come in sectors, as `qemu-img` has them.
+const sizeOf = (
+  request: CreateImageRequest,
+  dataFile: NamedDataFile | null,
+  backing: Node | null,
+): number => {
+  const given = dataFile === null || dataFile.isNew ? null : dataFile.root.lengthBytes;
+  const wanted = request.virtualSizeBytes ?? given ?? backing?.lengthBytes ?? null;
+  if (wanted === null)
+    throw wrong('a size is needed: there is no backing image to take it from', request.path);
+  return wanted === given ? wanted : alignUp(wanted, SECTOR_BYTES);
 };
 
 const reasonToRefuse = (r: CreateImageRequest, d: DriverDescriptor): string | null => {
@@ -101,6 +118,7 @@ const refuseOwnChain = async (path: string, backing: Node | null): Promise<void>
 const writeImage = async (
   plan: CreatePlan,
   descriptor: DriverDescriptor,
+  dataFile: Node | null,
   context: OfflineContext,
 ): Promise<void> => {
   const { path } = plan;
@@ -113,7 +131,7 @@ const writeImage = async (
     try {
       ours = true;
       await file.resize(0);
-      await descriptor.create?.({ ...plan, file });
+      await descriptor.create?.({ ...plan, file, dataFile });
       await file.flush();
     } finally {
       await lock.release();

@@ -1,4 +1,5 @@
 /** What an image says of itself: `vdiskfs info`, in the fields of `qemu-img info --output=json`. */
+import { present } from '../base/assert.ts';
 import { BlockError } from '../base/block-error.ts';
 import type { ImageDescription, SnapshotDescription } from '../block/driver.ts';
 import { type FileIdentity, identify, MAX_CHAIN_DEPTH } from '../block/graph.ts';
@@ -59,13 +60,39 @@ const describe = async (
   format: string | null,
   context: OfflineContext,
 ): Promise<ImageInfo> => {
+  const { description, allocatedBytes } = await inspectFile(path, format, context);
+  const gate = await gateFor(path, context);
+  const size = await virtualSizeOf(description, path, { ...context, gate }, 0);
+  return toInfo(shown, description, size, allocatedBytes);
+};
+
+const inspectFile = async (
+  path: string,
+  format: string | null,
+  context: OfflineContext,
+): Promise<{ readonly description: ImageDescription; readonly allocatedBytes: number }> => {
   await using opened = await openFile(path, format, context);
   const { inspect, name } = opened.format;
   if (inspect === undefined) {
     throw new BlockError({ kind: 'unsupported', message: `format ${name} has no info`, path });
   }
   const description = await inspect(opened.file, path);
-  return toInfo(shown, description, await opened.file.driver.allocatedBytes());
+  return { description, allocatedBytes: await opened.file.driver.allocatedBytes() };
+};
+
+/** Of an image whose header does not say it, that of its data file, which is looked at and no more. */
+const virtualSizeOf = async (
+  { virtualSizeBytes, dataFiles }: ImageDescription,
+  path: string,
+  context: OfflineContext & { readonly gate: OpenGate },
+  depth: number,
+): Promise<number> => {
+  if (virtualSizeBytes !== null) return virtualSizeBytes;
+  const link = present(dataFiles[0], 'an image without a size of its own has a data file');
+  if (depth >= MAX_CHAIN_DEPTH) throw chainError(path, `has more than ${depth} files above it`);
+  const below = await context.gate.resolve(link.filename, path);
+  const { description } = await inspectFile(below, link.format, context);
+  return virtualSizeOf(description, below, context, depth + 1);
 };
 
 /**
@@ -116,7 +143,12 @@ const linkBelow = async (
   return { shown, path, format: info['backing-filename-format'] ?? null };
 };
 
-const toInfo = (path: string, d: ImageDescription, actualBytes: number): ImageInfo => ({
+const toInfo = (
+  path: string,
+  d: ImageDescription,
+  virtualSizeBytes: number,
+  actualBytes: number,
+): ImageInfo => ({
   ...(d.backing === null
     ? {}
     : {
@@ -125,7 +157,7 @@ const toInfo = (path: string, d: ImageDescription, actualBytes: number): ImageIn
         ...(d.backing.format === null ? {} : { 'backing-filename-format': d.backing.format }),
       }),
   ...(d.snapshots.length === 0 ? {} : { snapshots: d.snapshots.map(toSnapshotInfo) }),
-  'virtual-size': d.virtualSizeBytes,
+  'virtual-size': virtualSizeBytes,
   filename: path,
   ...(d.clusterBytes === null ? {} : { 'cluster-size': d.clusterBytes }),
   format: d.format,

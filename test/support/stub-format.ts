@@ -19,6 +19,8 @@ const MAGIC = 'STUB';
 
 export interface StubHeader {
   readonly backing?: string;
+  /** Holds the guest's bytes, raw, in place of the file's own. */
+  readonly dataFile?: string;
   readonly dirty?: boolean;
   readonly corrupt?: boolean;
   /** The header is fine, and the opening fails. */
@@ -55,23 +57,25 @@ class StubImage implements DriverInstance {
   readonly clusterBytes = 1;
   readonly backingLink: BackingLink | null;
   readonly #file: Node;
+  readonly #headerBytes: number;
 
   constructor(file: Node, header: StubHeader) {
     this.#file = file;
+    this.#headerBytes = header.dataFile === undefined ? HEADER_BYTES : 0;
     this.backingLink = linkOf(header);
   }
 
   get lengthBytes(): number {
-    return this.#file.lengthBytes - HEADER_BYTES;
+    return this.#file.lengthBytes - this.#headerBytes;
   }
 
   mapping(offset: GuestOffset, lengthBytes: number): Mapping {
-    const at = hostOffset(offset + HEADER_BYTES);
+    const at = hostOffset(offset + this.#headerBytes);
     return { kind: 'data', lengthBytes, file: this.#file, hostOffset: at, inPlace: true };
   }
 
   write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
-    return this.#file.write(guestOffset(offset + HEADER_BYTES), buffer);
+    return this.#file.write(guestOffset(offset + this.#headerBytes), buffer);
   }
 
   flush(): Promise<void> {
@@ -79,7 +83,7 @@ class StubImage implements DriverInstance {
   }
 
   resize(lengthBytes: number): Promise<void> {
-    return this.#file.resize(lengthBytes + HEADER_BYTES);
+    return this.#file.resize(lengthBytes + this.#headerBytes);
   }
 
   allocatedBytes(): Promise<number> {
@@ -96,7 +100,7 @@ const inspect = async (file: Node, path: string): Promise<ImageDescription> => {
     virtualSizeBytes: file.lengthBytes - HEADER_BYTES,
     clusterBytes: null,
     backing: linkOf(header),
-    dataFiles: [],
+    dataFiles: header.dataFile === undefined ? [] : [{ filename: header.dataFile, format: 'raw' }],
     dirty: header.dirty === true,
     corrupt: header.corrupt === true,
     encrypted: false,
@@ -124,10 +128,13 @@ export const stub: DriverDescriptor = {
   },
   probe: (head) => (Buffer.from(head.subarray(0, MAGIC.length)).toString() === MAGIC ? 100 : 0),
   inspect,
-  open: async ({ file, path }) => {
+  open: async ({ file, path, openDataFile }) => {
     const header = await readHeader(file, path);
+    const { dataFile } = header;
+    const data =
+      dataFile === undefined ? file : await openDataFile({ filename: dataFile, format: null });
     if (header.unopenable === true) throw invalidImage('its table is broken', { path });
-    return new StubImage(file, header);
+    return new StubImage(data, header);
   },
   createOptions: [],
 };

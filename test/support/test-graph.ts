@@ -13,6 +13,8 @@ export interface TestGraphOptions {
   readonly directory: string;
   /** Takes the place of the `file` protocol. */
   readonly file?: DriverDescriptor;
+  /** Formats beside ours. */
+  readonly formats?: readonly DriverDescriptor[];
   readonly journalDirectory?: string;
   readonly cacheBytes?: number;
   readonly discard?: 'unmap' | 'ignore';
@@ -27,7 +29,7 @@ export const testGraph = async (options: TestGraphOptions): Promise<Graph> => {
       ? null
       : createJournalFactory({ directory: journalDirectory, log });
   return new Graph({
-    registry: new DriverRegistry(used),
+    registry: new DriverRegistry([...used, ...(options.formats ?? [])]),
     gate: await openGate([directory]),
     locks: noLocks,
     log,
