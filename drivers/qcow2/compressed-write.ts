@@ -2,22 +2,17 @@
  * Writing compressed clusters (specification: "Compressed Clusters Descriptor"). Several share a host cluster, packed one
  * after the other; each counts in the refcount of every host cluster that it touches.
  *
- * Packing is off the main thread (zlib's own threads) and in parallel; taking a place is one turn of the event loop. A
+ * Packing is off the main thread (compression.ts) and in parallel; taking a place is one turn of the event loop. A
  * place is never used twice: `forget` ends the packing into a cluster of which something was unmapped, because it may
  * be free, and another's, by the next time.
  */
-import { promisify } from 'node:util';
-import { constants, deflateRaw } from 'node:zlib';
 import { guestOffset } from '../../src/base/units.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocator } from './allocator.ts';
+import { type Compression, compressionOf } from './compression.ts';
 import { compressedEntry, type TableEntry } from './entry.ts';
 import type { Change } from './journal-records.ts';
 import type { ImageState } from './state.ts';
-
-const deflate = promisify(deflateRaw);
-/** As QEMU packs: its reader has a window of 4 KiB. */
-const DEFLATE = { windowBits: 12, memLevel: 9, level: constants.Z_DEFAULT_COMPRESSION } as const;
 
 /** What one packed cluster is put to. */
 export interface PackedPlace {
@@ -29,6 +24,7 @@ export interface PackedPlace {
 export class CompressedWriter {
   readonly #state: ImageState;
   readonly #allocator: Allocator;
+  readonly #compression: Compression;
   /** The host cluster that is being filled, and its bytes in use. */
   #tail: { readonly cluster: number; used: number } | null = null;
   #placing: Promise<unknown> = Promise.resolve();
@@ -36,11 +32,12 @@ export class CompressedWriter {
   constructor(state: ImageState, allocator: Allocator) {
     this.#state = state;
     this.#allocator = allocator;
+    this.#compression = compressionOf(state.header.compressionType);
   }
 
   /** The packed bytes; null when packing makes a cluster no smaller. */
   async pack(cluster: Uint8Array): Promise<Uint8Array | null> {
-    const packed = await deflate(cluster, DEFLATE);
+    const packed = await this.#compression.pack(cluster);
     return packed.length < this.#state.clusterBytes ? packed : null;
   }
 

@@ -1,12 +1,10 @@
-/** Reading compressed clusters (specification: "Compressed Clusters Descriptor"): raw deflate, exactly one cluster out. */
-import { promisify } from 'node:util';
-import { constants, inflateRaw } from 'node:zlib';
+/** Reading compressed clusters (specification: "Compressed Clusters Descriptor"): exactly one cluster out. */
 import { invalidImage } from '../../src/base/block-error.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
+import { type Compression, compressionOf } from './compression.ts';
 import { compressedPlace, entryHex, type TableEntry } from './entry.ts';
-
-const inflate = promisify(inflateRaw);
+import type { Qcow2Header } from './header.ts';
 
 /** Clusters kept unpacked: a guest reads one piece after the other of the same cluster. */
 const KEPT_CLUSTERS = 8;
@@ -15,12 +13,14 @@ export class CompressedClusters {
   readonly #file: Node;
   readonly #path: string;
   readonly #clusterBits: number;
+  readonly #compression: Compression;
   readonly #kept = new Map<string, Promise<Uint8Array>>();
 
-  constructor(file: Node, path: string, clusterBits: number) {
+  constructor(file: Node, path: string, header: Qcow2Header) {
     this.#file = file;
     this.#path = path;
-    this.#clusterBits = clusterBits;
+    this.#clusterBits = header.clusterBits;
+    this.#compression = compressionOf(header.compressionType);
   }
 
   /** The cluster's bytes, not to be changed. Two readers share one unpacking. Errors: EIO. */
@@ -51,18 +51,9 @@ export class CompressedClusters {
     const packed = new Uint8Array(maxBytes);
     await this.#file.readClipped(guestOffset(hostOffset), packed);
     const clusterBytes = 2 ** this.#clusterBits;
-    // The last sector is padded, and a stream may stop short of its end marker: only the output counts.
-    const options = { maxOutputLength: clusterBytes, finishFlush: constants.Z_SYNC_FLUSH };
-    const unpacked = await inflate(packed, options).catch((error: Error) => {
-      throw invalidImage(
-        `compressed cluster ${value} cannot be unpacked: ${error.message}`,
-        context,
-      );
-    });
-    if (unpacked.length !== clusterBytes) {
-      const message = `compressed cluster ${value} unpacks to ${unpacked.length} bytes, not ${clusterBytes}`;
-      throw invalidImage(message, context);
-    }
+    const unpacked = await this.#compression.unpack(packed, clusterBytes);
+    if (typeof unpacked === 'string')
+      throw invalidImage(`compressed cluster ${value} ${unpacked}`, context);
     return unpacked;
   }
 }

@@ -3,6 +3,7 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { divideUp } from '../../src/base/range.ts';
 import type { BackingLink } from '../../src/block/driver.ts';
+import { INCOMPATIBLE } from './layout.ts';
 
 const HEADER_BYTES = { 2: 72, 3: 112 } as const;
 const MAX_BACKING_NAME_BYTES = 1023;
@@ -20,6 +21,7 @@ export interface Layout {
   readonly version: 2 | 3;
   readonly refcountBits: number;
   readonly lazyRefcounts: boolean;
+  readonly compressionType: number;
   readonly virtualSizeBytes: number;
   readonly l1Entries: number;
   readonly refcountTable: Run;
@@ -44,9 +46,11 @@ export const encodeHeader = (l: Layout, backing: BackingLink | null, path: strin
   writeU64BE(view, 48, l.refcountTable.first * l.clusterBytes);
   view.setUint32(56, l.refcountTable.clusters);
   if (l.version === 3) {
+    writeU64BE(view, 72, l.compressionType === 0 ? 0 : INCOMPATIBLE.compressionType);
     writeU64BE(view, 80, l.lazyRefcounts ? 1 : 0);
     view.setUint32(96, Math.log2(l.refcountBits));
     view.setUint32(100, HEADER_BYTES[3]);
+    view.setUint8(104, l.compressionType);
   }
   const name = new TextEncoder().encode(backing?.filename ?? '');
   if (name.length > MAX_BACKING_NAME_BYTES) {

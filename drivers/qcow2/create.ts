@@ -10,6 +10,7 @@ import { divideUp, isPowerOfTwo } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { CreateOption, CreatePlan, CreateRequest } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
+import { COMPRESSION } from './compression.ts';
 import { encodeHeader, type Layout, type Run, wrongOption } from './create-header.ts';
 
 export const createOptions: readonly CreateOption[] = [
@@ -39,6 +40,12 @@ export const createOptions: readonly CreateOption[] = [
     name: 'lazy_refcounts',
     type: 'boolean',
     help: 'Let writers postpone refcounts, at the price of a repair after a crash [off]',
+  },
+  {
+    name: 'compression_type',
+    type: 'choice',
+    choices: ['zlib', 'zstd'],
+    help: 'How compressed clusters are packed [zlib]',
   },
 ];
 
@@ -111,13 +118,17 @@ const layOut = (plan: CreatePlan): Layout => {
   const lazyRefcounts = options.get('lazy_refcounts') === 'on';
   if (version === 2 && lazyRefcounts)
     throw wrongOption(path, 'lazy_refcounts', 'it needs compat 1.1');
+  const compressionType = COMPRESSION[options.get('compression_type') === 'zstd' ? 'zstd' : 'zlib'];
+  if (version === 2 && compressionType !== COMPRESSION.zlib)
+    throw wrongOption(path, 'compression_type', 'zstd needs compat 1.1');
   const preallocate = options.get('preallocation') === 'metadata';
   if (preallocate && plan.backing !== null) {
     // Every cluster would be allocated, and the backing image never seen.
     throw wrongOption(path, 'preallocation', 'it cannot be used with a backing image');
   }
   const { virtualSizeBytes } = plan;
-  const shape = { clusterBits, clusterBytes, version, refcountBits, lazyRefcounts } as const;
+  const features = { lazyRefcounts, compressionType };
+  const shape = { clusterBits, clusterBytes, version, refcountBits, ...features } as const;
   const runs = layOutClusters(plan, clusterBytes, refcountBits, preallocate);
   return { ...shape, ...runs, virtualSizeBytes };
 };

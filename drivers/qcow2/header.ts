@@ -9,6 +9,7 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { BackingLink } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
 import type { CheckShape } from './check-state.ts';
+import { COMPRESSION } from './compression.ts';
 import { hex } from './entry.ts';
 import {
   backingFormatOf,
@@ -259,6 +260,11 @@ const checkTables = (h: Qcow2Header, fileBytes: number, bad: Bad): void => {
   if (h.snapshots > MAX_SNAPSHOTS)
     throw bad('snapshots', h.snapshots, `more than ${MAX_SNAPSHOTS}`);
   if (h.snapshots > 0) place('snapshotsOffset', 0);
+  const isMarked = (h.incompatible & INCOMPATIBLE.compressionType) !== 0;
+  if (isMarked !== (h.compressionType !== COMPRESSION.zlib)) {
+    const found = isMarked ? 'set' : 'not set';
+    throw bad('compressionType', h.compressionType, `but incompatible feature bit 3 is ${found}`);
+  }
   if (h.cryptMethod > 2) throw bad('cryptMethod', h.cryptMethod, 'not 0, 1 (AES) or 2 (LUKS)');
 };
 
@@ -292,12 +298,8 @@ export const refuseUnsupported = (header: Qcow2Header, path: string): void => {
   if ((header.incompatible & INCOMPATIBLE.dataFile) !== 0) refuse('an external data file');
   if ((header.incompatible & INCOMPATIBLE.extendedL2) !== 0)
     refuse('extended L2 entries (subclusters)');
-  if (header.compressionType !== 0)
-    refuse(
-      header.compressionType === 1
-        ? 'zstd compression'
-        : `compression type ${header.compressionType}`,
-    );
+  if (header.compressionType > COMPRESSION.zstd)
+    refuse(`compression type ${header.compressionType}`);
   if (header.cryptMethod !== 0)
     refuse(header.cryptMethod === 2 ? 'LUKS encryption' : 'AES encryption');
 };

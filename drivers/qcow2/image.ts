@@ -86,7 +86,7 @@ export class Qcow2Image implements DriverInstance {
     this.backingLink = header.backing;
     this.clusterBytes = clusterBytes;
     this.#lookup = new EntryLookup(state);
-    this.#compressed = new CompressedClusters(request.file, request.path, header.clusterBits);
+    this.#compressed = new CompressedClusters(request.file, request.path, header);
     const allocator = new Allocator({
       file: request.file,
       path: request.path,

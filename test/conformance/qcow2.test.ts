@@ -55,6 +55,16 @@ const withSnapshot = {
   },
 };
 
+const packedWithZstd = {
+  label: 'packed with zstd',
+  make: async (path: string, bytes: number): Promise<void> => {
+    const source = `${path}.source`;
+    await writeFile(source, new Uint8Array(bytes).fill(0x21));
+    const o = 'compression_type=zstd';
+    await qemuImg(['convert', '-c', '-f', 'raw', '-O', 'qcow2', '-o', o, source, path]);
+  },
+};
+
 conformance({
   descriptor: qcow2,
   variants: [
@@ -63,6 +73,7 @@ conformance({
     options('version 2', 'compat=0.10'),
     options('with lazy refcounts', 'lazy_refcounts=on'),
     options('with 2 MiB clusters and refcounts of 64 bits', 'cluster_size=2M,refcount_bits=64'),
+    packedWithZstd,
     options('with preallocated metadata', 'preallocation=metadata,cluster_size=4k'),
     overBacking('over a shorter backing image', 'cluster_size=64k', (bytes) => bytes - 100_000),
     overBacking('over a longer backing image', 'cluster_size=4k', (bytes) => bytes * 2),

@@ -31,6 +31,11 @@ const TARGETS: readonly (readonly [name: string, args: readonly string[]])[] = [
   ['qcow2 version 2', ['-O', 'qcow2', '-o', 'compat=0.10']],
   ['packed qcow2', ['-O', 'qcow2', '-c']],
   ['packed qcow2 of 4 KiB clusters', ['-O', 'qcow2', '-c', '-o', 'cluster_size=4k']],
+  ['qcow2 packed with zstd', ['-O', 'qcow2', '-c', '-o', 'compression_type=zstd']],
+  [
+    'qcow2 of 2 MiB clusters packed with zstd',
+    ['-O', 'qcow2', '-c', '-o', 'compression_type=zstd,cluster_size=2M'],
+  ],
   ['packed qcow2 that counts to one', ['-O', 'qcow2', '-c', '-o', 'refcount_bits=1']],
 ];
 
@@ -81,6 +86,30 @@ describe('convert', () => {
     await succeed(['convert', '-n', '-O', 'qcow2', '-c', packed, again]);
     await assertClean(again);
     await assertSameContent(packed, again);
+  });
+
+  test('what QEMU packs with zstd we read, and QEMU what we pack, at every cluster size', async () => {
+    const source = path('zstd.img');
+    const words = Array.from({ length: 100_000 }, (_, i) => `${i * 7919} lorem ipsum\n`).join('');
+    const bytes = Buffer.alloc(5 << 20);
+    Buffer.from(words).copy(bytes);
+    randomBytes(300_000).copy(bytes, 3 << 20);
+    await writeFile(source, bytes);
+    for (const clusterSize of ['512', '4k', '64k', '2M']) {
+      const [theirs, ours] = [path(`theirs-${clusterSize}`), path(`ours-${clusterSize}`)];
+      const options = ['-o', `compression_type=zstd,cluster_size=${clusterSize}`];
+      const args = ['convert', '-c', '-f', 'raw', '-O', 'qcow2', ...options, source];
+      await qemuImg([...args, theirs]);
+      await succeed([...args, ours]);
+      await succeed(['compare', '-f', 'raw', '-F', 'qcow2', source, theirs]);
+      await qemuImg(['compare', '-f', 'raw', '-F', 'qcow2', source, ours]);
+      await assertClean(ours);
+      const packed = async (image: string): Promise<unknown> =>
+        ((await qemuImgJson('check', [image])) as Record<string, unknown>)['compressed-clusters'];
+      assert.equal(await packed(ours), await packed(theirs), clusterSize);
+      await qemuIo(ours, ['write -P 3 100k 10k', 'write -c -P 4 4M 1M', 'read -P 4 4M 1M']);
+      await assertClean(ours);
+    }
   });
 
   test('holes stay holes, and -S says which zeros become some', async () => {

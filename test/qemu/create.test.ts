@@ -16,6 +16,7 @@ const CASES: readonly (readonly [options: string, size: string])[] = [
   ['compat=0.10', '10T'],
   ['compat=v2,preallocation=metadata', '10M'],
   ['compat=1.1,lazy_refcounts=on', '10M'],
+  ['compression_type=zstd', '10M'],
 ];
 
 const HEADER = { from: 0, to: 4096 };
@@ -48,7 +49,8 @@ describe('create', () => {
   test('the header is byte for byte that of qemu-img', async () => {
     const [ours, theirs] = [`${scratch.path}/ours.qcow2`, `${scratch.path}/theirs.qcow2`];
     await qemuImg(['create', '-q', '-f', 'raw', `${scratch.path}/base.img`, '5M']);
-    for (const options of ['compat=0.10', 'compat=1.1', 'cluster_size=512', 'lazy_refcounts=on']) {
+    const plain = ['compat=0.10', 'compat=1.1', 'cluster_size=512', 'lazy_refcounts=on'];
+    for (const options of [...plain, 'compression_type=zstd']) {
       for (const backing of [[], ['-b', 'base.img', '-F', 'raw']]) {
         const args = ['-f', 'qcow2', '-o', options, ...backing];
         assert.equal((await vdiskfs(['create', ...args, ours, '1M'])).status, 0);
@@ -93,6 +95,7 @@ describe('create', () => {
       [['-o', 'refcount_bits=128'], /refcount_bits/],
       [['-o', 'refcount_bits=8,compat=0.10'], /needs compat 1\.1/],
       [['-o', 'lazy_refcounts=on,compat=0.10'], /needs compat 1\.1/],
+      [['-o', 'compression_type=zstd,compat=0.10'], /compression_type: zstd needs compat 1\.1/],
       [['-o', 'compat=2.0'], /compat/],
       [['-o', 'preallocation=falloc'], /preallocation/],
       [['-b', 'kept.qcow2', '-F', 'qcow2'], /own backing chain/],

@@ -83,6 +83,11 @@ const special: readonly ImageRecipe[] = [
     size: '3M',
     io: ['write -c -P 7 0 64k', 'write -c -P 8 128k 64k', 'write -P 9 1M 64k'],
   }),
+  simple('compressed-zstd', {
+    options: 'compression_type=zstd',
+    size: '3M',
+    io: ['write -c -P 7 0 64k', 'write -c -P 8 128k 64k', 'write -P 9 1M 64k'],
+  }),
   simple('zero-allocated', {
     options: 'cluster_size=64k',
     size: '3M',

@@ -73,6 +73,13 @@ test('a field out of range is an error that names field, value and offset', asyn
     ['refcountOrder', 4, 7n, /refcount_order is 7/],
     ['headerLength', 4, 90n, /header_length is 90/],
     ['headerLength', 4, 1n << 20n, /header_length is 1048576/],
+    [
+      'compressionType',
+      4,
+      1n << 24n,
+      /compression_type is 1, but incompatible feature bit 3 is not/,
+    ],
+    ['incompatible', 8, 8n, /compression_type is 0, but incompatible feature bit 3 is set/],
     ['backingOffset', 8, 5000n, /backing_file_offset is 0x1388/],
   ];
   for (const [field, width, value, expected] of cases) {
