@@ -1,8 +1,8 @@
 /**
- * Log lines, one event a line, to stderr: `<level> <subject>: <text>`. With JOURNAL_STREAM set each line
- * begins with journald's `<N>` priority instead of the level's name. Never writes secrets or guest data.
+ * Log lines, one event a line, to stderr: `<level> <subject>: <text>`. Where stderr is journald's stream each
+ * line begins with its `<N>` priority instead of the level's name. Never writes secrets or guest data.
  */
-import { writeSync } from 'node:fs';
+import { fstatSync, writeSync } from 'node:fs';
 
 export type LogLevel = 'error' | 'warning' | 'info' | 'debug';
 
@@ -39,8 +39,19 @@ const writeToStderr = (line: string): void => {
   }
 };
 
+/** JOURNAL_STREAM names device and inode of journald's stream: a child whose stderr was redirected inherits it too. */
+export const isJournalStream = (named: string | undefined, descriptor: number): boolean => {
+  if (named === undefined) return false;
+  try {
+    const { dev, ino } = fstatSync(descriptor, { bigint: true });
+    return named === `${dev}:${ino}`;
+  } catch {
+    return false;
+  }
+};
+
 export const createLog = (options: LogOptions): Log => {
-  const journald = options.journald ?? process.env['JOURNAL_STREAM'] !== undefined;
+  const journald = options.journald ?? isJournalStream(process.env['JOURNAL_STREAM'], 2);
   const write = options.write ?? writeToStderr;
   const emit = (level: LogLevel, subject: string, text: string): void => {
     if (PRIORITY[level] > PRIORITY[options.level]) return;

@@ -4,36 +4,10 @@
  */
 import { availableParallelism } from 'node:os';
 import type { Argv } from 'yargs';
+import { isMountFlag } from '../daemon/mount-flags.ts';
 import { UsageError } from './command.ts';
+import { isIgnored, optionsOf } from './option-list.ts';
 import { parseSize } from './size.ts';
-
-/** What mount(8) and fstab put into -o that is no business of ours. */
-const IGNORED_WORDS = new Set([
-  'rw',
-  'defaults',
-  'auto',
-  'noauto',
-  'user',
-  'nouser',
-  'users',
-  'nofail',
-  '_netdev',
-  'suid',
-  'nosuid',
-  'dev',
-  'nodev',
-  'exec',
-  'noexec',
-  'atime',
-  'noatime',
-  'diratime',
-  'nodiratime',
-  'relatime',
-  'norelatime',
-  'strictatime',
-  'async',
-  'sync',
-]);
 
 /** Of the contract, with what they wait for: named here so that they are refused by name and not as typing errors. */
 const NOT_YET = [
@@ -97,6 +71,14 @@ export const declareMountOptions = <T>(yargs: Argv<T>) =>
       default: 'auto' as const,
       requiresArg: true,
       describe: 'How FUSE is spoken',
+    })
+    .option('mount-flag', {
+      type: 'string',
+      array: true,
+      default: [] as string[],
+      requiresArg: true,
+      hidden: true,
+      describe: 'What -o noexec, noatime and their like stand for',
     })
     .option('options', {
       alias: 'o',
@@ -167,21 +149,27 @@ const declareImageOptions = <T>(yargs: Argv<T>) =>
       describe: 'Least urgent lines of the log',
     });
 
-/** `-o a,b=c` lists as words of a command line. Errors: UsageError for an unknown word. */
-const wordsOfMountOptions = (lists: readonly string[]): string[] => {
+/**
+ * `-o a,b=c` lists as words of a command line. `sloppy`: what is unknown is left out. Errors: UsageError for an unknown
+ * word.
+ */
+export const wordsOfMountOptions = (
+  lists: readonly string[],
+  { sloppy }: { readonly sloppy: boolean } = { sloppy: false },
+): string[] => {
   const words: string[] = [];
-  for (const item of lists.flatMap((list) => list.split(',')).filter((i) => i !== '')) {
-    const equals = item.indexOf('=');
-    const name = (equals < 0 ? item : item.slice(0, equals)).replaceAll('_', '-');
-    const value = equals < 0 ? null : item.slice(equals + 1);
-    if (name === 'ro') words.push('--read-only');
+  let readOnly = false;
+  for (const option of optionsOf(lists)) {
+    const { name, value } = option;
+    if (name === 'ro' || name === 'rw') readOnly = name === 'ro';
+    else if (value === null && isMountFlag(name)) words.push('--mount-flag', name);
     else if (isOneOf(BOOLEANS, name) && value === null) words.push(`--${name}`);
     else if ((isOneOf(VALUES, name) || name === 'backing-dir') && value !== null)
-      words.push(`--${name}`, value);
-    else if (!IGNORED_WORDS.has(item) && !item.startsWith('x-'))
-      throw new UsageError(unknownReason(name), `-o ${item}`);
+      words.push(`--${name}=${value}`);
+    else if (!isIgnored(option) && !sloppy)
+      throw new UsageError(unknownReason(name), `-o ${option.text}`);
   }
-  return words;
+  return readOnly ? [...words, '--read-only'] : words;
 };
 
 const isOneOf = (names: readonly string[], name: string): boolean => names.includes(name);
@@ -199,7 +187,7 @@ export const expandMountLine = (line: readonly string[]): readonly string[] => {
     const word = line[i] ?? '';
     const inline = /^(?:-o=?|--options=)(?<list>.+)$/.exec(word)?.groups?.['list'];
     if (inline !== undefined) words.push(...wordsOfMountOptions([inline]));
-    else if ((word === '-o' || word === '--options') && i + 1 < line.length)
+    else if (/^(?:-o|--options)$/.test(word) && i + 1 < line.length)
       words.push(...wordsOfMountOptions([line[++i] ?? '']));
     else words.push(word);
   }

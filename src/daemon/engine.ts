@@ -118,9 +118,10 @@ const main = (): void => {
   if (!process.connected) process.exit(1);
   const link = new SupervisorLink(send);
   process.on('disconnect', () => process.exit(1));
-  // The supervisor decides when to end; a terminal's ^C reaches the whole process group.
-  process.on('SIGINT', () => undefined);
+  // The supervisor decides when to end; a terminal's ^C, or a service manager's signal, reaches the whole group.
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => undefined);
   process.on('message', (message: SupervisorMessage) => {
+    if (message.type === 'ping') send({ type: 'pong' });
     if (message.type !== 'start') {
       link.answer(message);
       return;

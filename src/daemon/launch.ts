@@ -4,6 +4,7 @@ import { closeSync, openSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { createLog } from '../base/log.ts';
+import { forgetService, Service } from './service.ts';
 import { type Ready, Supervisor, type SupervisorConfig } from './supervisor.ts';
 import type { StartOutcome } from './supervisor-main.ts';
 
@@ -19,6 +20,7 @@ export const startDaemon = async (config: SupervisorConfig, logPath: string): Pr
       detached: true,
       stdio: ['ignore', log, log, 'ipc'],
       cwd: '/',
+      env: withoutService(process.env),
     });
     const outcome = await new Promise<StartOutcome>((resolve, reject) => {
       child.once('error', reject);
@@ -37,6 +39,13 @@ export const startDaemon = async (config: SupervisorConfig, logPath: string): Pr
   }
 };
 
+// The daemon is not the process that a service manager has started.
+const withoutService = (env: NodeJS.ProcessEnv): NodeJS.ProcessEnv => {
+  const copy = { ...env };
+  forgetService(copy);
+  return copy;
+};
+
 const diedEarly = (how: string, logPath: string): BlockError =>
   new BlockError({
     kind: 'io',
@@ -49,7 +58,8 @@ export const stayInForeground = async (
   config: SupervisorConfig,
   ready: (warnings: readonly string[]) => Promise<void>,
 ): Promise<void> => {
-  const supervisor = new Supervisor(config, createLog({ level: config.logLevel }));
+  const log = createLog({ level: config.logLevel });
+  const supervisor = new Supervisor(config, log, new Service(process.env, log));
   for (const signal of ['SIGTERM', 'SIGINT'] as const)
     process.on(signal, () => void supervisor.stop());
   const { warnings } = await supervisor.start();

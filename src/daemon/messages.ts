@@ -14,6 +14,8 @@ export interface EngineConfig {
   readonly sources: readonly { readonly name: string | null; readonly path: string }[];
   readonly readOnly: boolean;
   readonly allowOther: boolean;
+  /** Flags of mount(2) beside read-only. */
+  readonly mountFlags: number;
   readonly threads: number;
   readonly backend: 'kernel' | 'fuse-native';
   readonly cache: 'writeback' | 'none' | 'unsafe';
@@ -52,6 +54,8 @@ export type EngineMessage =
     }
   | { readonly type: 'unlock'; readonly lock: number }
   | { readonly type: 'passthrough'; readonly use: PassthroughUse }
+  /** To `ping`: the main thread gets round to its messages. */
+  | { readonly type: 'pong' }
   /** The kernel has ended the mount. */
   | { readonly type: 'unmounted' };
 
@@ -60,5 +64,4 @@ export type SupervisorMessage =
   | { readonly type: 'node-ids'; readonly request: number; readonly ids: readonly number[] }
   | { readonly type: 'lock'; readonly request: number; readonly lock: number }
   | { readonly type: 'lock-failed'; readonly request: number; readonly error: BlockErrorWire }
-  /** Flush and close everything, then exit 0: the mount is gone or going. */
-  | { readonly type: 'stop' };
+  | { readonly type: 'ping' };

@@ -2,7 +2,9 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, constants, openSync } from 'node:fs';
 import { BlockError, toBlockError } from '../base/block-error.ts';
-import { MS, mountFileSystem, receiveDescriptor, socketPair } from '../os/linux.ts';
+import { receiveDescriptor, socketPair } from '../os/descriptor-passing.ts';
+import { MS, mountFileSystem } from '../os/linux.ts';
+import { wordsOfFlags } from './mount-flags.ts';
 
 export const FILE_SYSTEM_TYPE = 'fuse.vdiskfs';
 /**
@@ -18,6 +20,8 @@ export interface MountRequest {
   readonly mountpoint: string;
   readonly readOnly: boolean;
   readonly allowOther: boolean;
+  /** Flags of mount(2), see mount-flags.ts. */
+  readonly flags: number;
 }
 
 const isRoot = (): boolean => process.getuid?.() === 0;
@@ -30,7 +34,7 @@ export const mountFuse = async (request: MountRequest): Promise<number> =>
   isRoot() ? mountAsRoot(request) : mountAsUser(request);
 
 const mountAsRoot = (request: MountRequest): number => {
-  const { source, mountpoint, readOnly, allowOther } = request;
+  const { source, mountpoint, readOnly, allowOther, flags } = request;
   const fd = openDevice();
   const options = [
     `fd=${fd}`,
@@ -46,7 +50,7 @@ const mountAsRoot = (request: MountRequest): number => {
       source,
       mountpoint,
       type: FILE_SYSTEM_TYPE,
-      flags: MS.NOSUID | MS.NODEV | (readOnly ? MS.RDONLY : 0),
+      flags: flags | (readOnly ? MS.RDONLY : 0),
       data: options.join(','),
     });
     return fd;
@@ -76,7 +80,7 @@ const pick = ({ kind, errno, message, op, path }: BlockError) => ({
 });
 
 const mountAsUser = async (request: MountRequest): Promise<number> => {
-  const { source, mountpoint, readOnly, allowOther } = request;
+  const { source, mountpoint, readOnly, allowOther, flags } = request;
   const options = [
     `fsname=${source.replaceAll('\\', '\\\\').replaceAll(',', '\\,')}`,
     'subtype=vdiskfs',
@@ -84,6 +88,7 @@ const mountAsUser = async (request: MountRequest): Promise<number> => {
     `max_read=${MAX_READ_BYTES}`,
     'nosuid',
     'nodev',
+    ...wordsOfFlags(flags),
     readOnly ? 'ro' : 'rw',
     ...(allowOther ? ['allow_other'] : []),
   ];

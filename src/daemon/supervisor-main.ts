@@ -1,13 +1,14 @@
 /**
  * The supervisor's process. `vdiskfs mount` starts it detached, sends the configuration over the channel, and gets back
  * whether the mount is usable; then the channel is closed and the daemon is on its own. With --foreground the same runs
- * in the command's own process (foreground.ts).
+ * in the command's own process (launch.ts).
  */
 
 import { rmSync } from 'node:fs';
 import type { BlockErrorWire } from '../base/block-error.ts';
 import { toBlockError } from '../base/block-error.ts';
 import { createLog } from '../base/log.ts';
+import { Service } from './service.ts';
 import { Supervisor, type SupervisorConfig } from './supervisor.ts';
 
 /** What the daemon tells the command that started it. */
@@ -22,7 +23,8 @@ const tell = (outcome: StartOutcome): Promise<void> =>
   });
 
 const run = async (config: SupervisorConfig): Promise<number> => {
-  const supervisor = new Supervisor(config, createLog({ level: config.logLevel }));
+  const log = createLog({ level: config.logLevel });
+  const supervisor = new Supervisor(config, log, new Service({}, log));
   for (const signal of ['SIGTERM', 'SIGINT'] as const)
     process.on(signal, () => void supervisor.stop());
   process.on('SIGHUP', () => undefined);

@@ -21,6 +21,8 @@ import type { EngineConfig, EngineMessage, SupervisorMessage } from './messages.
 import { mountedAt } from './mount-table.ts';
 import { FILE_SYSTEM_TYPE, mountFuse, unmountFuse } from './mounting.ts';
 import { NodeIds } from './node-ids.ts';
+import type { Service } from './service.ts';
+import { Watchdog } from './watchdog.ts';
 
 /** Where the engine finds the FUSE descriptor among its own: after stdin, stdout, stderr and the channel. */
 const ENGINE_FUSE_DESCRIPTOR = 4;
@@ -50,6 +52,8 @@ export class Supervisor {
   readonly ended: Promise<void>;
   readonly #config: SupervisorConfig;
   readonly #log: Log;
+  readonly #service: Service;
+  #watchdog: Watchdog | null = null;
   readonly #nodeIds = new NodeIds();
   readonly #locks: ImageLocks;
   /** Locks by number; those of an engine that died are kept until the next one is ready. */
@@ -65,9 +69,10 @@ export class Supervisor {
   #firstReady: ((ready: Ready | BlockError) => void) | null = null;
   #end: () => void = () => undefined;
 
-  constructor(config: SupervisorConfig, log: Log) {
+  constructor(config: SupervisorConfig, log: Log, service: Service) {
     this.#config = config;
     this.#log = log;
+    this.#service = service;
     this.#locks = config.lock === 'off' ? noLocks : new QemuLocks({ require: config.lock, log });
     this.ended = new Promise((resolve) => {
       this.#end = resolve;
@@ -79,7 +84,8 @@ export class Supervisor {
     protectFromPressure(this.#log);
     const { sourceLabel: source, mountpoint, readOnly, allowOther, backend } = this.#config;
     if (backend === 'kernel') {
-      const descriptor = await mountFuse({ source, mountpoint, readOnly, allowOther });
+      const flags = this.#config.mountFlags;
+      const descriptor = await mountFuse({ source, mountpoint, readOnly, allowOther, flags });
       try {
         this.#fuse = { descriptor, init: handshake(descriptor, this.#config.passthrough) };
         widenReadAhead(mountpoint, this.#log);
@@ -93,7 +99,11 @@ export class Supervisor {
       this.#firstReady = resolve;
       this.#startEngine();
     });
-    if (!(outcome instanceof BlockError)) return outcome;
+    if (!(outcome instanceof BlockError)) {
+      this.#service.ready(`serving ${mountpoint}`);
+      this.#watch();
+      return outcome;
+    }
     await this.#unmountIfMounted();
     this.#finish();
     throw outcome;
@@ -103,6 +113,13 @@ export class Supervisor {
   async stop(): Promise<void> {
     this.#stops++;
     const { mountpoint } = this.#config;
+    if (!this.#isMounted()) {
+      this.#log.info(
+        mountpoint,
+        'is not mounted any more: it ends when its last open file is closed',
+      );
+      return;
+    }
     try {
       await unmountFuse(mountpoint, { lazy: this.#stops > 1 });
     } catch (error) {
@@ -110,7 +127,18 @@ export class Supervisor {
       const holders =
         failure.kind === 'busy' ? describeHolders(await holdersOf(mountpoint)) : failure.describe();
       this.#log.error(mountpoint, `still mounted: ${holders}; ask again to detach it`);
+      this.#service.status(`still mounted: ${holders}`);
     }
+  }
+
+  #watch(): void {
+    const { watchdogMs } = this.#service;
+    if (watchdogMs === null) return;
+    this.#watchdog = new Watchdog({
+      patienceMs: watchdogMs,
+      ask: () => this.#send({ type: 'ping' }),
+      alive: () => this.#service.alive(),
+    });
   }
 
   #warnWithoutPassthrough(): void {
@@ -172,6 +200,9 @@ export class Supervisor {
       case 'passthrough':
         if (message.use.handles > 0) this.#passthroughUses.set(message.use.nodeId, message.use);
         else this.#passthroughUses.delete(message.use.nodeId);
+        return;
+      case 'pong':
+        this.#watchdog?.answered();
         return;
       case 'unmounted':
         running.unmounted = true;
@@ -250,7 +281,9 @@ export class Supervisor {
     this.#fuse = null;
     for (const { lock } of this.#held.values()) void lock.release();
     this.#held.clear();
-    this.#end();
+    this.#watchdog?.close();
+    this.#service.stopping();
+    void this.#service.flushed().then(() => this.#end());
   }
 
   #dropLocksBefore(generation: number): void {
@@ -261,9 +294,12 @@ export class Supervisor {
     }
   }
 
-  #send(message: SupervisorMessage): void {
+  /** False: there is no engine to hear it. */
+  #send(message: SupervisorMessage): boolean {
     const child = this.#engine?.child;
-    if (child?.connected === true) child.send(message, () => undefined);
+    if (child?.connected !== true) return false;
+    child.send(message, () => undefined);
+    return true;
   }
 }
 

@@ -130,7 +130,19 @@ export const splice = (
 };
 
 /** Flags of mount(2). */
-export const MS = { RDONLY: 1, NOSUID: 2, NODEV: 4, NOEXEC: 8, NOATIME: 1024 } as const;
+export const MS = {
+  RDONLY: 1,
+  NOSUID: 2,
+  NODEV: 4,
+  NOEXEC: 8,
+  SYNCHRONOUS: 16,
+  DIRSYNC: 128,
+  NOATIME: 1024,
+  NODIRATIME: 2048,
+  RELATIME: 1 << 21,
+  STRICTATIME: 1 << 24,
+  LAZYTIME: 1 << 25,
+} as const;
 
 /** mount(2). Needs CAP_SYS_ADMIN. Errors: those of the host, with the mountpoint as path. */
 export const mountFileSystem = (options: {
@@ -144,7 +156,8 @@ export const mountFileSystem = (options: {
   check('mount', Number(mountCall(source, mountpoint, type, flags, data)), mountpoint);
 };
 
-const check = (op: string, result: number, path?: string): void => {
+/** Throws what errno says when a call has returned less than 0. Right after the call. */
+export const check = (op: string, result: number, path?: string): void => {
   if (result >= 0) return;
   const error = systemError(op, koffi.errno());
   throw path === undefined ? error : error.with({ path });
@@ -212,10 +225,6 @@ export const closeBacking = (fuse: number, id: number): void => {
 
 const fcntlCall = libc.func('int fcntl(int fd, int command, _Inout_ uint8_t *lock)');
 const prctlCall = libc.func('int prctl(int option, ulong a, ulong b, ulong c, ulong d)');
-const socketpairCall = libc.func(
-  'int socketpair(int domain, int type, int protocol, _Out_ int *ends)',
-);
-const recvmsgCall = libc.func('int64_t recvmsg(int fd, uint8_t *message, int flags)');
 
 const F_OFD_GETLK = 36;
 const F_OFD_SETLK = 37;
@@ -270,47 +279,13 @@ export const dieWithParent = (): void =>
 export const becomeIoFlusher = (): boolean =>
   Number(prctlCall(PR_SET_IO_FLUSHER, 1, 0, 0, 0)) === 0;
 
-const AF_UNIX = 1;
-const SOCK_STREAM = 1;
-/** struct msghdr and struct iovec of 64-bit Linux, the control message's header, and its one descriptor. */
-const MSGHDR_BYTES = 56;
-const CONTROL_BYTES = 64;
-const FIRST_DESCRIPTOR_AT = 16;
-
-/** A connected pair of stream sockets, for a child that sends a descriptor back. Both are the caller's to close. */
-export const socketPair = (): readonly [number, number] => {
-  const ends = [0, 0];
-  check('socketpair', Number(socketpairCall(AF_UNIX, SOCK_STREAM, 0, ends)));
-  return [ends[0] ?? -1, ends[1] ?? -1];
-};
-
-/** Memory that does not move: small typed arrays may lie in the heap until their buffer is asked for. */
-const pinned = (bytes: number): Uint8Array => new Uint8Array(new ArrayBuffer(bytes));
-
-/** Receives one descriptor (SCM_RIGHTS); null when the peer closed without sending one. Blocks until either. */
-export const receiveDescriptor = (socket: number): number | null => {
-  const payload = pinned(8);
-  const iovec = pinned(16);
-  const control = pinned(CONTROL_BYTES);
-  const message = pinned(MSGHDR_BYTES);
-  const pointer = (at: Uint8Array): bigint => BigInt(addressOf(at));
-  new DataView(iovec.buffer).setBigUint64(0, pointer(payload), true);
-  new DataView(iovec.buffer).setBigUint64(8, BigInt(payload.length), true);
-  const view = new DataView(message.buffer);
-  view.setBigUint64(16, pointer(iovec), true);
-  view.setBigUint64(24, 1n, true);
-  view.setBigUint64(32, pointer(control), true);
-  view.setBigUint64(40, BigInt(control.length), true);
-  const got = Number(recvmsgCall(socket, message, 0));
-  check('recvmsg', got);
-  if (view.getBigUint64(40, true) < BigInt(FIRST_DESCRIPTOR_AT + 4)) return null;
-  return new DataView(control.buffer).getInt32(FIRST_DESCRIPTOR_AT, true);
-};
-
 const getxattrCall = libc.func(
   'int64_t getxattr(str path, str name, _Out_ uint8_t *value, size_t size)',
 );
 const MAX_ATTRIBUTE_BYTES = 4096;
+
+/** Memory that does not move: small typed arrays may lie in the heap until their buffer is asked for. */
+const pinned = (bytes: number): Uint8Array => new Uint8Array(new ArrayBuffer(bytes));
 
 /** The value of an extended attribute; null when there is none. On a thread of its own: a mount may be slow to answer. */
 export const extendedAttribute = (path: string, name: string): Promise<string | null> =>

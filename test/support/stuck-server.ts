@@ -28,6 +28,7 @@ const descriptor = await mountFuse({
   mountpoint,
   readOnly: false,
   allowOther: false,
+  flags: 0,
 });
 const request = new Uint8Array(16_384);
 const length = readSync(descriptor, request);

@@ -3,6 +3,7 @@ import { existsSync, realpathSync, statSync } from 'node:fs';
 import { isAbsolute, resolve } from 'node:path';
 import { BlockError, toBlockError } from '../../base/block-error.ts';
 import { startDaemon, stayInForeground } from '../../daemon/launch.ts';
+import { flagsOf } from '../../daemon/mount-flags.ts';
 import { cleanDeadMount, requireFreeMountpoint } from '../../daemon/mountpoint.ts';
 import { prepareRuntime } from '../../daemon/runtime-directory.ts';
 import type { SupervisorConfig } from '../../daemon/supervisor.ts';
@@ -45,6 +46,7 @@ export const command = defineCommand({
       sourceLabel: sources[0]?.path ?? '',
       readOnly: options['read-only'],
       allowOther: options['allow-other'],
+      mountFlags: flagsOf(options['mount-flag']),
       threads: parseThreads(options.threads),
       backend: backendFor(options.backend),
       cache: options.cache,
