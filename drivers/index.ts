@@ -1,7 +1,8 @@
 /** The list of drivers: the only one. */
 import type { DriverDescriptor } from '../src/block/driver.ts';
 import { file } from './file/index.ts';
+import { http } from './http/index.ts';
 import { qcow2 } from './qcow2/index.ts';
 import { raw } from './raw/index.ts';
 
-export const drivers: readonly DriverDescriptor[] = [file, raw, qcow2];
+export const drivers: readonly DriverDescriptor[] = [file, http, raw, qcow2];

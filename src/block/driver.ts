@@ -16,6 +16,7 @@
 import type { Log } from '../base/log.ts';
 import type { GuestOffset, HostOffset } from '../base/units.ts';
 import type { Node } from './node.ts';
+import type { RemoteCredential } from './remote-access.ts';
 import type { RestartJournal } from './restart-journal.ts';
 
 export type DriverRole = 'format' | 'protocol' | 'filter';
@@ -108,6 +109,9 @@ export interface DriverInstance {
    * DIRECT_BLOCK_BYTES with it. Writes have to be ordered with those that are not aligned: they are the driver's.
    */
   readonly directFd?: number | undefined;
+  /** Protocol drivers of what lies on another machine, where others may change it unseen. */
+  readonly remote?: RemoteState;
+
   /** Looks at the host file's length again, which a passthrough handle may have changed. Raw images only. */
   reloadLength?(): Promise<void>;
 
@@ -171,6 +175,16 @@ export interface DriverInstance {
 
   /** Flushes what is pending, gives everything back. Called once, drained; also after errors. */
   close(): Promise<void>;
+}
+
+/** What a driver knows of a remote file. */
+export interface RemoteState {
+  /** Differs when the content does (ETag, Last-Modified, length); null where the server does not tell. */
+  readonly version: string | null;
+  /** The content has changed since the opening: every request fails with ESTALE from then on. */
+  readonly isStale: boolean;
+  /** The server takes writes. */
+  readonly isWritable: boolean;
 }
 
 /** What an image's header says about its backing file. */
@@ -271,6 +285,7 @@ export interface OpenRequest {
 }
 
 export interface OpenPathRequest {
+  /** A path of the host, or a URL of one of the driver's `schemes`. */
   readonly path: string;
   readonly readOnly: boolean;
   /** Makes the file, which must not exist yet (EEXIST), mode 0644 less the umask. */
@@ -278,6 +293,8 @@ export interface OpenPathRequest {
   /** Host cache mode (`--cache`): page cache with real flushes, O_DIRECT, flushes ignored. */
   readonly cache: 'writeback' | 'none' | 'unsafe';
   readonly log: Log;
+  /** Protocol drivers with `schemes`: what servers may want to see. */
+  readonly credentials?: readonly RemoteCredential[];
 }
 
 /** A change of mapping that the translation table must follow before anything it freed is used again. */
@@ -353,6 +370,8 @@ export interface DriverDescriptor {
   readonly name: string;
   readonly role: DriverRole;
   readonly capabilities: DriverCapabilities;
+  /** Protocol drivers: the schemes of the URLs that they open, in lower case; without, it opens paths of the host. */
+  readonly schemes?: readonly string[];
   /** 0 (not mine) to 100 (surely). Pure, and safe for any bytes. */
   probe?(head: Uint8Array, fileLengthBytes: number): number;
   /** Reads the header alone. Errors: EIO kind invalid-image, EOPNOTSUPP. */
