@@ -26,7 +26,7 @@ export const checkImageFile = async ({
   file,
   path,
   repair,
-}: CheckRequest): Promise<CheckResult> => {
+}: Omit<CheckRequest, 'openImage'>): Promise<CheckResult> => {
   const header = await readHeader(file, path);
   refuseUnsupported(header, path);
   const table = await readSnapshotTable(file, header, path);

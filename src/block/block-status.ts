@@ -1,5 +1,5 @@
 /** Block status: for a range of a node, whether some layer of its chain has it, what it reads as, and where it lies. */
-import type { GuestOffset } from '../base/units.ts';
+import { type GuestOffset, guestOffset } from '../base/units.ts';
 import type { Mapping } from './driver.ts';
 import type { Node } from './node.ts';
 
@@ -64,14 +64,19 @@ const dataStatus = async (
   m: Extract<Mapping, { kind: 'data' }>,
   run: typeof NOWHERE & { readonly lengthBytes: number; readonly allocated: boolean },
 ): Promise<BlockStatus> => {
+  const { driver, descriptor } = m.file;
+  // A data file of a format with clusters knows more of its bytes.
+  if (descriptor.role !== 'protocol') {
+    const found = await blockStatusOf(m.file, guestOffset(m.hostOffset), m.lengthBytes);
+    return { ...found, depth: 0, allocated: true };
+  }
   const placed = { ...run, path: m.file.path, hostOffset: m.hostOffset };
-  const { driver } = m.file;
   if (driver.stores === undefined || !(await holesMeanZero(node))) {
     return { ...placed, zero: false, data: true };
   }
   const { stored, lengthBytes } = await driver.stores(m.hostOffset, m.lengthBytes);
   // A hole below a format that maps clusters is no hole of the format: a cluster is kept there, which reads as zeros.
-  const data = stored || node.driver.clusterBytes > 1;
+  const data = stored || (node.driver.clusterBytes > 1 && node.driver.punchesDataFile !== true);
   return { ...placed, lengthBytes, zero: !stored, data };
 };
 

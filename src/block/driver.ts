@@ -126,6 +126,8 @@ export interface DriverInstance {
    * that costs something to find out: it is asked when block status needs it, and remembers its answer.
    */
   readonly holesMeanZero?: boolean | (() => Promise<boolean>);
+  /** Space is given back by holes in a data file, without a change of mapping: block status shows those as holes. */
+  readonly punchesDataFile?: boolean;
 
   /**
    * Writes the whole buffer or throws; never half of it without an error. When it returns, the write survives
@@ -166,6 +168,12 @@ export interface DriverInstance {
 
   /** New length in bytes. Growing shows zeros, also where a backing is longer. Called drained. */
   resize?(lengthBytes: number): Promise<void>;
+
+  /**
+   * The data file that has every byte of the guest, at the guest's offsets, so that this image's own file and its
+   * backing may be thrown away; null while there is none. Formats with such a data file alone.
+   */
+  standsAlone?(): Promise<Node | null>;
 
   /** Bytes that the image takes on its host, for st_blocks. Cheap. */
   allocatedBytes(): Promise<number>;
@@ -355,6 +363,11 @@ export interface CheckRequest {
   readonly file: Node;
   readonly path: string;
   readonly repair: 'none' | 'leaks' | 'all';
+  /**
+   * Opens the image with every file that its header names, read-only; the caller of `check` closes it. Errors: those of
+   * `Graph.open`.
+   */
+  readonly openImage: () => Promise<Node>;
 }
 
 /** Direct I/O has offset, length and memory in multiples of this: no disk in use has larger blocks. */
@@ -382,7 +395,7 @@ export interface DriverDescriptor {
   openPath?(request: OpenPathRequest): Promise<DriverInstance>;
   readonly createOptions: readonly CreateOption[];
   /** Refuses (EINVAL, naming the option) what `create` cannot do, before any file is touched. */
-  checkCreate?(request: CreatePlan): void;
+  checkCreate?(request: CreatePlan, dataFile: Node | null): void;
   /**
    * The data file that a new image will have; null for none. An image that is given no size is as large as one that
    * was there before. Errors: EINVAL naming the option.

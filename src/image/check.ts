@@ -1,7 +1,8 @@
 /** Whether an image's tables are consistent: `vdiskfs check`, in the fields of `qemu-img check --output=json`. */
 import type { CheckRequest, CheckResult } from '../block/driver.ts';
 import { identify } from '../block/graph.ts';
-import { type OfflineContext, openFile } from './open.ts';
+import type { Node } from '../block/node.ts';
+import { type OfflineContext, type OpenedImage, openFile, openImage } from './open.ts';
 
 /** Counts that are zero are absent, as in `qemu-img`, but for `check-errors`. */
 export interface CheckReport {
@@ -44,8 +45,18 @@ export const checkImage = async (
   await using opened = await openFile(path, format, context, { writable: repair !== 'none' });
   const { check, name } = opened.format;
   if (check === undefined) return null;
-  const result = await check({ file: opened.file, path, repair });
-  return { report: toReport(path, name, result), findings: result.findings };
+  const images: OpenedImage[] = [];
+  try {
+    const openAll = async (): Promise<Node> => {
+      const image = await openImage(path, name, context);
+      images.push(image);
+      return image.root;
+    };
+    const result = await check({ file: opened.file, path, repair, openImage: openAll });
+    return { report: toReport(path, name, result), findings: result.findings };
+  } finally {
+    for (const image of images) await image[Symbol.asyncDispose]();
+  }
 };
 
 const toReport = (filename: string, format: string, r: CheckResult): CheckReport => {

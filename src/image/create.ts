@@ -49,7 +49,7 @@ export const createImage = async (
     backing: request.backing,
     options: request.options,
   };
-  descriptor.checkCreate?.(plan);
+  descriptor.checkCreate?.(plan, dataFile?.root ?? null);
   await refuseOwnChain(path, backing?.root ?? null);
   if (dataFile !== null) {
     await refuseOwnChain(path, dataFile.root);

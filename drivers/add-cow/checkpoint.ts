@@ -1,0 +1,27 @@
+/**
+ * The checkpoint: brings the bits that were set in memory to the file. What a bit stands for is on disk before it:
+ *
+ *     1  the bits as they are now; the journal begins anew
+ *     2  the image file is flushed: the guest's bytes, and what was copied beside them
+ *     3  the tables are written, and the file is flushed
+ *     4  the journal forgets what it had before 1
+ *
+ * A cut before 3 leaves the old bits, and what was written under them is not read. Inside 3 each sector of bits is old or
+ * new, and every set bit has its bytes on disk.
+ */
+import type { ImageState } from './state.ts';
+
+/** Errors: EIO, ENOSPC; what was dirty stays so. */
+export const runCheckpoint = async (state: ImageState): Promise<void> => {
+  const { request, bitmap, image, file } = state;
+  request.journal?.begin();
+  const snapshots = bitmap.snapshotDirty();
+  await image.flush();
+  if (snapshots.length > 0) {
+    const clusters = Math.max(state.clusters, state.plannedClusters ?? 0);
+    for (const snapshot of snapshots) await bitmap.write(snapshot, clusters);
+    await file.flush();
+    bitmap.written(snapshots);
+  }
+  request.journal?.end();
+};

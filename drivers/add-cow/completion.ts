@@ -1,0 +1,60 @@
+/**
+ * The end that every add-cow image is on its way to: all clusters are in the image file. Then the header says so
+ * (ALL_ALLOCATED, a compatible feature), after every bit is on disk: a reader that does not know the feature uses the
+ * bitmap, and reads the same.
+ */
+import { guestOffset } from '../../src/base/units.ts';
+import { readHeader } from './header.ts';
+import { writeAllAllocated } from './header-write.ts';
+import type { ImageState } from './state.ts';
+
+/** Clusters that one look passes over: an image of any size is finished in a few checkpoints, and none takes long. */
+const CLUSTERS_PER_LOOK = 2 ** 28;
+
+export class Completion {
+  readonly #state: ImageState;
+  /** Every cluster before it is set. */
+  #firstClear = 0;
+  /** The last look ended at a bit that is not set. */
+  #isStuck = false;
+
+  constructor(state: ImageState) {
+    this.#state = state;
+  }
+
+  /** Whether every cluster is in the image file. Errors: EIO. */
+  async isReached(): Promise<boolean> {
+    while (!(await this.#look())) if (this.#isStuck) return false;
+    return true;
+  }
+
+  /** After a checkpoint: sets the feature when all bits are on disk. Errors: EIO. */
+  async settle(): Promise<void> {
+    const state = this.#state;
+    // A resize is about to change which clusters there are.
+    if (state.isAllAllocated || state.isResizing || state.lengthBytes === 0) return;
+    if (!(await this.#look()) || state.isDirty) return;
+    await writeAllAllocated(state.file, state.header);
+    state.header = await readHeader(state.file, state.request.path);
+    state.isAllAllocated = true;
+    const text =
+      'all of it is in its image file: this file and the backing file are no longer needed';
+    state.request.log.info(state.request.path, text);
+    state.request.mappingChanged({ start: guestOffset(0), lengthBytes: state.lengthBytes });
+  }
+
+  /** The size has changed, or bits were cleared. */
+  reset(): void {
+    this.#firstClear = 0;
+    this.#isStuck = false;
+  }
+
+  async #look(): Promise<boolean> {
+    const { bitmap, clusters, isAllAllocated } = this.#state;
+    if (isAllAllocated) return true;
+    const end = Math.min(clusters, this.#firstClear + CLUSTERS_PER_LOOK);
+    this.#firstClear = await bitmap.firstClear(this.#firstClear, end);
+    this.#isStuck = this.#firstClear < end;
+    return this.#firstClear === clusters;
+  }
+}

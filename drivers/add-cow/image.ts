@@ -1,0 +1,175 @@
+/** An opened add-cow image: puts the parts together and holds the order of opening and closing. */
+import { type GuestOffset, hostOffset } from '../../src/base/units.ts';
+import type {
+  BackingLink,
+  DriverInstance,
+  Mapping,
+  OpenRequest,
+  WriteZeroesOptions,
+} from '../../src/block/driver.ts';
+import type { Node } from '../../src/block/node.ts';
+import { runCheckpoint } from './checkpoint.ts';
+import { Completion } from './completion.ts';
+import { readHeader } from './header.ts';
+import { writeBackingLink } from './header-write.ts';
+import { replayJournal } from './replay.ts';
+import { Resizer } from './resize.ts';
+import { type GuestRun, ImageState } from './state.ts';
+import { Writer } from './write.ts';
+import { Zeroes } from './zeroes.ts';
+
+/** Errors: kind invalid-image, unsupported; those of opening the image file. */
+export const openAddCow = async (request: OpenRequest): Promise<DriverInstance> => {
+  const header = await readHeader(request.file, request.path);
+  const image = await request.openDataFile(header.image);
+  const opened: AddCowImage = new AddCowImage(
+    new ImageState({ request, header, image, checkpoint: () => opened.checkpoint() }),
+  );
+  if (!request.readOnly) await opened.takeUpJournal();
+  return opened;
+};
+
+export class AddCowImage implements DriverInstance {
+  readonly holesMeanZero = true;
+  readonly punchesDataFile = true;
+  readonly #state: ImageState;
+  readonly #writer: Writer;
+  readonly #zeroes: Zeroes;
+  readonly #completion: Completion;
+  readonly #resizer: Resizer;
+  /** Clusters whose bits we know of. */
+  #knownClusters: number;
+
+  constructor(state: ImageState) {
+    this.#state = state;
+    this.#writer = new Writer(state);
+    this.#zeroes = new Zeroes(state, this.#writer);
+    this.#completion = new Completion(state);
+    this.#resizer = new Resizer(state, this.#writer, this.#completion);
+    this.#knownClusters = state.clusters;
+  }
+
+  get lengthBytes(): number {
+    return this.#state.lengthBytes;
+  }
+
+  /** Once all of it is in the image file, that one's. */
+  get clusterBytes(): number {
+    const { isAllAllocated, image, clusterBytes } = this.#state;
+    return isAllAllocated ? image.driver.clusterBytes : clusterBytes;
+  }
+
+  /** Null once it is not used any more: then it need not exist. */
+  get backingLink(): BackingLink | null {
+    const { isAllAllocated, header } = this.#state;
+    return isAllAllocated ? null : header.backing;
+  }
+
+  get metadataBytes(): number {
+    return this.#state.bitmap.bytes;
+  }
+
+  /** One checkpoint, and what its end may allow. The schedule calls it, one at a time. */
+  async checkpoint(): Promise<void> {
+    await runCheckpoint(this.#state);
+    await this.#completion.settle();
+  }
+
+  /** Before the first request of an image that is opened for writing. */
+  async takeUpJournal(): Promise<void> {
+    if (await replayJournal(this.#state)) await this.#state.schedule.request();
+  }
+
+  mapping(offset: GuestOffset, lengthBytes: number): Mapping | Promise<Mapping> {
+    const run = this.#state.runAt(offset, lengthBytes);
+    return run instanceof Promise
+      ? run.then((found) => this.#mappingOf(offset, found))
+      : this.#mappingOf(offset, run);
+  }
+
+  async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    await this.#state.admit();
+    await this.#writer.write(offset, buffer);
+  }
+
+  async writeZeroes(
+    offset: GuestOffset,
+    lengthBytes: number,
+    options: WriteZeroesOptions,
+  ): Promise<void> {
+    await this.#state.admit();
+    await this.#zeroes.zero(offset, lengthBytes, options.unmap ? 'unmap' : 'keep');
+  }
+
+  async discard(offset: GuestOffset, lengthBytes: number): Promise<void> {
+    await this.#state.admit();
+    const isIgnored = this.#state.request.discard === 'ignore';
+    await this.#zeroes.zero(offset, lengthBytes, isIgnored ? 'keep' : 'punch');
+  }
+
+  async allocate(offset: GuestOffset, lengthBytes: number): Promise<void> {
+    await this.#state.admit();
+    await this.#writer.copyUp(offset, lengthBytes);
+    await this.#state.image.allocate(offset, lengthBytes);
+  }
+
+  // Workers write in place behind this driver: the image file is synced also when no bit is new.
+  async flush(): Promise<void> {
+    if (this.#state.isDirty) await this.#state.schedule.request();
+    else await this.#state.image.flush();
+  }
+
+  async resize(lengthBytes: number): Promise<void> {
+    await this.#resizer.cover(this.#knownClusters);
+    await this.#resizer.resize(lengthBytes);
+    this.#knownClusters = this.#state.clusters;
+  }
+
+  async reloadLength(): Promise<void> {
+    await this.#state.image.driver.reloadLength?.();
+  }
+
+  async changeBacking(link: BackingLink | null): Promise<void> {
+    const state = this.#state;
+    await this.flush();
+    await writeBackingLink(state.file, state.header, link);
+    state.header = await readHeader(state.file, state.request.path);
+  }
+
+  async standsAlone(): Promise<Node | null> {
+    return (await this.#completion.isReached()) ? this.#state.image : null;
+  }
+
+  async allocatedBytes(): Promise<number> {
+    const { file, image } = this.#state;
+    return (await file.driver.allocatedBytes()) + (await image.driver.allocatedBytes());
+  }
+
+  async close(): Promise<void> {
+    const { schedule, request, image } = this.#state;
+    if (request.readOnly) return;
+    await schedule.close();
+    await this.#resizer.cover(this.#knownClusters);
+    if (this.#state.isDirty) await schedule.request();
+    await schedule.close();
+    await image.flush();
+    request.journal?.close();
+  }
+
+  #mappingOf(offset: GuestOffset, { isSet, lengthBytes }: GuestRun): Mapping {
+    if (!isSet) return { kind: 'unallocated', lengthBytes };
+    const { image, request } = this.#state;
+    // A flat image file never moves its bytes: who reads and writes may go to the file itself.
+    const inside =
+      image.driver.clusterBytes === 1 ? image.driver.mapping(offset, lengthBytes) : null;
+    if (inside !== null && !(inside instanceof Promise) && inside.kind === 'data')
+      return { ...inside, inPlace: inside.inPlace && !request.readOnly };
+    return {
+      kind: 'data',
+      lengthBytes,
+      file: image,
+      hostOffset: hostOffset(offset),
+      inPlace: false,
+    };
+  }
+}
