@@ -15,6 +15,7 @@ type NamedBy = (typeof NAMED_BY)[keyof typeof NAMED_BY];
 
 /** Offsets in entries have 9 zero bits. */
 const SECTOR_BYTES = 512;
+const ENTRY_BYTES = 8;
 const L1_PIECE_BYTES = 64 << 10;
 
 // The upper and the lower half of an entry (specification: "L1 table entry", "L2 table entry").
@@ -118,15 +119,21 @@ export class ReferenceWalk {
     const run: ContiguousRun = { next: 0 };
     // A table at offset 0 is the header; one with an unknown refcount is broken in another way.
     const areFlagsChecked = offset !== 0 && this.#state.hasRefcount(offset);
-    for (let at = 0; at < table.length; at += 8) {
+    const { l2EntryBytes } = this.#state.shape;
+    const isExtended = l2EntryBytes > ENTRY_BYTES;
+    for (let at = 0; at < table.length; at += l2EntryBytes) {
       const [high, low] = [view.getUint32(at), view.getUint32(at + 4)];
-      if (high === 0 && low === 0) continue;
+      const zeroes = isExtended ? view.getUint32(at + 8) : 0;
+      const allocated = isExtended ? view.getUint32(at + 12) : 0;
+      if (high === 0 && low === 0 && allocated === 0) continue;
       const entry: L2Entry = {
         high,
         low,
+        zeroes,
+        allocated,
         names,
         tableOffset: offset,
-        index: at / 8,
+        index: at / l2EntryBytes,
         areFlagsChecked,
       };
       if ((high & HIGH.compressed) !== 0) this.#compressed(entry);
@@ -139,6 +146,10 @@ export class ReferenceWalk {
     const times = e.names.active + e.names.snapshot;
     if ((e.high & HIGH.copied) !== 0) {
       this.#state.corruption(`${describe(e)}: a compressed cluster has the COPIED flag`, times);
+    }
+    if (e.zeroes !== 0 || e.allocated !== 0) {
+      this.#state.corruption(`${describe(e)}: a compressed cluster has subclusters`, times);
+      return;
     }
     totals.allocatedClusters += e.names.active;
     totals.fragmentedClusters += e.names.active;
@@ -160,7 +171,16 @@ export class ReferenceWalk {
       this.#state.corruption(`${describe(e)}: reserved bits are set (${bits})`, times);
     }
     const offset = offsetOf(e.high, e.low);
-    if (offset === 0) return;
+    if (offset === 0) {
+      if (e.allocated === 0) return;
+      const what = 'subclusters are allocated, but no cluster is';
+      this.#state.corruption(`${describe(e)}: ${what}`, times);
+      return;
+    }
+    if ((e.zeroes & e.allocated) !== 0) {
+      const what = 'subclusters are both allocated and zero';
+      this.#state.corruption(`${describe(e)}: ${what}`, times);
+    }
     if (offset % shape.clusterBytes !== 0) {
       const where = `host offset ${hex(offset)} is not cluster aligned`;
       this.#state.corruption(`${describe(e)}: ${where}`, times);
@@ -183,6 +203,9 @@ interface L2Names {
 interface L2Entry {
   readonly high: number;
   readonly low: number;
+  /** Bitmaps of subclusters; 0 without them. */
+  readonly zeroes: number;
+  readonly allocated: number;
   readonly names: L2Names;
   readonly tableOffset: number;
   readonly index: number;

@@ -13,6 +13,8 @@ export interface TablePlace {
 /** The header's fields that a check needs, each already validated as for opening. */
 export interface CheckShape {
   readonly clusterBytes: number;
+  /** Of an L2 entry: 16 where clusters have subclusters, else 8. */
+  readonly l2EntryBytes: number;
   readonly virtualSizeBytes: number;
   readonly refcountBits: number;
   readonly l1: TablePlace;

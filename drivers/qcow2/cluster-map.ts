@@ -11,7 +11,7 @@ import { isAligned } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
 import { type CachedTable, TableCache } from '../../src/block/table-cache.ts';
-import { entryHex, entryOffset, isCopied, type TableEntry } from './entry.ts';
+import { entryHex, entryOffset, isCopied, type L2Entry, type TableEntry } from './entry.ts';
 import { bytesPerL1Entry, type Qcow2Header } from './header.ts';
 import type { Change } from './journal-records.ts';
 import { ENTRY_BYTES } from './layout.ts';
@@ -48,6 +48,9 @@ export class ClusterMap {
   readonly slices: TableCache;
   readonly sliceBytes: number;
   readonly sliceEntries: number;
+  /** Of an L2 entry: 16 where clusters have subclusters, else 8. */
+  readonly entryBytes: number;
+  readonly hasSubclusters: boolean;
   /** Guest bytes of one L2 table. */
   readonly tableSpanBytes: number;
   /** L2 tables that are not on disk yet, by host offset: what they held when they were made. Null: zeros. */
@@ -65,8 +68,10 @@ export class ClusterMap {
     this.#l1Offset = l1Offset;
     this.#clusterBytes = header.clusterBytes;
     this.sliceBytes = Math.min(MAX_SLICE_BYTES, header.clusterBytes);
-    this.sliceEntries = this.sliceBytes / ENTRY_BYTES;
-    this.tableSpanBytes = bytesPerL1Entry(header.clusterBytes);
+    this.entryBytes = header.l2EntryBytes;
+    this.hasSubclusters = header.subclusterBytes < header.clusterBytes;
+    this.sliceEntries = this.sliceBytes / this.entryBytes;
+    this.tableSpanBytes = bytesPerL1Entry(header);
     this.slices = new TableCache({
       maxBytes: Math.max(cacheBytes, 4 * this.sliceBytes),
       load: (offset) => this.#loadSlice(offset),
@@ -134,7 +139,20 @@ export class ClusterMap {
     const l1Index = Math.floor(offset / this.tableSpanBytes);
     const entry = Math.floor((offset - l1Index * this.tableSpanBytes) / this.#clusterBytes);
     const index = entry % this.sliceEntries;
-    return { l1Index, sliceStart: (entry - index) * ENTRY_BYTES, index };
+    return { l1Index, sliceStart: (entry - index) * this.entryBytes, index };
+  }
+
+  /** Which subcluster of its cluster a guest offset lies in; 0 without subclusters. */
+  subclusterOf(offset: number): number {
+    return Math.floor((offset % this.#clusterBytes) / this.#options.header.subclusterBytes);
+  }
+
+  /** One entry of a slice. */
+  entry({ view }: CachedTable, index: number): L2Entry {
+    const at = index * this.entryBytes;
+    const [high, low] = [view.getUint32(at), view.getUint32(at + 4)];
+    if (!this.hasSubclusters) return { high, low, zeroes: 0, allocated: 0 };
+    return { high, low, zeroes: view.getUint32(at + 8), allocated: view.getUint32(at + 12) };
   }
 
   setL1(index: number, now: TableEntry): Change {
@@ -153,13 +171,16 @@ export class ClusterMap {
   }
 
   /** One entry of a slice that was got in this turn. */
-  setEntry(slice: CachedTable, index: number, now: TableEntry): Change {
-    const at = index * ENTRY_BYTES;
-    const old = { high: slice.view.getUint32(at), low: slice.view.getUint32(at + 4) };
+  setEntry(slice: CachedTable, index: number, now: L2Entry): Change {
+    const at = index * this.entryBytes;
+    const old = this.entry(slice, index);
     slice.view.setUint32(at, now.high);
     slice.view.setUint32(at + 4, now.low);
     this.slices.changed(slice);
-    return { kind: 'word', at: slice.key + at, old, now };
+    if (!this.hasSubclusters) return { kind: 'word', at: slice.key + at, old, now };
+    slice.view.setUint32(at + 8, now.zeroes);
+    slice.view.setUint32(at + 12, now.allocated);
+    return { kind: 'extended', at: slice.key + at, old, now };
   }
 
   /** The dirty L1 words as they are now. They stay dirty until `l1Written`. */

@@ -3,7 +3,10 @@
  * low, because a number holds 53.
  *
  *     high word  bit 31 COPIED (refcount is exactly one), bit 30 compressed, bits 0-23 offset bits 32-55
- *     low word   offset bits 9-31, bit 0 reads as zeros (version 3)
+ *     low word   offset bits 9-31, bit 0 reads as zeros (version 3; not in an image with subclusters)
+ *
+ * In an image with subclusters an L2 entry is 128 bits (specification: "Extended L2 Entries"): these two words, then one
+ * with a bit for each subcluster that reads as zeros, and one with a bit for each that is allocated.
  */
 
 const TWO_32 = 2 ** 32;
@@ -19,7 +22,24 @@ export interface TableEntry {
   readonly low: number;
 }
 
-export const NO_ENTRY: TableEntry = { high: 0, low: 0 };
+/** An L2 entry, of either kind: the bitmaps are 0 in an image without subclusters. Bit 0 is the first subcluster. */
+export interface L2Entry extends TableEntry {
+  readonly zeroes: number;
+  readonly allocated: number;
+}
+
+export const NO_ENTRY: L2Entry = { high: 0, low: 0, zeroes: 0, allocated: 0 };
+
+/** An entry without bitmap. */
+export const plainEntry = ({ high, low }: TableEntry): L2Entry => ({
+  high,
+  low,
+  zeroes: 0,
+  allocated: 0,
+});
+
+export const isSameEntry = (a: L2Entry, b: L2Entry): boolean =>
+  a.high === b.high && a.low === b.low && a.zeroes === b.zeroes && a.allocated === b.allocated;
 
 export const isCopied = (high: number): boolean => (high & COPIED_HIGH) !== 0;
 export const isCompressed = (high: number): boolean => (high & COMPRESSED_HIGH) !== 0;
@@ -34,7 +54,7 @@ export const copiedEntry = (hostOffset: number, isZero = false): TableEntry => (
   low: ((hostOffset >>> 0) | (isZero ? ZERO_LOW : 0)) >>> 0,
 });
 
-export const ZERO_ENTRY: TableEntry = { high: 0, low: ZERO_LOW };
+export const ZERO_ENTRY: L2Entry = { ...NO_ENTRY, low: ZERO_LOW };
 
 /** Where a compressed cluster lies: any byte offset, and at most so many bytes (whole sectors of the host). */
 export interface CompressedPlace {

@@ -19,6 +19,7 @@ import {
 } from './header-extensions.ts';
 import {
   ENTRY_BYTES,
+  EXTENDED_ENTRY_BYTES,
   HEADER,
   HEADER_V2_BYTES,
   HEADER_V3_BYTES,
@@ -30,13 +31,19 @@ import {
   MAX_REFCOUNT_TABLE_BYTES,
   MAX_SNAPSHOTS,
   MIN_CLUSTER_BITS,
+  MIN_EXTENDED_CLUSTER_BITS,
   SECTOR_BYTES,
+  SUBCLUSTERS,
 } from './layout.ts';
 
 export interface Qcow2Header {
   readonly version: 2 | 3;
   readonly clusterBits: number;
   readonly clusterBytes: number;
+  /** Of an L2 entry: 16 where clusters have subclusters, else 8. */
+  readonly l2EntryBytes: number;
+  /** The unit that is unallocated, zero or data: the cluster, or its 32nd part. */
+  readonly subclusterBytes: number;
   /** The header's `size`, whole sectors of it: what the guest sees. */
   readonly virtualSizeBytes: number;
   readonly cryptMethod: number;
@@ -63,8 +70,11 @@ export interface Qcow2Header {
 }
 
 /** Guest bytes that one L1 entry stands for. */
-export const bytesPerL1Entry = (clusterBytes: number): number =>
-  (clusterBytes / ENTRY_BYTES) * clusterBytes;
+export const bytesPerL1Entry = ({
+  clusterBytes,
+  l2EntryBytes,
+}: Pick<Qcow2Header, 'clusterBytes' | 'l2EntryBytes'>): number =>
+  (clusterBytes / l2EntryBytes) * clusterBytes;
 
 /** Reads the header cluster's start and checks it. Errors: EIO kind invalid-image naming the field; EOPNOTSUPP. */
 export const readHeader = async (file: Node, path: string): Promise<Qcow2Header> => {
@@ -115,11 +125,21 @@ export const parseHeader = (cluster: Uint8Array, fileBytes: number, path: string
     extensionsEnd(view, clusterBytes),
     path,
   );
+  const isExtended = (v3.incompatible & INCOMPATIBLE.extendedL2) !== 0;
+  if (isExtended && clusterBits < MIN_EXTENDED_CLUSTER_BITS) {
+    throw bad(
+      'clusterBits',
+      clusterBits,
+      'too few for extended L2 entries, which need 14 (16 KiB)',
+    );
+  }
   const header = {
     ...v3,
     version: version as 2 | 3,
     clusterBits,
     clusterBytes,
+    l2EntryBytes: isExtended ? EXTENDED_ENTRY_BYTES : ENTRY_BYTES,
+    subclusterBytes: isExtended ? clusterBytes / SUBCLUSTERS : clusterBytes,
     virtualSizeBytes: size - (size % SECTOR_BYTES),
     cryptMethod: view.getUint32(HEADER.cryptMethod),
     l1Entries: view.getUint32(HEADER.l1Size),
@@ -246,7 +266,7 @@ const checkTables = (h: Qcow2Header, fileBytes: number, bad: Bad): void => {
   };
   if (h.l1Entries * ENTRY_BYTES > MAX_L1_BYTES)
     throw bad('l1Size', h.l1Entries, 'a table of more than 32 MiB');
-  const needed = divideUp(h.virtualSizeBytes, bytesPerL1Entry(clusterBytes));
+  const needed = divideUp(h.virtualSizeBytes, bytesPerL1Entry(h));
   if (h.l1Entries < needed)
     throw bad('l1Size', h.l1Entries, `too few for the virtual size, which needs ${needed}`);
   if (h.l1Entries > 0) place('l1Offset', h.l1Entries * ENTRY_BYTES);
@@ -296,8 +316,6 @@ export const refuseUnsupported = (header: Qcow2Header, path: string): void => {
     refuse(names.map((n) => `'${n}'`).join(', '));
   }
   if ((header.incompatible & INCOMPATIBLE.dataFile) !== 0) refuse('an external data file');
-  if ((header.incompatible & INCOMPATIBLE.extendedL2) !== 0)
-    refuse('extended L2 entries (subclusters)');
   if (header.compressionType > COMPRESSION.zstd)
     refuse(`compression type ${header.compressionType}`);
   if (header.cryptMethod !== 0)
@@ -310,6 +328,7 @@ const bitsOf = (word: number): number[] =>
 /** What a check of the tables needs of the header. */
 export const checkShapeOf = (header: Qcow2Header): CheckShape => ({
   clusterBytes: header.clusterBytes,
+  l2EntryBytes: header.l2EntryBytes,
   virtualSizeBytes: header.virtualSizeBytes,
   refcountBits: header.refcountBits,
   l1: { offset: header.l1Offset, lengthBytes: header.l1Entries * ENTRY_BYTES },

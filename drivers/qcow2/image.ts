@@ -15,7 +15,7 @@ import { CompressedClusters } from './compressed.ts';
 import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { rewriteHeaderCluster, withBackingFormat } from './header-cluster.ts';
 import { HEADER, INCOMPATIBLE } from './layout.ts';
-import { EntryLookup, entryAt } from './lookup.ts';
+import { EntryLookup } from './lookup.ts';
 import { hasPreallocatedMetadata } from './preallocation.ts';
 import { Releases } from './release.ts';
 import { replayJournal } from './replay.ts';
@@ -34,6 +34,10 @@ export const openQcow2 = async (request: OpenRequest): Promise<DriverInstance> =
     header = await readHeader(request.file, request.path);
   }
   if (!request.readOnly) refuseUnrepaired(header, request.path);
+  if (!request.readOnly && header.l2EntryBytes > 8) {
+    const message = 'has extended L2 entries (subclusters): it cannot be written yet';
+    throw new BlockError({ kind: 'read-only', message, path: request.path, op: 'open' });
+  }
   const image = await Qcow2Image.load(request, header);
   if (!request.readOnly) await image.takeUpJournal();
   return image;
@@ -70,6 +74,7 @@ const refuseUnrepaired = (header: Qcow2Header, path: string): void => {
 export class Qcow2Image implements DriverInstance {
   readonly backingLink: BackingLink | null;
   readonly clusterBytes: number;
+  readonly subclusterBytes: number;
   readonly #state: ImageState;
   readonly #lookup: EntryLookup;
   readonly #compressed: CompressedClusters;
@@ -85,6 +90,7 @@ export class Qcow2Image implements DriverInstance {
     this.#state = state;
     this.backingLink = header.backing;
     this.clusterBytes = clusterBytes;
+    this.subclusterBytes = header.subclusterBytes;
     this.#lookup = new EntryLookup(state);
     this.#compressed = new CompressedClusters(request.file, request.path, header);
     const allocator = new Allocator({
@@ -143,7 +149,7 @@ export class Qcow2Image implements DriverInstance {
       const length = Math.min(clusterBytes - inCluster, buffer.length - done);
       const place = map.place(at);
       const slice = await map.slices.get(map.tableOffset(place.l1Index) + place.sliceStart);
-      const cluster = await this.#compressed.read(entryAt(slice, place.index));
+      const cluster = await this.#compressed.read(map.entry(slice, place.index));
       buffer.set(cluster.subarray(inCluster, inCluster + length), done);
       done += length;
     }

@@ -6,10 +6,11 @@
  *       WORD      file offset f64, old high u32, old low u32, new high u32, new low u32   an 8-byte table entry
  *       REFCOUNT  host cluster f64, old f64, new f64
  *       TABLE     file offset f64, source offset f64 (0: zeros)                          a cluster-sized table is new
+ *       EXTENDED  file offset f64, old: high, low, zeroes, allocated u32, new: the same   a 16-byte L2 entry
  */
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
-import type { TableEntry } from './entry.ts';
+import type { L2Entry, TableEntry } from './entry.ts';
 
 export type Change =
   | {
@@ -24,10 +25,16 @@ export type Change =
       readonly old: number;
       readonly now: number;
     }
-  | { readonly kind: 'table'; readonly at: number; readonly source: number };
+  | { readonly kind: 'table'; readonly at: number; readonly source: number }
+  | {
+      readonly kind: 'extended';
+      readonly at: number;
+      readonly old: L2Entry;
+      readonly now: L2Entry;
+    };
 
-const KIND = { word: 1, refcount: 2, table: 3 } as const;
-const BYTES = { word: 25, refcount: 25, table: 17 } as const;
+const KIND = { word: 1, refcount: 2, table: 3, extended: 4 } as const;
+const BYTES = { word: 25, refcount: 25, table: 17, extended: 41 } as const;
 
 export const encodeChanges = (changes: readonly Change[]): Uint8Array => {
   const bytes = new Uint8Array(changes.reduce((sum, c) => sum + BYTES[c.kind], 0));
@@ -45,6 +52,10 @@ export const encodeChanges = (changes: readonly Change[]): Uint8Array => {
       view.setFloat64(at + 1, c.cluster);
       view.setFloat64(at + 9, c.old);
       view.setFloat64(at + 17, c.now);
+    } else if (c.kind === 'extended') {
+      view.setFloat64(at + 1, c.at);
+      putEntry(view, at + 9, c.old);
+      putEntry(view, at + 25, c.now);
     } else {
       view.setFloat64(at + 1, c.at);
       view.setFloat64(at + 9, c.source);
@@ -53,6 +64,20 @@ export const encodeChanges = (changes: readonly Change[]): Uint8Array => {
   }
   return bytes;
 };
+
+const putEntry = (view: DataView, at: number, entry: L2Entry): void => {
+  view.setUint32(at, entry.high);
+  view.setUint32(at + 4, entry.low);
+  view.setUint32(at + 8, entry.zeroes);
+  view.setUint32(at + 12, entry.allocated);
+};
+
+const takeEntry = (view: DataView, at: number): L2Entry => ({
+  high: view.getUint32(at),
+  low: view.getUint32(at + 4),
+  zeroes: view.getUint32(at + 8),
+  allocated: view.getUint32(at + 12),
+});
 
 /** Errors: EIO for a record that this version did not write. */
 export const decodeChanges = (record: Uint8Array): Change[] => {
@@ -83,6 +108,10 @@ const decodeChange = (view: DataView, at: number, left: number): Change => {
       old: view.getFloat64(at + 9),
       now: view.getFloat64(at + 17),
     };
+  }
+  if (kind === KIND.extended && left >= BYTES.extended) {
+    const now = takeEntry(view, at + 25);
+    return { kind: 'extended', at: view.getFloat64(at + 1), old: takeEntry(view, at + 9), now };
   }
   if (kind === KIND.table && left >= BYTES.table) {
     return { kind: 'table', at: view.getFloat64(at + 1), source: view.getFloat64(at + 9) };

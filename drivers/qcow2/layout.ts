@@ -57,5 +57,10 @@ export const MAX_SNAPSHOT_EXTRA_BYTES = 1024;
 export const MAX_BACKING_NAME_BYTES = 1023;
 /** Host offsets have 56 bits; ours end at 2^53 all the same. */
 export const ENTRY_BYTES = 8;
+/** L2 entries with the bitmap of subclusters. */
+export const EXTENDED_ENTRY_BYTES = 16;
+export const SUBCLUSTERS = 32;
+/** A subcluster has 512 bytes at least. */
+export const MIN_EXTENDED_CLUSTER_BITS = 14;
 /** Sizes and offsets of the guest are whole sectors: QEMU leaves out what is over. */
 export const SECTOR_BYTES = 512;

@@ -4,23 +4,13 @@ import { isAligned } from '../../src/base/range.ts';
 import { type GuestOffset, hostOffset } from '../../src/base/units.ts';
 import type { Mapping } from '../../src/block/driver.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
-import {
-  entryHex,
-  entryOffset,
-  isCompressed,
-  isCopied,
-  type TableEntry,
-  ZERO_LOW,
-} from './entry.ts';
+import { entryHex, entryOffset, isCompressed, isCopied, type L2Entry, ZERO_LOW } from './entry.ts';
+import { SUBCLUSTERS } from './layout.ts';
 import type { ImageState } from './state.ts';
+import { equalSubclusters, type SubclusterKind, subclusterKind } from './subclusters.ts';
 
-/** What one L2 entry says. */
-export type EntryKind = 'unallocated' | 'zero' | 'zero-allocated' | 'data' | 'compressed';
-
-export const entryAt = (slice: CachedTable, index: number): TableEntry => ({
-  high: slice.view.getUint32(index * 8),
-  low: slice.view.getUint32(index * 8 + 4),
-});
+/** What one L2 entry says, or one subcluster of it. */
+export type EntryKind = SubclusterKind | 'compressed';
 
 export class EntryLookup {
   readonly #state: ImageState;
@@ -44,26 +34,40 @@ export class EntryLookup {
     return this.#inSlice(slice, index, offset, lengthBytes);
   }
 
-  /** Checks an entry. Errors: EIO for one that breaks the format or points nowhere. */
-  kindOf(slice: CachedTable, index: number): EntryKind {
-    const { high, low } = entryAt(slice, index);
-    if (isCompressed(high)) return 'compressed';
-    const offset = entryOffset(high, low);
-    const isZero = (low & ZERO_LOW) !== 0;
-    if (isZero && this.#state.header.version < 3) {
-      throw this.#bad(slice, index, 'reads as zeros, which version 2 does not have');
-    }
-    if (offset === 0) {
-      if (isCopied(high)) throw this.#bad(slice, index, 'points to the header');
-      return isZero ? 'zero' : 'unallocated';
-    }
-    const { clusterBytes, file, metadata } = this.#state;
-    if (!isAligned(offset, clusterBytes))
-      throw this.#bad(slice, index, 'is not a multiple of the cluster size');
-    if (offset >= file.lengthBytes && !this.#isAllocatedHere(offset))
-      throw this.#bad(slice, index, 'lies past the end of the file');
-    if (metadata.has(offset / clusterBytes)) throw this.#bad(slice, index, 'points to metadata');
+  /**
+   * Checks an entry, and says what it is; with subclusters, what the given one is. Errors: EIO for an entry that breaks the
+   * format or points nowhere.
+   */
+  kindOf(slice: CachedTable, index: number, subcluster = 0): EntryKind {
+    const entry = this.#state.map.entry(slice, index);
+    const problem = this.#problemOf(entry);
+    if (problem !== null) throw this.#bad(slice, index, problem);
+    return this.#kind(entry, subcluster);
+  }
+
+  #kind(entry: L2Entry, subcluster: number): EntryKind {
+    if (isCompressed(entry.high)) return 'compressed';
+    if (this.#state.map.hasSubclusters) return subclusterKind(entry, subcluster);
+    const isZero = (entry.low & ZERO_LOW) !== 0;
+    if (entryOffset(entry.high, entry.low) === 0) return isZero ? 'zero' : 'unallocated';
     return isZero ? 'zero-allocated' : 'data';
+  }
+
+  #problemOf({ high, low, zeroes, allocated }: L2Entry): string | null {
+    if (isCompressed(high)) return null;
+    const { clusterBytes, file, metadata, header, map } = this.#state;
+    if ((low & ZERO_LOW) !== 0 && header.version < 3 && !map.hasSubclusters)
+      return 'reads as zeros, which version 2 does not have';
+    if ((zeroes & allocated) !== 0) return 'has subclusters that are both allocated and zero';
+    const offset = entryOffset(high, low);
+    if (offset === 0) {
+      if (isCopied(high)) return 'points to the header';
+      return allocated === 0 ? null : 'has allocated subclusters, but no cluster';
+    }
+    if (!isAligned(offset, clusterBytes)) return 'is not a multiple of the cluster size';
+    if (offset >= file.lengthBytes && !this.#isAllocatedHere(offset))
+      return 'lies past the end of the file';
+    return metadata.has(offset / clusterBytes) ? 'points to metadata' : null;
   }
 
   #withoutTable(offset: number, lengthBytes: number, l1Index: number): Mapping {
@@ -78,26 +82,35 @@ export class EntryLookup {
 
   #inSlice(slice: CachedTable, index: number, offset: number, lengthBytes: number): Mapping {
     const { clusterBytes, map, file } = this.#state;
-    const kind = this.kindOf(slice, index);
-    const { high, low } = entryAt(slice, index);
     const inCluster = offset % clusterBytes;
-    const first = entryOffset(high, low);
-    const copied = isCopied(high);
-    let clusters = 1;
+    const subcluster = map.subclusterOf(offset);
+    const kind = this.kindOf(slice, index, subcluster);
+    const entry = map.entry(slice, index);
+    const first = entryOffset(entry.high, entry.low);
+    const copied = isCopied(entry.high);
     const limit = Math.min(
       map.sliceEntries - index,
       Math.ceil((inCluster + lengthBytes) / clusterBytes),
     );
-    while (
-      clusters < limit &&
-      this.#continues(slice, index + clusters, kind, first + clusters * clusterBytes, copied)
-    )
-      clusters++;
-    const run = { lengthBytes: Math.min(lengthBytes, clusters * clusterBytes - inCluster) };
+    let runEnd = clusterBytes;
+    if (map.hasSubclusters)
+      runEnd = this.#subclustersEnd({ slice, index, kind, subcluster, limit });
+    else {
+      let clusters = 1;
+      while (
+        clusters < limit &&
+        this.#continues(slice, index + clusters, kind, first + clusters * clusterBytes, copied)
+      )
+        clusters++;
+      runEnd = clusters * clusterBytes;
+    }
+    const run = { lengthBytes: Math.min(lengthBytes, runEnd - inCluster) };
     const at = hostOffset(first + inCluster);
     switch (kind) {
       case 'unallocated':
         return { kind: 'unallocated', ...run };
+      case 'reserved':
+        return { kind: 'unallocated', ...run, hostOffset: at };
       case 'zero':
         return { kind: 'zero', ...run, allocated: false };
       case 'zero-allocated':
@@ -109,6 +122,27 @@ export class EntryLookup {
     }
   }
 
+  /**
+   * How far subclusters of one kind lie side by side: bytes from the start of the first one's cluster. A bad entry ends the
+   * run before it.
+   */
+  #subclustersEnd({ slice, index, kind, subcluster, limit }: SubclusterRun): number {
+    const { map, clusterBytes, subclusterBytes } = this.#state;
+    if (kind === 'compressed') return clusterBytes;
+    const entry = map.entry(slice, index);
+    const place = entryOffset(entry.high, entry.low);
+    let end = subcluster + equalSubclusters(entry, subcluster);
+    for (let i = 1; i < limit && end === i * SUBCLUSTERS; i++) {
+      const next = map.entry(slice, index + i);
+      const expected = place === 0 ? 0 : place + i * clusterBytes;
+      if (entryOffset(next.high, next.low) !== expected) break;
+      if (isCopied(next.high) !== isCopied(entry.high)) break;
+      if (this.#problemOf(next) !== null || this.#kind(next, 0) !== kind) break;
+      end += equalSubclusters(next, 0);
+    }
+    return end * subclusterBytes;
+  }
+
   // A bad entry ends the run before it: only the request that reaches it fails.
   #continues(
     slice: CachedTable,
@@ -118,7 +152,7 @@ export class EntryLookup {
     copied: boolean,
   ): boolean {
     if (kind === 'compressed') return false;
-    const { high, low } = entryAt(slice, index);
+    const { high, low } = this.#state.map.entry(slice, index);
     if (kind === 'unallocated') return high === 0 && low === 0;
     if (isCompressed(high)) return false;
     if (kind === 'zero')
@@ -141,11 +175,24 @@ export class EntryLookup {
   }
 
   #bad(slice: CachedTable, index: number, what: string): Error {
-    const { high, low } = entryAt(slice, index);
-    const { path } = this.#state.request;
-    return invalidImage(`L2 entry ${entryHex(high, low)} ${what}`, {
-      path,
-      offset: slice.key + index * 8,
+    const { map, request } = this.#state;
+    const entry = map.entry(slice, index);
+    const bitmap = map.hasSubclusters
+      ? ` with bitmap ${entryHex(entry.zeroes, entry.allocated)}`
+      : '';
+    return invalidImage(`L2 entry ${entryHex(entry.high, entry.low)}${bitmap} ${what}`, {
+      path: request.path,
+      offset: slice.key + index * map.entryBytes,
     });
   }
+}
+
+interface SubclusterRun {
+  readonly slice: CachedTable;
+  readonly index: number;
+  readonly kind: EntryKind;
+  /** The first one. */
+  readonly subcluster: number;
+  /** Clusters to look at. */
+  readonly limit: number;
 }

@@ -7,6 +7,7 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { ReferenceWalk } from './check-references.ts';
 import { type CheckState, LANE } from './check-state.ts';
 
+const L1_ENTRY_BYTES = 8;
 const TWO_32 = 0x1_0000_0000;
 const COPIED = 0x8000_0000;
 const COMPRESSED = 0x4000_0000;
@@ -25,7 +26,7 @@ export const correctCopiedFlags = async (
   walk: ReferenceWalk,
   direction: FlagDirection,
 ): Promise<number> => {
-  const { l1, clusterBytes } = state.shape;
+  const { l1, clusterBytes, l2EntryBytes } = state.shape;
   let changed = 0;
   for (let done = 0; done < l1.lengthBytes; done += clusterBytes) {
     const place = {
@@ -33,11 +34,15 @@ export const correctCopiedFlags = async (
       lengthBytes: Math.min(clusterBytes, l1.lengthBytes - done),
     };
     if (referencesAt(state, place.offset) !== 1) continue;
-    changed += await correctTable(state, { ...place, isL1: true }, direction);
+    changed += await correctTable(
+      state,
+      { ...place, entryBytes: L1_ENTRY_BYTES, isL1: true },
+      direction,
+    );
   }
   for (const { offset, names } of walk.activeTables()) {
     if (!isUsable(state, offset) || referencesAt(state, offset) !== names) continue;
-    const table = { offset, lengthBytes: clusterBytes, isL1: false };
+    const table = { offset, lengthBytes: clusterBytes, entryBytes: l2EntryBytes, isL1: false };
     changed += await correctTable(state, table, direction);
   }
   return changed;
@@ -46,6 +51,7 @@ export const correctCopiedFlags = async (
 interface FlaggedTable {
   readonly offset: number;
   readonly lengthBytes: number;
+  readonly entryBytes: number;
   readonly isL1: boolean;
 }
 
@@ -58,7 +64,7 @@ const correctTable = async (
   if (!(await state.readTable(table.offset, bytes))) return 0;
   const view = viewOf(bytes);
   let changed = 0;
-  for (let at = 0; at < bytes.length; at += 8) {
+  for (let at = 0; at < bytes.length; at += table.entryBytes) {
     const [high, low] = [view.getUint32(at), view.getUint32(at + 4)];
     const offset = (high & HIGH_OFFSET) * TWO_32 + ((low & LOW_OFFSET) >>> 0);
     const isCompressed = !table.isL1 && (high & COMPRESSED) !== 0;

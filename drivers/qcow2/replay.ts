@@ -10,12 +10,27 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import { alignDown } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import { entryHex, entryOffset, hex, isCompressed, type TableEntry } from './entry.ts';
+import {
+  entryHex,
+  entryOffset,
+  hex,
+  isCompressed,
+  isSameEntry,
+  type L2Entry,
+  plainEntry,
+  type TableEntry,
+} from './entry.ts';
 import { type Change, decodeChanges } from './journal-records.ts';
-import { ENTRY_BYTES } from './layout.ts';
+import { ENTRY_BYTES, EXTENDED_ENTRY_BYTES } from './layout.ts';
 import type { ImageState } from './state.ts';
 
-type WordChange = Change & { kind: 'word' };
+/** Of an L1 word, a word of the refcount table, or an L2 entry of 8 or 16 bytes. */
+interface WordChange {
+  readonly at: number;
+  readonly old: L2Entry;
+  readonly now: L2Entry;
+  readonly lengthBytes: number;
+}
 type RefcountChange = Change & { kind: 'refcount' };
 
 interface Folded {
@@ -51,11 +66,20 @@ const fold = (changes: readonly Change[]): Folded => {
   const tables = new Map<number, number>();
   for (const c of changes) {
     if (c.kind === 'table') tables.set(c.at, c.source);
-    else if (c.kind === 'word') append(words, c.at, c);
+    else if (c.kind === 'word') append(words, c.at, wordChange(c));
+    else if (c.kind === 'extended')
+      append(words, c.at, { ...c, lengthBytes: EXTENDED_ENTRY_BYTES });
     else append(refcounts, c.cluster, c);
   }
   return { words, refcounts, tables };
 };
+
+const wordChange = ({ at, old, now }: Change & { kind: 'word' }): WordChange => ({
+  at,
+  old: plainEntry(old),
+  now: plainEntry(now),
+  lengthBytes: ENTRY_BYTES,
+});
 
 const append = <K, V>(map: Map<K, V[]>, key: K, value: V): void => {
   const known = map.get(key);
@@ -63,24 +87,29 @@ const append = <K, V>(map: Map<K, V[]>, key: K, value: V): void => {
   else known.push(value);
 };
 
-const isSame = (a: TableEntry, b: TableEntry): boolean => a.high === b.high && a.low === b.low;
+const readWord = async (
+  { file }: ImageState,
+  at: number,
+  lengthBytes: number,
+): Promise<L2Entry> => {
+  const bytes = new Uint8Array(EXTENDED_ENTRY_BYTES);
+  await file.readClipped(guestOffset(at), bytes.subarray(0, lengthBytes));
+  const view = viewOf(bytes);
+  const bitmap = { zeroes: view.getUint32(8), allocated: view.getUint32(12) };
+  return { high: view.getUint32(0), low: view.getUint32(4), ...bitmap };
+};
 
 /** What on disk is neither old nor new; null when all is. Entries of tables that are new are not on disk yet. */
 const findConflict = async (state: ImageState, folded: Folded): Promise<string | null> => {
-  const { file, clusterBytes, refcounts } = state;
+  const { clusterBytes, refcounts } = state;
   for (const [at, changes] of folded.words) {
-    if (folded.tables.has(alignDown(at, clusterBytes))) continue;
-    const bytes = new Uint8Array(ENTRY_BYTES);
-    await file.readClipped(guestOffset(at), bytes);
-    const found = { high: viewOf(bytes).getUint32(0), low: viewOf(bytes).getUint32(4) };
     const first = changes[0];
-    if (
-      first === undefined ||
-      isSame(first.old, found) ||
-      changes.some((c) => isSame(c.now, found))
-    )
-      continue;
-    return `table entry at ${hex(at)} is ${entryHex(found.high, found.low)}`;
+    if (first === undefined || folded.tables.has(alignDown(at, clusterBytes))) continue;
+    const found = await readWord(state, at, first.lengthBytes);
+    if (isSameEntry(first.old, found) || changes.some((c) => isSameEntry(c.now, found))) continue;
+    const bitmap =
+      first.lengthBytes === ENTRY_BYTES ? '' : ` ${entryHex(found.zeroes, found.allocated)}`;
+    return `table entry at ${hex(at)} is ${entryHex(found.high, found.low)}${bitmap}`;
   }
   for (const [cluster, changes] of folded.refcounts) {
     const offset = refcounts.blockOffset(refcounts.blockIndexOf(cluster));
@@ -164,11 +193,11 @@ const makeTables = async (state: ImageState, folded: Folded): Promise<void> => {
   }
 };
 
-const setL2 = async (state: ImageState, at: number, now: TableEntry): Promise<void> => {
+const setL2 = async (state: ImageState, at: number, now: L2Entry): Promise<void> => {
   const { map } = state;
   const key = alignDown(at, map.sliceBytes);
   await map.slices.get(key);
   const slice = map.slices.peek(key);
   if (slice === undefined) throw new RangeError('a slice that was just loaded is there');
-  map.setEntry(slice, (at - key) / ENTRY_BYTES, now);
+  map.setEntry(slice, (at - key) / map.entryBytes, now);
 };

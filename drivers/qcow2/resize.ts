@@ -53,7 +53,7 @@ export class Resizer {
   async #prepareGrowth(old: number, now: number): Promise<void> {
     const state = this.#state;
     const { clusterBytes } = state;
-    const entries = divideUp(now, bytesPerL1Entry(clusterBytes));
+    const entries = divideUp(now, bytesPerL1Entry(state.header));
     if (entries * ENTRY_BYTES > MAX_L1_BYTES) {
       const message = `cannot be ${now} bytes: with clusters of ${clusterBytes} bytes its L1 table would pass 32 MiB`;
       throw new BlockError({

@@ -26,6 +26,8 @@ export class ImageState {
   readonly header: Qcow2Header;
   readonly file: Node;
   readonly clusterBytes: number;
+  /** The unit that is unallocated, zero or data: the cluster, or its 32nd part. */
+  readonly subclusterBytes: number;
   readonly refcounts: Refcounts;
   readonly map: ClusterMap;
   readonly metadata: MetadataClusters;
@@ -53,6 +55,7 @@ export class ImageState {
     this.header = header;
     this.file = request.file;
     this.clusterBytes = header.clusterBytes;
+    this.subclusterBytes = header.subclusterBytes;
     this.lengthBytes = header.virtualSizeBytes;
     this.refcounts = parts.refcounts;
     this.map = parts.map;

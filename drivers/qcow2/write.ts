@@ -12,9 +12,9 @@ import type { Mapping } from '../../src/block/driver.ts';
 import type { Allocation, Allocator } from './allocator.ts';
 import { BufferPool } from './buffer-pool.ts';
 import { CompressedWriter } from './compressed-write.ts';
-import { copiedEntry, entryOffset, isCopied } from './entry.ts';
+import { copiedEntry, entryOffset, isCopied, plainEntry } from './entry.ts';
 import type { Change } from './journal-records.ts';
-import { type EntryLookup, entryAt } from './lookup.ts';
+import type { EntryLookup } from './lookup.ts';
 import type { ImageState } from './state.ts';
 import type { OwnTables } from './tables.ts';
 
@@ -97,8 +97,8 @@ export class Writer {
       }
       const place = map.place(offset);
       const slice = await this.#tables.sliceFor(place);
-      const old = entryAt(slice, place.index);
-      const change = map.setEntry(slice, place.index, placed.entry);
+      const old = map.entry(slice, place.index);
+      const change = map.setEntry(slice, place.index, plainEntry(placed.entry));
       this.#state.unmapEntry(old);
       request.mappingChanged({ start: guestOffset(offset), lengthBytes: clusterBytes });
       await this.#state.record([...placed.changes, change]);
@@ -199,13 +199,13 @@ export class Writer {
 
   /** The host cluster that a zero cluster of this image alone keeps: it is used again. */
   #keptCluster(slice: Parameters<EntryLookup['kindOf']>[0], index: number): number | null {
-    const { high, low } = entryAt(slice, index);
+    const { high, low } = this.#state.map.entry(slice, index);
     const kind = this.#lookup.kindOf(slice, index);
     return kind === 'zero-allocated' && isCopied(high) ? entryOffset(high, low) : null;
   }
 
   #needsCluster(slice: Parameters<EntryLookup['kindOf']>[0], index: number): boolean {
-    const { high } = entryAt(slice, index);
+    const { high } = this.#state.map.entry(slice, index);
     switch (this.#lookup.kindOf(slice, index)) {
       case 'data':
       case 'zero-allocated':
@@ -324,8 +324,8 @@ export class Writer {
     const slice = await this.#tables.sliceFor(place);
     const changes: Change[] = [...allocated];
     for (let i = 0; i < target.clusters; i++) {
-      const old = entryAt(slice, place.index + i);
-      const now = copiedEntry(target.hostOffset + i * clusterBytes, asZeros);
+      const old = map.entry(slice, place.index + i);
+      const now = plainEntry(copiedEntry(target.hostOffset + i * clusterBytes, asZeros));
       if (entryOffset(old.high, old.low) !== entryOffset(now.high, now.low))
         this.#state.unmapEntry(old);
       changes.push(map.setEntry(slice, place.index + i, now));

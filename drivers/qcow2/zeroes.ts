@@ -10,13 +10,14 @@ import {
   entryOffset,
   isCompressed,
   isCopied,
+  isSameEntry,
+  type L2Entry,
   NO_ENTRY,
-  type TableEntry,
   ZERO_ENTRY,
   ZERO_LOW,
 } from './entry.ts';
 import type { Change } from './journal-records.ts';
-import { type EntryKind, type EntryLookup, entryAt } from './lookup.ts';
+import type { EntryKind, EntryLookup } from './lookup.ts';
 import type { ImageState } from './state.ts';
 import type { OwnTables } from './tables.ts';
 import type { Writer } from './write.ts';
@@ -110,10 +111,10 @@ export class Zeroes {
     return next;
   }
 
-  #zeroEntry(old: TableEntry, kind: EntryKind, at: number, mode: ZeroMode): TableEntry {
+  #zeroEntry(old: L2Entry, kind: EntryKind, at: number, mode: ZeroMode): L2Entry {
     const hasBelow = at < this.#state.backingBytes;
     const isOwn = isCopied(old.high) && (kind === 'data' || kind === 'zero-allocated');
-    if (mode === 'keep' && isOwn) return { high: old.high, low: (old.low | ZERO_LOW) >>> 0 };
+    if (mode === 'keep' && isOwn) return { ...old, low: (old.low | ZERO_LOW) >>> 0 };
     if (kind === 'unallocated' && !hasBelow) return old;
     if (kind === 'zero') return old;
     return this.#state.header.version >= 3 && hasBelow ? ZERO_ENTRY : NO_ENTRY;
@@ -122,7 +123,7 @@ export class Zeroes {
   async #changeEntries(
     start: number,
     end: number,
-    change: (old: TableEntry, kind: EntryKind, at: number) => TableEntry,
+    change: (old: L2Entry, kind: EntryKind, at: number) => L2Entry,
   ): Promise<void> {
     const { map, clusterBytes, request } = this.#state;
     const place = map.place(start);
@@ -130,9 +131,9 @@ export class Zeroes {
     const changes: Change[] = [];
     for (let i = 0; start + i * clusterBytes < end; i++) {
       const index = place.index + i;
-      const old = entryAt(slice, index);
+      const old = map.entry(slice, index);
       const now = change(old, this.#lookup.kindOf(slice, index), start + i * clusterBytes);
-      if (now.high === old.high && now.low === old.low) continue;
+      if (isSameEntry(now, old)) continue;
       if (!keepsPlace(old, now)) this.#state.unmapEntry(old);
       changes.push(map.setEntry(slice, index, now));
     }
@@ -142,7 +143,7 @@ export class Zeroes {
   }
 }
 
-const keepsPlace = (old: TableEntry, now: TableEntry): boolean =>
+const keepsPlace = (old: L2Entry, now: L2Entry): boolean =>
   !isCompressed(old.high) &&
   (now.high & COPIED_HIGH) !== 0 &&
   entryOffset(old.high, old.low) === entryOffset(now.high, now.low);

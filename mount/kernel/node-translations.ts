@@ -167,10 +167,12 @@ export class NodeTranslations {
 
 /** log2 of the page size; null for a view that the table cannot hold. */
 const pageBitsOf = (root: Node): number | null => {
-  const { clusterBytes, lengthBytes } = root.driver;
+  const { clusterBytes, subclusterBytes = clusterBytes, lengthBytes } = root.driver;
   if (lengthBytes === 0) return null;
-  if (clusterBytes > 1)
-    return isPowerOfTwo(clusterBytes) && clusterBytes >= 512 ? Math.log2(clusterBytes) : null;
+  if (subclusterBytes > 1) {
+    const isPage = isPowerOfTwo(subclusterBytes) && subclusterBytes >= 512;
+    return isPage ? Math.log2(subclusterBytes) : null;
+  }
   const whole = root.driver.mapping(guestOffset(0), lengthBytes);
   const isOnePage = !(whole instanceof Promise) && whole.lengthBytes === lengthBytes;
   return isOnePage ? ONE_PAGE : UNCLUSTERED_PAGE_BITS;

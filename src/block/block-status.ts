@@ -32,27 +32,35 @@ export const blockStatusOf = async (
   const run = { ...NOWHERE, lengthBytes: m.lengthBytes, allocated: true };
   switch (m.kind) {
     case 'unallocated':
-      return backingStatus(node, offset, m.lengthBytes);
+      return backingStatus(node, offset, m);
     case 'opaque':
       return { ...run, zero: false, data: true, compressed: true };
-    case 'zero': {
-      const isKept = m.hostOffset !== undefined;
-      const path = isKept ? (node.file?.path ?? null) : null;
-      return { ...run, path, hostOffset: m.hostOffset ?? null, zero: true, data: false };
-    }
+    case 'zero':
+      return { ...run, ...keptPlace(node, m), zero: true, data: false };
     case 'data':
       return dataStatus(node, m, run);
   }
 };
 
+/** Where a layer keeps space for what reads otherwise. */
+const keptPlace = (
+  node: Node,
+  m: Extract<Mapping, { kind: 'zero' | 'unallocated' }>,
+): Pick<BlockStatus, 'hostOffset' | 'path'> =>
+  m.hostOffset === undefined
+    ? { hostOffset: null, path: null }
+    : { hostOffset: m.hostOffset, path: node.file?.path ?? null };
+
 const backingStatus = async (
   node: Node,
   offset: GuestOffset,
-  lengthBytes: number,
+  m: Extract<Mapping, { kind: 'unallocated' }>,
 ): Promise<BlockStatus> => {
   const below = node.backing;
+  const { lengthBytes } = m;
   if (below === null || offset >= below.lengthBytes) {
-    return { ...NOWHERE, lengthBytes, allocated: false, zero: true, data: false };
+    const run = { ...NOWHERE, ...keptPlace(node, m), lengthBytes };
+    return { ...run, allocated: false, zero: true, data: false };
   }
   const inside = Math.min(lengthBytes, below.lengthBytes - offset);
   const found = await blockStatusOf(below, offset, inside);

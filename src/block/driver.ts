@@ -64,8 +64,15 @@ export type Mapping =
       readonly allocated: boolean;
       readonly hostOffset?: HostOffset;
     }
-  /** Not in this layer: the backing's bytes, or zeros past its end or without one. */
-  | { readonly kind: 'unallocated'; readonly lengthBytes: number }
+  /**
+   * Not in this layer: the backing's bytes, or zeros past its end or without one. `hostOffset`: where space is kept for it
+   * all the same, as in `zero`.
+   */
+  | {
+      readonly kind: 'unallocated';
+      readonly lengthBytes: number;
+      readonly hostOffset?: HostOffset;
+    }
   /** In this layer, but only the driver's `read` gives the bytes (compressed, encrypted; a protocol driver's own). */
   | { readonly kind: 'opaque'; readonly lengthBytes: number };
 
@@ -80,6 +87,8 @@ export interface DriverInstance {
   readonly lengthBytes: number;
   /** The unit in which space is mapped, in bytes; for formats without one, `lengthBytes` does not matter: 1. */
   readonly clusterBytes: number;
+  /** Where parts of a cluster may lie in different layers: the size of a part, in bytes. Else that of the cluster. */
+  readonly subclusterBytes?: number;
 
   /**
    * Where a range is. Synchronous when the metadata is in memory, so that hits cost no turn of the event

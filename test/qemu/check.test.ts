@@ -79,16 +79,19 @@ describe('check', () => {
     });
   }
 
-  for (const [clusterBytes, refcountBits] of [
-    [512, 1],
-    [512, 64],
-    [4096, 16],
-    [65536, 4],
+  for (const [clusterBytes, refcountBits, extended] of [
+    [512, 1, 'off'],
+    [512, 64, 'off'],
+    [4096, 16, 'off'],
+    [65536, 4, 'off'],
+    [16384, 16, 'on'],
   ] as const) {
-    test(`finds what qemu-img finds in damaged tables: ${clusterBytes}, ${refcountBits}`, async () => {
+    const name = `${clusterBytes}, ${refcountBits}, subclusters ${extended}`;
+    test(`finds what qemu-img finds in damaged tables: ${name}`, async () => {
       const random = seededRandom(SEED + clusterBytes + refcountBits);
       const image = join(scratch.path, 'damaged.qcow2');
-      const options = `cluster_size=${clusterBytes},refcount_bits=${refcountBits}`;
+      const shape = `cluster_size=${clusterBytes},refcount_bits=${refcountBits}`;
+      const options = `${shape},extended_l2=${extended}`;
       const size = String(clusterBytes * 300);
       await qemuImg(['create', '-q', '-f', 'qcow2', '-o', options, image, size]);
       const at = (): number => random.below(280) * clusterBytes;

@@ -93,6 +93,22 @@ const special: readonly ImageRecipe[] = [
     size: '3M',
     io: ['write -P 1 0 512k', 'write -z 64k 128k', 'write -z 320k 64k'],
   }),
+  simple('subclusters', {
+    options: 'extended_l2=on,cluster_size=64k',
+    size: '3M',
+    io: [...MIXED, 'write -P 7 2500k 2k', 'write -z 2504k 6k', 'write -c -P 8 2752k 64k'],
+    snapshots: [['first', ['write -P 9 0 3k', 'write -z 1030k 10k']]],
+  }),
+  simple('subclusters-16k', {
+    options: 'extended_l2=on,cluster_size=16k',
+    size: '3M',
+    io: [...MIXED, 'write -P 7 2500k 512', 'write -z 2501k 1k', 'discard 1M 20k'],
+  }),
+  simple('subclusters-preallocated', {
+    options: 'extended_l2=on,preallocation=metadata',
+    size: '3M',
+    io: ['write -P 5 100k 50k', 'write -z 1M 10k'],
+  }),
   simple('snapshots', {
     options: 'cluster_size=64k',
     size: '3M',
@@ -123,6 +139,23 @@ const chain: ImageRecipe = {
   },
 };
 
+/** A cluster in two places: parts of it in the overlay, as data or zeros, the rest below. */
+const subclusterChain: ImageRecipe = {
+  name: 'subcluster-chain',
+  make: async (directory) => {
+    const base = join(directory, 'subcluster-base.qcow2');
+    const top = join(directory, 'subcluster-top.qcow2');
+    await qemuImg(['create', '-q', '-f', 'qcow2', '-o', 'extended_l2=on', base, '2500k']);
+    await qemuIo(base, ['write -P 1 0 1M', 'write -P 2 1026k 4k', 'write -z 100k 4k']);
+    const below = ['-b', 'subcluster-base.qcow2', '-F', 'qcow2'];
+    const options = 'extended_l2=on,cluster_size=128k';
+    await qemuImg(['create', '-q', '-f', 'qcow2', ...below, '-o', options, top, '3M']);
+    const writes = ['write -P 3 64k 4k', 'write -P 4 200k 70k', 'write -P 5 2498k 8k'];
+    await qemuIo(top, [...writes, 'write -z 80k 8k', 'write -z 512k 256k']);
+    return top;
+  },
+};
+
 /** Every recipe. Names are unique. */
 export const IMAGE_MATRIX: readonly ImageRecipe[] = [
   ...version3,
@@ -130,4 +163,5 @@ export const IMAGE_MATRIX: readonly ImageRecipe[] = [
   ...refcounts,
   ...special,
   chain,
+  subclusterChain,
 ];
