@@ -1,6 +1,7 @@
 /** The contract of a backend: one way of speaking FUSE for a directory of views. */
 import type { Log } from '../src/base/log.ts';
 import type { Directory } from './directory.ts';
+import type { OperationLatency } from './latencies.ts';
 
 export interface BackendOptions {
   readonly directory: Directory;
@@ -9,6 +10,8 @@ export interface BackendOptions {
   readonly allowOther: boolean;
   /** Data-plane workers, where the backend has them. */
   readonly threads: number;
+  /** Whether to keep latencies: two looks at the clock a request. */
+  readonly measure: boolean;
   readonly log: Log;
 }
 
@@ -29,4 +32,6 @@ export interface Backend {
   /** Resolves when the mount is gone and no request is in flight any more. */
   readonly ended: Promise<void>;
   counters(): BackendCounters;
+  /** Empty where they are not kept. */
+  latencies(): readonly OperationLatency[];
 }

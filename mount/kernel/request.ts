@@ -35,6 +35,8 @@ export class FuseRequest {
   readonly uniqueLow: number;
   readonly uniqueHigh: number;
   readonly lengthBytes: number;
+  /** When the control plane has got it; `performance.now()`. */
+  readonly arrivedMs = performance.now();
   #region: Region;
   #slot: number;
 

@@ -18,6 +18,7 @@ import {
 } from '../../src/translation/table-layout.ts';
 import { TranslationTable } from '../../src/translation/translation-table.ts';
 import type { Backend, BackendCounters, BackendOptions } from '../backend.ts';
+import { Latencies, type Operation, type OperationLatency } from '../latencies.ts';
 import { BATCH_FORGET_IN, INIT2, INTERRUPT_IN, OPCODE } from './abi.ts';
 import type { HandlerContext } from './context.ts';
 import { Doorbell } from './doorbell.ts';
@@ -27,7 +28,7 @@ import { NodeTranslations } from './node-translations.ts';
 import { Notifier, resendRequest } from './notifier.ts';
 import { OpenHandles } from './open-handles.ts';
 import { Passthrough, type PassthroughOptions } from './passthrough.ts';
-import { FuseRequest, REPLY_AT, type Region, regionOf } from './request.ts';
+import { FuseRequest, REPLY_AT, REPLY_BODY_AT, type Region, regionOf } from './request.ts';
 import { RequestQueue } from './request-queue.ts';
 import { runWorkers } from './worker-pool.ts';
 
@@ -54,12 +55,16 @@ export class KernelSession implements Backend {
   readonly #regions: readonly Region[];
   readonly #doorbell: Doorbell;
   readonly #counters: SharedArrayBuffer;
+  readonly #latencies: Latencies | null;
   readonly #notifier: Notifier;
   readonly #queue: RequestQueue;
   readonly #context: HandlerContext;
   /** LOOKUPs and listings of each node that the kernel has not forgotten. */
   readonly #lookups = new Map<number, number>();
   #faults = 0;
+  /** Of what the control plane has answered. */
+  #readBytes = 0;
+  #writtenBytes = 0;
   #serving = 0;
   #whenServed: (() => void) | null = null;
   #endPauses: () => void = () => undefined;
@@ -72,6 +77,7 @@ export class KernelSession implements Backend {
     this.#receiver = new SlotReceiver(this.#slots);
     this.#regions = regionsOf(this.#slots);
     this.#counters = createSharedCounters(threads);
+    this.#latencies = options.measure ? new Latencies(threads) : null;
     const table = this.#sharedTable();
     this.#queue = new RequestQueue({
       perView: SLOTS / 2,
@@ -97,18 +103,29 @@ export class KernelSession implements Backend {
     const sum = (counter: number): number => sumCounter(this.#counters, counter);
     return {
       requests: sum(COUNTER.requests),
-      readBytes: sum(COUNTER.readBytes),
-      writtenBytes: sum(COUNTER.writtenBytes),
+      readBytes: sum(COUNTER.readBytes) + this.#readBytes,
+      writtenBytes: sum(COUNTER.writtenBytes) + this.#writtenBytes,
       faults: this.#faults,
       hits: sum(COUNTER.hits),
       tableBytes: this.#context.translations?.bytes ?? 0,
     };
   }
 
+  latencies(): readonly OperationLatency[] {
+    return this.#latencies?.all() ?? [];
+  }
+
   async #run(table: SharedTable | null): Promise<void> {
     const { descriptor, threads } = this.#options;
     const doorbell = this.#doorbell.writeEnd;
-    const shared = { descriptor, doorbell, slots: this.#slots, counters: this.#counters, table };
+    const shared = {
+      descriptor,
+      doorbell,
+      slots: this.#slots,
+      counters: this.#counters,
+      latencies: this.#latencies?.ofWorkers ?? null,
+      table,
+    };
     try {
       await runWorkers(
         Array.from({ length: threads }, (_, worker) => ({
@@ -238,11 +255,19 @@ export class KernelSession implements Backend {
   }
 
   #reply(request: FuseRequest, errno: number, bodyBytes: number): void {
+    if (errno === 0) this.#count(request, bodyBytes);
     this.#send(request, errno, errno === 0 ? bodyBytes : 0);
+    this.#latencies?.served(operationOf(request.opcode), performance.now() - request.arrivedMs);
     if (request.slot >= 0) this.#receiver.release(request.slot);
     this.#queue.ended(request);
     this.#serving--;
     if (this.#serving === 0) this.#whenServed?.();
+  }
+
+  #count(request: FuseRequest, bodyBytes: number): void {
+    if (request.opcode === OPCODE.READ) this.#readBytes += bodyBytes;
+    else if (request.opcode === OPCODE.WRITE)
+      this.#writtenBytes += request.reply.getUint32(REPLY_BODY_AT, true);
   }
 
   /** For a request that was never started. */
@@ -303,6 +328,12 @@ export class KernelSession implements Backend {
     this.#replyError(waiting, new BlockError({ kind: 'interrupted', message: 'interrupted' }));
   }
 }
+
+const operationOf = (opcode: number): Operation => {
+  if (opcode === OPCODE.READ) return 'read';
+  if (opcode === OPCODE.WRITE) return 'write';
+  return opcode === OPCODE.FSYNC ? 'fsync' : 'other';
+};
 
 const regionsOf = (slots: SharedSlots): readonly Region[] =>
   Array.from({ length: slots.slots }, (_, slot) =>

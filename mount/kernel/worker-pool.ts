@@ -12,6 +12,8 @@ export interface WorkerSetup {
   /** 8 bytes of its own. */
   readonly spliceOffset: SharedArrayBuffer;
   readonly counters: SharedArrayBuffer;
+  /** Null: latencies are not kept. */
+  readonly latencies: SharedArrayBuffer | null;
   /** Null: every request faults. */
   readonly table: SharedTable | null;
 }

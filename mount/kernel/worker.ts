@@ -15,6 +15,7 @@ import { Lookup, ZERO_RUN } from '../../src/translation/lookup.ts';
 import { Patience } from '../../src/translation/patience.ts';
 import { HEADER_AREA_BYTES, SlotTaker } from '../../src/translation/slots.ts';
 import { DIRECT_FILE, layoutOf, READ, WRITE } from '../../src/translation/table-layout.ts';
+import { OPERATIONS, recorderOf } from '../latencies.ts';
 import { IN, OPCODE, OUT, OUT_HEADER_BYTES, READ_IN, WRITE_OUT_BYTES } from './abi.ts';
 import { ringDoorbell } from './doorbell.ts';
 import { REPLY_AT, REPLY_BODY_AT, REQUEST_AT, REQUEST_BODY_AT } from './request.ts';
@@ -27,6 +28,8 @@ const memory = new Uint8Array(slots.memory);
 const fields = new DataView(slots.memory);
 const taker = new SlotTaker(slots);
 const counters = new WorkerCounters(setup.counters, setup.worker);
+const latencies = setup.latencies === null ? null : recorderOf(setup.latencies, setup.worker);
+const [READ_LATENCY, WRITE_LATENCY] = [OPERATIONS.indexOf('read'), OPERATIONS.indexOf('write')];
 const layout = setup.table === null ? null : layoutOf(setup.table);
 const lookup = layout === null ? null : new Lookup(layout, setup.worker);
 const patience = layout === null ? null : new Patience(layout);
@@ -215,8 +218,14 @@ const serve = (): void => {
     }
     counters.add(COUNTER.requests, 1);
     const opcode = fields.getUint32(base + REQUEST_AT + IN.opcode, true);
-    if ((opcode === OPCODE.READ || opcode === OPCODE.WRITE) && transfer(base, slot, opcode))
-      continue;
+    if (opcode === OPCODE.READ || opcode === OPCODE.WRITE) {
+      const begunMs = latencies === null ? 0 : performance.now();
+      if (transfer(base, slot, opcode)) {
+        const kind = opcode === OPCODE.READ ? READ_LATENCY : WRITE_LATENCY;
+        if (latencies !== null) latencies.record(kind, performance.now() - begunMs);
+        continue;
+      }
+    }
     counters.add(COUNTER.faults, 1);
     if (taker.handOver(slot)) ringDoorbell(doorbell);
     slot = taker.take();

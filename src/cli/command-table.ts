@@ -29,7 +29,7 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
   },
   status: {
     synopsis: 'status [mountpoint]',
-    usage: 'status [MOUNTPOINT]',
+    usage: 'status [--watch] [MOUNTPOINT]',
     summary: 'Show what is mounted, and how each image fares',
     load: async () => erase((await import('./commands/status.ts')).command),
   },

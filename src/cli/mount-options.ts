@@ -4,6 +4,7 @@
  */
 import { availableParallelism } from 'node:os';
 import type { Argv } from 'yargs';
+import type { MetricsAddress } from '../daemon/metrics-server.ts';
 import { isMountFlag } from '../daemon/mount-flags.ts';
 import { UsageError } from './command.ts';
 import { isIgnored, optionsOf } from './option-list.ts';
@@ -18,7 +19,6 @@ const NOT_YET = [
   'secret',
   'record',
   'prefetch',
-  'metrics',
   'no-resume',
   'state-dir',
 ];
@@ -34,6 +34,7 @@ const VALUES = [
   'lock',
   'discard',
   'log-level',
+  'metrics',
 ] as const;
 
 const MIN_THREADS = 1;
@@ -142,6 +143,12 @@ const declareImageOptions = <T>(yargs: Argv<T>) =>
       default: false,
       describe: 'Truncating to a smaller size shrinks the disk',
     })
+    .option('metrics', {
+      type: 'string',
+      requiresArg: true,
+      describe: '[HOST:]PORT to serve Prometheus text at, on loopback',
+      defaultDescription: 'off',
+    })
     .option('log-level', {
       choices: ['error', 'warning', 'info', 'debug'] as const,
       default: 'info' as const,
@@ -220,4 +227,16 @@ export const parseCacheSize = (text: string): number => {
   const bytes = parseSize(text, '--l2-cache-size');
   if (bytes >= MIN_CACHE_BYTES) return bytes;
   throw new UsageError(`'${text}' is less than 64k`, '--l2-cache-size');
+};
+
+/** `[HOST:]PORT`, null when it is not asked for. Errors: UsageError, also for a host that is not this machine. */
+export const parseMetrics = (text: string | undefined): MetricsAddress | null => {
+  if (text === undefined) return null;
+  const parts = /^(?:(?<host>[^:]+|\[[0-9a-f:]+\]):)?(?<port>\d{1,5})$/i.exec(text)?.groups;
+  const port = Number(parts?.['port']);
+  const host = (parts?.['host'] ?? '127.0.0.1').replace(/^\[|\]$/g, '');
+  if (!(port >= 1 && port <= 65_535))
+    throw new UsageError(`'${text}' is no [HOST:]PORT`, '--metrics');
+  if (/^127(?:\.\d{1,3}){3}$|^::1$|^localhost$/.test(host)) return { host, port };
+  throw new UsageError(`'${host}' is not loopback: metrics name every image`, '--metrics');
 };

@@ -17,6 +17,8 @@ import { DriverRegistry } from '../block/registry.ts';
 import { createJournalFactory } from '../block/restart-journal-file.ts';
 import { dieWithParent } from '../os/linux.ts';
 import type { EngineConfig, EngineMessage, SupervisorMessage } from './messages.ts';
+import type { MetricsSource } from './metrics.ts';
+import { serveMetrics } from './metrics-server.ts';
 import { serveStatus } from './status-server.ts';
 import { SupervisorLink } from './supervisor-link.ts';
 
@@ -34,7 +36,8 @@ const send = (message: EngineMessage): void => {
 interface Engine {
   readonly backend: Backend;
   readonly catalog: Catalog;
-  readonly closeStatus: () => void;
+  /** Ends control socket and metrics. */
+  readonly closeServers: () => void;
 }
 
 const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Promise<Engine> => {
@@ -63,7 +66,21 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   });
   const backend = await startBackend(config, catalog, log);
   const closeStatus = await serveStatus({ config, catalog, backend, log });
-  return { backend, catalog, closeStatus };
+  const closeMetrics = await startMetrics(config, { config, catalog, backend }, log);
+  const closeServers = (): void => {
+    closeStatus();
+    closeMetrics();
+  };
+  return { backend, catalog, closeServers };
+};
+
+const startMetrics = async (
+  { metrics, generation }: EngineConfig,
+  source: MetricsSource,
+  log: Log,
+): Promise<() => void> => {
+  if (metrics === null) return () => undefined;
+  return serveMetrics(metrics, source, { mustListen: generation === 0, log });
 };
 
 const startBackend = async (
@@ -72,7 +89,8 @@ const startBackend = async (
   log: Log,
 ): Promise<Backend> => {
   const { mountpoint, readOnly, allowOther, threads, fuse, generation, cacheBytes } = config;
-  const options = { directory, mountpoint, readOnly, allowOther, threads, log };
+  const measure = config.metrics !== null;
+  const options = { directory, mountpoint, readOnly, allowOther, threads, measure, log };
   if (fuse === null) {
     const { mountFuseNative } = await import('../../mount/fuse-native/backend.ts');
     return mountFuseNative({ ...options, source: config.sourceLabel });
@@ -100,12 +118,12 @@ const warningsOf = async (catalog: Catalog): Promise<string[]> => {
 
 const serve = async (config: EngineConfig, link: SupervisorLink): Promise<void> => {
   const log = createLog({ level: config.logLevel });
-  const { backend, catalog, closeStatus } = await start(config, link, log);
+  const { backend, catalog, closeServers } = await start(config, link, log);
   send({ type: 'ready', warnings: await warningsOf(catalog) });
   try {
     await backend.ended;
   } finally {
-    closeStatus();
+    closeServers();
     await catalog.close();
   }
   // Not after a worker's death: the mount is still there, and another engine takes it over.

@@ -7,6 +7,7 @@ import type { InitOutcome } from '../../mount/kernel/init.ts';
 import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import type { BlockErrorWire } from '../base/block-error.ts';
 import type { LockMode } from '../block/image-locks.ts';
+import type { MetricsAddress } from './metrics-server.ts';
 
 /** Everything an engine needs to begin; also what `status` shows of the options. */
 export interface EngineConfig {
@@ -27,6 +28,8 @@ export interface EngineConfig {
   readonly lock: 'auto' | 'on' | 'off';
   /** `--passthrough`. */
   readonly passthrough: boolean;
+  /** Where Prometheus asks; null: nobody does, and no latencies are kept. */
+  readonly metrics: MetricsAddress | null;
   readonly socketPath: string;
   /** Of restart journals. */
   readonly journalDirectory: string;

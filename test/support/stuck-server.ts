@@ -44,6 +44,7 @@ const session = new KernelSession({
   readOnly: false,
   allowOther: false,
   threads: 2,
+  measure: false,
   log: silentLog,
   descriptor,
   init: outcome,

@@ -131,6 +131,7 @@ export const startWorkers = (options: WorkerStandOptions): WorkerStand => {
       slots,
       spliceOffset: new SharedArrayBuffer(8),
       counters,
+      latencies: null,
       table,
     })),
   );

@@ -9,7 +9,12 @@ import { prepareRuntime } from '../../daemon/runtime-directory.ts';
 import type { SupervisorConfig } from '../../daemon/supervisor.ts';
 import { defineCommand, UsageError } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
-import { declareMountOptions, parseCacheSize, parseThreads } from '../mount-options.ts';
+import {
+  declareMountOptions,
+  parseCacheSize,
+  parseMetrics,
+  parseThreads,
+} from '../mount-options.ts';
 import { print } from '../print.ts';
 
 interface Source {
@@ -57,6 +62,7 @@ export const command = defineCommand({
       allowShrink: options['allow-shrink'],
       lock: options.lock,
       passthrough: passthroughFor(options),
+      metrics: parseMetrics(options.metrics),
       socketPath: options.socket === undefined ? runtime.socket : resolve(options.socket),
       journalDirectory: runtime.journals,
       logLevel: options['log-level'],

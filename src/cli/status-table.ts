@@ -1,0 +1,54 @@
+/** `vdiskfs status` for people: a mount in one line, and a table of its images. */
+import { printable } from '../base/log.ts';
+import { formatSize } from '../base/size.ts';
+import type { MountStatus, ViewStatusDocument } from '../daemon/status-client.ts';
+
+/** What happened since the last look. */
+export interface Rates {
+  readonly requests: number;
+  readonly readBytes: number;
+  readonly writtenBytes: number;
+}
+
+const HEADER = ['VIEW', 'FORMAT', 'SIZE', 'ALLOCATED', 'STATE'];
+
+/** Lines of one mount. `rates`: of a second, shown instead of the sums. */
+export const describeMount = (mount: MountStatus, rates: Rates | null = null): string[] => {
+  const rows = [HEADER, ...mount.views.map(rowOf)];
+  const ignored = mount.ignored.map((i) => `ignored: ${i.path}: ${i.reason}`);
+  return [headOf(mount, rates), ...table(rows), ...ignored].map((line) => printable(line));
+};
+
+const headOf = (mount: MountStatus, rates: Rates | null): string => {
+  const { counters } = mount;
+  const served = counters.hits + counters.faults;
+  const hits = served === 0 ? '-' : `${Math.round((counters.hits / served) * 100)} %`;
+  const load =
+    rates === null
+      ? `requests ${counters.requests}`
+      : `${Math.round(rates.requests)} requests/s, read ${formatSize(Math.round(rates.readBytes))}/s, written ${formatSize(Math.round(rates.writtenBytes))}/s`;
+  const restarts = mount.generation === 0 ? '' : `, restarted ${mount.generation} times`;
+  return `${mount.mountpoint}: ${mount.source}, ${mount.backend}, engine ${mount.pid}${restarts}, ${load}, table hits ${hits}`;
+};
+
+const rowOf = (v: ViewStatusDocument): string[] => [
+  v.name,
+  v.format ?? '-',
+  formatSize(v.virtualSizeBytes),
+  formatSize(v.allocatedBytes),
+  stateOf(v),
+];
+
+const stateOf = (v: ViewStatusDocument): string => {
+  if (v.error !== null) return `error: ${v.error}`;
+  const base = v.chain[1];
+  const over = base === undefined ? '' : `, over ${base.path}`;
+  return `${v.readOnlyReason === null ? 'writable' : `read-only: ${v.readOnlyReason}`}${v.handles > 0 ? ', open' : ''}${over}`;
+};
+
+const table = (rows: readonly string[][]): string[] => {
+  const widths = HEADER.map((_, column) => Math.max(...rows.map((r) => (r[column] ?? '').length)));
+  return rows.map((r) =>
+    r.map((cell, i) => (i === r.length - 1 ? cell : cell.padEnd(widths[i] ?? 0))).join('  '),
+  );
+};
