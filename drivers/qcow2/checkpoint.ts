@@ -59,6 +59,16 @@ export const runCheckpoint = async (
   if (covered.unmapped.length > 0) release(covered.unmapped);
 };
 
+/**
+ * Writes dirty refcount blocks where they lie, without a sync: for changes of many refcounts that the dirty bit covers
+ * (snapshots.ts), so that they do not fill the memory. Errors: EIO, ENOSPC; what was dirty stays so.
+ */
+export const writeRefcountBlocks = async ({ refcounts, file }: ImageState): Promise<void> => {
+  const blocks = refcounts.cache.snapshotDirty();
+  await inParallel(blocks, ({ table, bytes }) => file.write(guestOffset(table.key), bytes));
+  for (const block of blocks) refcounts.cache.written(block);
+};
+
 // In one turn of the event loop: what is collected belongs together.
 const collect = (state: ImageState): Covered => {
   const { map, refcounts, unmapped } = state;

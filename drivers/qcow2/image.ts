@@ -4,6 +4,7 @@ import { type GuestOffset, guestOffset } from '../../src/base/units.ts';
 import type {
   BackingLink,
   DriverInstance,
+  InternalSnapshots,
   Mapping,
   OpenRequest,
   WriteZeroesOptions,
@@ -20,6 +21,8 @@ import { hasPreallocatedMetadata } from './preallocation.ts';
 import { Releases } from './release.ts';
 import { replayJournal } from './replay.ts';
 import { Resizer } from './resize.ts';
+import { snapshotHeader } from './snapshot-view.ts';
+import { Snapshots } from './snapshots.ts';
 import { ImageState } from './state.ts';
 import { OwnTables } from './tables.ts';
 import { Writer } from './write.ts';
@@ -38,6 +41,7 @@ export const openQcow2 = async (request: OpenRequest): Promise<DriverInstance> =
     const message = 'has extended L2 entries (subclusters): it cannot be written yet';
     throw new BlockError({ kind: 'read-only', message, path: request.path, op: 'open' });
   }
+  if (request.snapshot !== null) header = await snapshotHeader(request, header, request.snapshot);
   const image = await Qcow2Image.load(request, header);
   if (!request.readOnly) await image.takeUpJournal();
   return image;
@@ -72,6 +76,7 @@ const refuseUnrepaired = (header: Qcow2Header, path: string): void => {
 };
 
 export class Qcow2Image implements DriverInstance {
+  readonly snapshots?: InternalSnapshots;
   readonly backingLink: BackingLink | null;
   readonly clusterBytes: number;
   readonly subclusterBytes: number;
@@ -108,6 +113,19 @@ export class Qcow2Image implements DriverInstance {
     this.#writer = new Writer(state, this.#lookup, allocator, tables);
     this.#zeroes = new Zeroes(state, this.#lookup, tables, this.#writer);
     this.#resizer = new Resizer(state, allocator, this.#zeroes);
+    if (request.snapshot === null) this.snapshots = this.#openSnapshots(allocator);
+  }
+
+  #openSnapshots(allocator: Allocator): InternalSnapshots {
+    return new Snapshots({
+      state: this.#state,
+      allocator,
+      quiet: async () => {
+        await this.#prepare();
+        await this.#settle();
+      },
+      forgetUnpacked: () => this.#compressed.forget(),
+    });
   }
 
   static async load(request: OpenRequest, header: Qcow2Header): Promise<Qcow2Image> {
@@ -218,10 +236,17 @@ export class Qcow2Image implements DriverInstance {
     return this.#preallocated;
   }
 
-  /** What is given back after one checkpoint is counted down on disk by the next. */
   async close(): Promise<void> {
-    const { schedule, request } = this.#state;
+    const { request } = this.#state;
     if (request.readOnly) return;
+    await this.#settle();
+    await this.#state.file.flush();
+    request.journal?.close();
+  }
+
+  /** Everything is in the image. What is given back after one checkpoint is counted down on disk by the next. */
+  async #settle(): Promise<void> {
+    const { schedule } = this.#state;
     await schedule.close();
     for (;;) {
       // It may be at work while nothing is dirty yet.
@@ -230,8 +255,6 @@ export class Qcow2Image implements DriverInstance {
       await schedule.request();
     }
     await schedule.close();
-    await this.#state.file.flush();
-    request.journal?.close();
   }
 
   // Autoclear bits say that something beside the mapping is up to date; from the first write on it may not be.

@@ -62,7 +62,7 @@ export const qcow2: DriverDescriptor = {
     create: true,
     check: true,
     repair: 'todo',
-    internalSnapshots: 'todo',
+    internalSnapshots: true,
     compressedWrite: true,
   },
   probe,

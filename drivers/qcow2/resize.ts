@@ -32,7 +32,7 @@ export class Resizer {
     const now = alignUp(lengthBytes, SECTOR_BYTES);
     const old = state.lengthBytes;
     if (now === old) return;
-    if (state.header.snapshots > 0 && state.header.version < 3) {
+    if (state.snapshotTable.snapshots > 0 && state.header.version < 3) {
       throw new BlockError({
         kind: 'unsupported',
         message:

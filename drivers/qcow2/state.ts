@@ -34,8 +34,10 @@ export class ImageState {
   /** Guest ranges, rounded to clusters, whose mapping is being changed. */
   readonly locks = new RangeLocks();
   readonly schedule: CheckpointSchedule;
-  /** Changed by resize.ts alone. */
+  /** Changed by resize.ts and snapshots.ts alone. */
   lengthBytes: number;
+  /** As the header has it now; changed by snapshots.ts alone. */
+  snapshotTable: Pick<Qcow2Header, 'snapshots' | 'snapshotsOffset'>;
   /** Called with the first and last host cluster of a compressed cluster that is unmapped; compressed-write.ts sets it. */
   compressedUnmapped: (first: number, last: number) => void = () => undefined;
   /** Unmapped since the last checkpoint began; checkpoint.ts takes it. */
@@ -57,6 +59,8 @@ export class ImageState {
     this.clusterBytes = header.clusterBytes;
     this.subclusterBytes = header.subclusterBytes;
     this.lengthBytes = header.virtualSizeBytes;
+    const { snapshots, snapshotsOffset } = header;
+    this.snapshotTable = { snapshots, snapshotsOffset };
     this.refcounts = parts.refcounts;
     this.map = parts.map;
     this.metadata = parts.metadata;

@@ -183,6 +183,8 @@ export interface DriverInstance {
    * backing may be thrown away; null while there is none. Formats with such a data file alone.
    */
   standsAlone?(): Promise<Node | null>;
+  /** Of formats that keep snapshots in the image. An instance that shows one of them has none itself. */
+  readonly snapshots?: InternalSnapshots;
 
   /** Bytes that the image takes on its host, for st_blocks. Cheap. */
   allocatedBytes(): Promise<number>;
@@ -202,6 +204,30 @@ export interface RemoteState {
   readonly isStale: boolean;
   /** The server takes writes. */
   readonly isWritable: boolean;
+}
+
+/** A snapshot to be made. */
+export interface SnapshotRequest {
+  /** Need not be unique: the id is. */
+  readonly name: string;
+  readonly dateSeconds: number;
+  readonly dateNanoseconds: number;
+}
+
+/**
+ * Snapshots inside of an image. All but `list` are called drained, with the image open for writing; each is durable when
+ * it returns, and leaves everything as it was when it fails. Ids are those of `SnapshotDescription`. Errors: ENOENT for an
+ * id that is not there, EFBIG, ENOSPC, EIO; EOPNOTSUPP where the format cannot count another user of a cluster.
+ */
+export interface InternalSnapshots {
+  /** In the order of the image. */
+  list(): Promise<readonly SnapshotDescription[]>;
+  /** Keeps what the guest sees now, under a new id. */
+  create(request: SnapshotRequest): Promise<SnapshotDescription>;
+  /** Shows what the snapshot keeps, in its size; what was shown before is gone. */
+  apply(id: string): Promise<void>;
+  /** Frees what nothing else uses. No instance may show it. */
+  remove(id: string): Promise<void>;
 }
 
 /** What an image's header says about its backing file. */
@@ -258,6 +284,8 @@ export interface OpenRequest {
   /** Path or URL, for messages and for resolving relative names. */
   readonly path: string;
   readonly readOnly: boolean;
+  /** The id of the internal snapshot to show, read-only; null for the image's active state. */
+  readonly snapshot: string | null;
   /** Upper bound of the driver's cached mapping metadata, in bytes (`--l2-cache-size`). */
   readonly cacheBytes: number;
   /** Records of answered changes of mapping; null when the caller needs no survival of SIGKILL (offline tools). */

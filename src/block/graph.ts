@@ -3,7 +3,7 @@
  * overlays use are opened once (same device, inode and format) and counted.
  */
 import { stat } from 'node:fs/promises';
-import { present } from '../base/assert.ts';
+import { assert, present } from '../base/assert.ts';
 import { BlockError, invalidImage, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import type { BackingLink, DataFileLink } from './driver.ts';
@@ -45,6 +45,8 @@ export interface OpenImageOptions {
   /** Declared format; null probes. */
   readonly format: string | null;
   readonly readOnly: boolean;
+  /** The id of an internal snapshot of it, which is shown in place of the image; read-only. */
+  readonly snapshot?: string | undefined;
   /** `info -U`-like uses that look at one layer only. */
   readonly withoutBacking?: boolean;
 }
@@ -59,6 +61,8 @@ interface LayerRequest {
   /** Null probes. */
   readonly format: string | null;
   readonly readOnly: boolean;
+  /** See `OpenImageOptions`; of the top layer alone. */
+  readonly snapshot?: string | null;
   /** Identities of the layers above it, and of their data files. */
   readonly above: readonly string[];
   /** It is taken in `#exclusive` for this opening. */
@@ -98,8 +102,9 @@ export class Graph {
    */
   async open(options: OpenImageOptions): Promise<Node> {
     const identity = await identify(options.path);
-    const { format, readOnly } = options;
-    const layer = await this.#openLayer({ identity, format, readOnly, above: [] });
+    const { format, readOnly, snapshot = null } = options;
+    assert(readOnly || snapshot === null, 'a snapshot is not written');
+    const layer = await this.#openLayer({ identity, format, readOnly, snapshot, above: [] });
     try {
       if (options.withoutBacking !== true) await this.#openBacking(layer, []);
       return layer.node;
@@ -251,7 +256,7 @@ export class Graph {
     if (journalFor === null || this.#isOpenForWriting(identity)) return;
     if ((await journalFor(identity)).leftover.length === 0) return;
     try {
-      const { node } = await this.#openLayer({ ...request, readOnly: false });
+      const { node } = await this.#openLayer({ ...request, readOnly: false, snapshot: null });
       await this.#closeLayer(node, []);
     } catch (error) {
       const reason = toBlockError(error, { path: identity.path }).describe();
@@ -287,6 +292,7 @@ export class Graph {
       file,
       path,
       readOnly,
+      snapshot: layer.snapshot ?? null,
       cacheBytes,
       journal,
       discard,

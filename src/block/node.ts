@@ -12,6 +12,7 @@ import type {
   BackingLink,
   DriverDescriptor,
   DriverInstance,
+  InternalSnapshots,
   Mapping,
   MappingChange,
   WriteZeroesOptions,
@@ -228,6 +229,20 @@ export class Node {
       await driver.resize(lengthBytes);
     } catch (error) {
       throw this.#inContext(error, 'resize', guestOffset(0));
+    }
+  }
+
+  /** Runs one operation on the internal snapshots; `InternalSnapshots` says which are drained. Errors: EOPNOTSUPP without any. */
+  async withSnapshots<T>(
+    op: 'list' | 'create' | 'apply' | 'remove',
+    run: (snapshots: InternalSnapshots) => Promise<T>,
+  ): Promise<T> {
+    const { snapshots } = op === 'list' ? this.driver : this.#writable('snapshot');
+    if (snapshots === undefined) throw this.#cannot('keep internal snapshots');
+    try {
+      return await run(snapshots);
+    } catch (error) {
+      throw toBlockError(error, { op: 'snapshot', node: this.name, path: this.path });
     }
   }
 

@@ -6,6 +6,7 @@
  * changes one gets it and changes it in the same turn of the event loop.
  */
 import { LRUCache } from 'lru-cache';
+import { assert } from '../base/assert.ts';
 import { viewOf } from '../base/byte-order.ts';
 
 export interface CachedTable {
@@ -108,6 +109,13 @@ export class TableCache {
     }
     this.#clean.delete(key);
     this.#loading.delete(key);
+  }
+
+  /** Forgets every table; none may be dirty. */
+  clear(): void {
+    assert(this.#dirty.size === 0, 'tables that are not on disk are not forgotten');
+    this.#clean.clear();
+    this.#loading.clear();
   }
 
   #load(key: number): Promise<CachedTable> {

@@ -69,6 +69,12 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'Change the virtual size of an image or a mounted view',
     load: async () => erase((await import('./commands/resize.ts')).command),
   },
+  snapshot: {
+    synopsis: 'snapshot <file>',
+    usage: 'snapshot [-l | -c NAME | -a NAME | -d NAME] FILE|VIEW',
+    summary: 'List, make, apply or delete internal snapshots',
+    load: async () => erase((await import('./commands/snapshot.ts')).command),
+  },
   rebase: {
     synopsis: 'rebase <file>',
     usage: "rebase [-u] -b BACKING -F FMT FILE   (-b '' for none)",

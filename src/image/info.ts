@@ -172,7 +172,8 @@ const toInfo = (
 
 const NANOSECONDS = 1_000_000_000;
 
-const toSnapshotInfo = (s: SnapshotDescription): SnapshotInfo => ({
+/** In the fields of `qemu-img`. */
+export const toSnapshotInfo = (s: SnapshotDescription): SnapshotInfo => ({
   id: s.id,
   name: s.name,
   'vm-state-size': s.vmStateBytes,

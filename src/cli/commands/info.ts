@@ -1,10 +1,11 @@
 /** `vdiskfs info`: what an image is. */
 import { formatSize } from '../../base/size.ts';
-import { chainInfo, type ImageInfo, imageInfo, type SnapshotInfo } from '../../image/info.ts';
+import { chainInfo, type ImageInfo, imageInfo } from '../../image/info.ts';
 import { defineCommand } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
 import { declareFormat, declareOffline, offlineContext } from '../offline.ts';
 import { declareJson, print, printJson, wantsJson } from '../print.ts';
+import { describeSnapshots } from '../snapshot-list.ts';
 
 export const command = defineCommand({
   declare: (yargs) =>
@@ -43,8 +44,7 @@ const describe = (info: ImageInfo): string => {
   if (info['dirty-flag']) lines.push('cleanly shut down: no');
   lines.push(...describeBacking(info));
   const snapshots = info.snapshots ?? [];
-  if (snapshots.length > 0)
-    lines.push('Snapshot list:', SNAPSHOT_HEAD, ...snapshots.map(describeSnapshot));
+  if (snapshots.length > 0) lines.push(...describeSnapshots(snapshots));
   const specific = info['format-specific'];
   if (specific !== undefined) {
     lines.push('Format specific information:', ...describeFields(specific.data, '    '));
@@ -60,28 +60,6 @@ const describeBacking = (info: ImageInfo): string[] => {
   const format = info['backing-filename-format'];
   if (format !== undefined) lines.push(`backing file format: ${format}`);
   return lines;
-};
-
-const row = (id: string, tag: string, size: string, date: string, clock: string, icount: string) =>
-  [
-    id.padEnd(9),
-    tag.padEnd(16),
-    `${size.padStart(8)}${date.padStart(20)}${clock.padStart(13)}${icount.padStart(11)}`,
-  ].join(' ');
-
-const SNAPSHOT_HEAD = row('ID', 'TAG', 'VM SIZE', 'DATE', 'VM CLOCK', 'ICOUNT');
-
-const two = (n: number): string => String(n).padStart(2, '0');
-
-const describeSnapshot = (s: SnapshotInfo): string => {
-  const d = new Date(s['date-sec'] * 1000);
-  const day = `${d.getFullYear()}-${two(d.getMonth() + 1)}-${two(d.getDate())}`;
-  const date = `${day} ${two(d.getHours())}:${two(d.getMinutes())}:${two(d.getSeconds())}`;
-  const seconds = s['vm-clock-sec'];
-  const milliseconds = String(Math.floor(s['vm-clock-nsec'] / 1e6)).padStart(3, '0');
-  const hours = two(Math.floor(seconds / 3600));
-  const clock = `${hours}:${two(Math.floor(seconds / 60) % 60)}:${two(seconds % 60)}.${milliseconds}`;
-  return row(s.id, s.name, formatSize(s['vm-state-size']), date, clock, String(s.icount ?? ''));
 };
 
 const describeFields = (fields: Readonly<Record<string, unknown>>, indent: string): string[] =>

@@ -1,0 +1,405 @@
+/**
+ * Internal snapshots: made, applied, deleted (specification: "Snapshots"). Drained: no request runs beside it.
+ *
+ * A snapshot is an L1 table of its own; everything that it names is counted once more, and is nobody's to write in place.
+ * The header decides in one write whether a snapshot is there and which L1 table is active. Around it refcounts and COPIED
+ * flags of many clusters change, and no order makes both right at every instant. So:
+ *
+ *     1  what is dirty in memory goes to the image; new tables get their clusters, which count as leaked until step 4
+ *     2  version 3: the dirty bit; sync. From here to step 6 a cut leaves an image that is repaired before it is written
+ *     3  create, apply: refcounts of all that is shared raised. Create: COPIED flags cleared. New tables written; sync
+ *     4  the header, in one write; sync
+ *     5  apply, delete: refcounts of what is not named any more lowered; sync. Delete: COPIED flags set; sync
+ *     6  version 3: the dirty bit cleared; sync
+ *
+ * Version 2 has no dirty bit. In this order a cut leaves refcounts that are too high (leaks), or COPIED flags that do not
+ * fit them, which `check -r all` mends; and a program that goes on without a check keeps all data: until step 4 nobody
+ * else names what it writes in place, and after it a missing flag means one copy too many.
+ *
+ * A failure before step 4 takes everything back. One after it leaves the new state, with leaks and the dirty bit.
+ */
+import { present } from '../../src/base/assert.ts';
+import { BlockError, invalidImage, toBlockError } from '../../src/base/block-error.ts';
+import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
+import { divideUp } from '../../src/base/range.ts';
+import { guestOffset } from '../../src/base/units.ts';
+import type {
+  InternalSnapshots,
+  SnapshotDescription,
+  SnapshotRequest,
+} from '../../src/block/driver.ts';
+import type { Allocation, Allocator } from './allocator.ts';
+import { writeRefcountBlocks } from './checkpoint.ts';
+import { CopiedFlags } from './copied-flags.ts';
+import { writeDirtyBit } from './dirty-bit.ts';
+import { entryOffset } from './entry.ts';
+import {
+  ENTRY_BYTES,
+  HEADER,
+  MAX_L1_BYTES,
+  MAX_SNAPSHOT_TABLE_BYTES,
+  MAX_SNAPSHOTS,
+} from './layout.ts';
+import { SharedRefcounts } from './shared-refcounts.ts';
+import {
+  carriedEntries,
+  encodeSnapshot,
+  nextSnapshotId,
+  readSnapshotTable,
+  type Snapshot,
+} from './snapshot-table.ts';
+import type { ImageState } from './state.ts';
+import { type L1Table, TableWalk } from './table-walk.ts';
+
+/** QEMU keeps no longer names. */
+const MAX_NAME_BYTES = 255;
+
+export interface SnapshotsOptions {
+  readonly state: ImageState;
+  readonly allocator: Allocator;
+  /** Brings everything to the image, and waits for what is being given back: nothing is dirty then, and nobody at work. */
+  readonly quiet: () => Promise<void>;
+  /** Host clusters mean something else now: drops what was unpacked from them. */
+  readonly forgetUnpacked: () => void;
+}
+
+/** The snapshot table as it is on disk. */
+interface Table {
+  readonly snapshots: readonly Snapshot[];
+  readonly offset: number;
+  readonly bytes: Uint8Array;
+}
+
+/** What one operation works with. */
+interface Tools {
+  readonly walk: TableWalk;
+  readonly refcounts: SharedRefcounts;
+  readonly flags: CopiedFlags;
+}
+
+/** The steps of one operation that differ; numbers as above. */
+interface Steps {
+  /** Counted, and named by nothing yet. */
+  readonly taken: readonly (Allocation | null)[];
+  /** 3. */
+  readonly prepare: () => Promise<void>;
+  /** Takes back what `prepare` has done, all of it or a part. */
+  readonly undo: () => Promise<void>;
+  /** 4. */
+  readonly commit: () => Promise<void>;
+  /** 5. */
+  readonly finish: () => Promise<void>;
+}
+
+export class Snapshots implements InternalSnapshots {
+  readonly #options: SnapshotsOptions;
+
+  constructor(options: SnapshotsOptions) {
+    this.#options = options;
+  }
+
+  async list(): Promise<readonly SnapshotDescription[]> {
+    const { snapshots } = await this.#read();
+    return snapshots.map(({ description }) => description);
+  }
+
+  async create(request: SnapshotRequest): Promise<SnapshotDescription> {
+    const { state, quiet } = this.#options;
+    await quiet();
+    const old = await this.#read();
+    const carried = carriedEntries(old.bytes, old.snapshots);
+    const fields = {
+      ...request,
+      id: nextSnapshotId(old.snapshots),
+      virtualSizeBytes: state.lengthBytes,
+      l1Entries: state.map.l1Entries,
+    };
+    const entryBytes = encodeSnapshot({ ...fields, l1Offset: 0 }).length;
+    this.#refuseUnfit(request, old, carried.length + entryBytes);
+    const tools = await this.#tools();
+    const active = tools.walk.activeL1();
+    const copy = await this.#allocate(active.view.byteLength);
+    const table = await this.#allocate(carried.length + entryBytes);
+    const l1Offset = copy === null ? 0 : copy.first * state.clusterBytes;
+    const bytes = Buffer.concat([carried, encodeSnapshot({ ...fields, l1Offset })]);
+    let isShared = false;
+    await this.#change({
+      taken: [copy, table],
+      prepare: async () => {
+        await tools.refcounts.raise(active);
+        isShared = true;
+        await tools.flags.clear(active);
+        await this.#writeActiveL1(active);
+        await this.#write(copy, bytesOf(active));
+        await this.#write(table, bytes);
+      },
+      undo: async () => {
+        if (!isShared) return;
+        await tools.refcounts.lower(active);
+        await this.#correctFlags(tools);
+      },
+      commit: () => this.#nameTable(table, old.snapshots.length + 1),
+      finish: () => this.#free(tools, old.offset, old.bytes.length),
+    });
+    return present((await this.#read()).snapshots.at(-1), 'what was made is in the table')
+      .description;
+  }
+
+  async apply(id: string): Promise<void> {
+    const { state, quiet, forgetUnpacked } = this.#options;
+    await quiet();
+    const snapshot = this.#find(await this.#read(), id);
+    const tools = await this.#tools();
+    const saved = await tools.walk.snapshotL1(snapshot);
+    const sizeBytes = snapshot.description.virtualSizeBytes;
+    const bytes = new Uint8Array(this.#entriesFor(snapshot) * ENTRY_BYTES);
+    const before = tools.walk.activeL1();
+    const taken = await this.#allocate(bytes.length);
+    let isShared = false;
+    await this.#change({
+      taken: [taken],
+      prepare: async () => {
+        await tools.refcounts.raise(saved);
+        isShared = true;
+        await tools.flags.clear(saved);
+        bytes.set(bytesOf(saved));
+        await this.#write(taken, bytes);
+      },
+      undo: async () => {
+        if (isShared) await tools.refcounts.lower(saved);
+      },
+      commit: () => this.#nameL1(taken, bytes, sizeBytes),
+      finish: async () => {
+        await tools.refcounts.lower(before);
+        await this.#free(tools, before.offset, before.view.byteLength);
+      },
+    });
+    forgetUnpacked();
+    const lengthBytes = Math.max(before.view.byteLength, bytes.length) * state.map.tableSpanBytes;
+    state.request.mappingChanged({ start: guestOffset(0), lengthBytes });
+  }
+
+  async remove(id: string): Promise<void> {
+    const { quiet, forgetUnpacked } = this.#options;
+    await quiet();
+    const old = await this.#read();
+    const snapshot = this.#find(old, id);
+    const tools = await this.#tools();
+    const saved = await tools.walk.snapshotL1(snapshot);
+    // Looks at every entry of it: an error comes before anything changes.
+    tools.walk.tables(saved).next();
+    const kept = old.snapshots.filter((other) => other !== snapshot);
+    const bytes = carriedEntries(old.bytes, kept);
+    const table = await this.#allocate(bytes.length);
+    await this.#change({
+      taken: [table],
+      prepare: () => this.#write(table, bytes),
+      undo: async () => undefined,
+      commit: () => this.#nameTable(table, kept.length),
+      finish: async () => {
+        await tools.refcounts.lower(saved);
+        await this.#free(tools, saved.offset, saved.view.byteLength);
+        await this.#free(tools, old.offset, old.bytes.length);
+        await this.#correctFlags(tools);
+      },
+    });
+    forgetUnpacked();
+  }
+
+  /** Steps 1 to 6. Errors: those of the file; the image is as before unless step 4 has begun. */
+  async #change(steps: Steps): Promise<void> {
+    const { state, quiet } = this.#options;
+    await quiet();
+    // No checkpoint begins beside what follows.
+    await state.schedule.close();
+    await this.#markDirty(true);
+    try {
+      await steps.prepare();
+      await this.#sync();
+    } catch (error) {
+      await this.#takeBack(steps);
+      throw error;
+    }
+    await steps.commit();
+    // Nothing is packed any more into a host cluster that a snapshot names, or that is free now.
+    state.compressedUnmapped(0, Number.POSITIVE_INFINITY);
+    try {
+      await steps.finish();
+      await this.#sync();
+      await this.#markDirty(false);
+    } catch (error) {
+      this.#tellLeaks(error);
+    }
+  }
+
+  async #takeBack(steps: Steps): Promise<void> {
+    try {
+      await steps.undo();
+      await this.#sync();
+      await this.#markDirty(false);
+      for (const allocation of steps.taken)
+        if (allocation !== null) await this.#options.allocator.giveBack(allocation);
+    } catch (error) {
+      this.#tellLeaks(error);
+    }
+  }
+
+  #tellLeaks(error: unknown): void {
+    const { log, path } = this.#options.state.request;
+    const reason = toBlockError(error).describe();
+    log.error(path, `clusters are leaked until the image is repaired: ${reason}`);
+  }
+
+  async #markDirty(isDirty: boolean): Promise<void> {
+    const { header, file } = this.#options.state;
+    if (header.version >= 3) await writeDirtyBit(file, isDirty);
+  }
+
+  async #tools(): Promise<Tools> {
+    const { state, allocator } = this.#options;
+    const walk = await TableWalk.begin(state);
+    const refcounts = new SharedRefcounts(state, allocator, walk);
+    return { walk, refcounts, flags: new CopiedFlags(state, walk, refcounts) };
+  }
+
+  async #read(): Promise<Table> {
+    const { file, lengthBytes, request, snapshotTable } = this.#options.state;
+    const place = { ...snapshotTable, virtualSizeBytes: lengthBytes };
+    const table = await readSnapshotTable(file, place, request.path);
+    const bytes = new Uint8Array(table.lengthBytes);
+    await file.readClipped(guestOffset(place.snapshotsOffset), bytes);
+    return { snapshots: table.snapshots, offset: place.snapshotsOffset, bytes };
+  }
+
+  #find(table: Table, id: string): Snapshot {
+    const found = table.snapshots.find(({ description }) => description.id === id);
+    if (found !== undefined) return found;
+    const { path } = this.#options.state.request;
+    throw new BlockError({ kind: 'not-found', message: `has no snapshot with id '${id}'`, path });
+  }
+
+  #refuseUnfit(request: SnapshotRequest, table: Table, tableBytes: number): void {
+    const { state } = this.#options;
+    const refuse = (message: string): never => {
+      const { path } = state.request;
+      throw new BlockError({ kind: 'bad-request', errno: 'EFBIG', message, path, op: 'snapshot' });
+    };
+    const nameBytes = Buffer.byteLength(request.name);
+    if (nameBytes > MAX_NAME_BYTES)
+      refuse(`the snapshot's name has ${nameBytes} bytes, more than ${MAX_NAME_BYTES}`);
+    if (table.snapshots.length >= MAX_SNAPSHOTS) refuse(`has ${MAX_SNAPSHOTS} snapshots already`);
+    if (tableBytes > MAX_SNAPSHOT_TABLE_BYTES)
+      refuse(`its snapshot table would pass ${MAX_SNAPSHOT_TABLE_BYTES} bytes`);
+  }
+
+  /** Of the L1 table that shows a snapshot. Errors: EIO kind invalid-image for a disk that none can hold. */
+  #entriesFor({ description, l1Entries }: Snapshot): number {
+    const { map, request } = this.#options.state;
+    const needed = divideUp(description.virtualSizeBytes, map.tableSpanBytes);
+    const entries = Math.max(l1Entries, needed);
+    if (entries * ENTRY_BYTES <= MAX_L1_BYTES) return entries;
+    const what = `its disk of ${description.virtualSizeBytes} bytes needs an L1 table of more than 32 MiB`;
+    throw invalidImage(`snapshot '${description.name}': ${what}`, { path: request.path });
+  }
+
+  /** Clusters for a table; null for an empty one. */
+  async #allocate(lengthBytes: number): Promise<Allocation | null> {
+    const { state, allocator } = this.#options;
+    if (lengthBytes === 0) return null;
+    const clusters = divideUp(lengthBytes, state.clusterBytes);
+    const allocation = await allocator.allocateContiguous(clusters);
+    await state.record(allocation.changes);
+    return allocation;
+  }
+
+  /** Whole clusters: nothing of what they held before is left in them. */
+  async #write(allocation: Allocation | null, bytes: Uint8Array): Promise<void> {
+    const { file, clusterBytes } = this.#options.state;
+    if (allocation === null) return;
+    const whole = new Uint8Array(allocation.count * clusterBytes);
+    whole.set(bytes);
+    await file.write(guestOffset(allocation.first * clusterBytes), whole);
+  }
+
+  async #writeActiveL1(l1: L1Table): Promise<void> {
+    const { file, map } = this.#options.state;
+    const bytes = bytesOf(l1);
+    if (bytes.length > 0) await file.write(guestOffset(map.l1Offset), bytes);
+    map.moveL1(map.l1Offset, bytes.slice());
+  }
+
+  async #correctFlags({ walk, flags }: Tools): Promise<void> {
+    await this.#sync();
+    const active = walk.activeL1();
+    await flags.correct(active);
+    await this.#writeActiveL1(active);
+  }
+
+  /** What the refcounts are now, and everything that was written, is on disk. */
+  async #sync(): Promise<void> {
+    const { state } = this.#options;
+    await writeRefcountBlocks(state);
+    await state.file.flush();
+  }
+
+  async #free(tools: Tools, offset: number, lengthBytes: number): Promise<void> {
+    const { clusterBytes } = this.#options.state;
+    const count = divideUp(lengthBytes, clusterBytes);
+    await tools.refcounts.lowerRun({ first: offset / clusterBytes, count });
+  }
+
+  async #nameTable(allocation: Allocation | null, snapshots: number): Promise<void> {
+    const { state } = this.#options;
+    const snapshotsOffset = allocation === null ? 0 : allocation.first * state.clusterBytes;
+    await state.writeHeaderRange(
+      HEADER.snapshots,
+      (view) => {
+        view.setUint32(0, snapshots);
+        writeU64BE(view, 4, snapshotsOffset);
+      },
+      12,
+    );
+    state.snapshotTable = { snapshots, snapshotsOffset };
+    await state.file.flush();
+  }
+
+  /** Size and L1 table of the active image. */
+  async #nameL1(allocation: Allocation | null, l1: Uint8Array, sizeBytes: number): Promise<void> {
+    const { state } = this.#options;
+    const { map, metadata, clusterBytes } = state;
+    const at = HEADER.size;
+    const offset = allocation === null ? map.l1Offset : allocation.first * clusterBytes;
+    await state.writeHeaderRange(
+      at,
+      (view) => {
+        writeU64BE(view, HEADER.size - at, sizeBytes);
+        view.setUint32(HEADER.cryptMethod - at, state.header.cryptMethod);
+        view.setUint32(HEADER.l1Size - at, l1.length / ENTRY_BYTES);
+        writeU64BE(view, HEADER.l1Offset - at, offset);
+      },
+      HEADER.l1Offset + 8 - at,
+    );
+    const old = { offset: map.l1Offset, lengthBytes: map.l1Entries * ENTRY_BYTES };
+    for (const cluster of tablesIn(viewOf(map.enlargedL1(map.l1Entries)), clusterBytes))
+      metadata.remove(cluster);
+    for (let done = 0; done < old.lengthBytes; done += clusterBytes)
+      metadata.remove((old.offset + done) / clusterBytes);
+    if (allocation !== null) metadata.addRun(allocation.first, allocation.count, 'other');
+    for (const cluster of tablesIn(viewOf(l1), clusterBytes)) metadata.add(cluster, 'table');
+    map.slices.clear();
+    map.moveL1(offset, l1);
+    state.lengthBytes = sizeBytes;
+    await state.file.flush();
+  }
+}
+
+/** A copy. */
+const bytesOf = ({ view }: L1Table): Uint8Array =>
+  new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice();
+
+function* tablesIn(l1: DataView, clusterBytes: number): Generator<number> {
+  for (let at = 0; at < l1.byteLength; at += ENTRY_BYTES) {
+    const offset = entryOffset(l1.getUint32(at), l1.getUint32(at + 4));
+    if (offset !== 0) yield offset / clusterBytes;
+  }
+}
