@@ -1,0 +1,208 @@
+/**
+ * A power cut around making, applying or deleting a snapshot: what is left shows all synced data before any repair, and
+ * `check -r all` of either program makes it clean. Applying and deleting happen as a whole or not at all.
+ */
+import assert from 'node:assert/strict';
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { checkImageFile } from '../../drivers/qcow2/check-image.ts';
+import { present } from '../../src/base/assert.ts';
+import { type Random, seededRandom } from '../../src/base/random.ts';
+import { guestOffset } from '../../src/base/units.ts';
+import type { Node } from '../../src/block/node.ts';
+import { openFile } from '../../src/image/open.ts';
+import { GuestHistory } from '../support/guest-history.ts';
+import { imageAfterCut, type Survivors } from '../support/power-cut.ts';
+import { qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
+import { FileLog, recordingFile } from '../support/recording-file.ts';
+import { countOf, SEED } from '../support/run-parameters.ts';
+import { scratchDirectory } from '../support/scratch.ts';
+import { context } from '../support/snapshot-steps.ts';
+import { testGraph } from '../support/test-graph.ts';
+import { run } from '../support/vdiskfs.ts';
+
+interface Case {
+  readonly name: string;
+  readonly options: string;
+  readonly sizeBytes: number;
+  readonly version: 2 | 3;
+}
+
+const CASES: readonly Case[] = [
+  { name: 'clusters of 512 bytes', options: 'cluster_size=512', sizeBytes: 96 << 10, version: 3 },
+  {
+    name: 'version 2, which has no dirty bit',
+    options: 'cluster_size=1k,compat=0.10',
+    sizeBytes: 200 << 10,
+    version: 2,
+  },
+  { name: 'tables of several slices', options: 'cluster_size=8k', sizeBytes: 5 << 20, version: 3 },
+];
+
+/** Cuts looked at in one workload. */
+const CUTS = countOf(7);
+
+interface SnapshotChange {
+  readonly kind: 'create' | 'apply' | 'delete';
+  readonly name: string;
+  readonly begun: number;
+  readonly answered: number;
+  /** What the image shows before and after. */
+  readonly before: Uint8Array;
+  readonly after: Uint8Array;
+}
+
+/** Runs a workload beside a log of the image's file. */
+class Workload {
+  readonly log = new FileLog();
+  readonly changes: SnapshotChange[] = [];
+  readonly history: GuestHistory;
+  readonly #node: Node;
+  readonly #random: Random;
+
+  constructor(node: Node, random: Random, content: Uint8Array, log: FileLog) {
+    this.#node = node;
+    this.#random = random;
+    this.history = new GuestHistory(content);
+    this.log = log;
+  }
+
+  async run(): Promise<void> {
+    await this.#writes(5);
+    await this.#snapshot('create', 'a');
+    await this.#writes(4);
+    await this.#snapshot('create', 'b');
+    await this.#writes(4);
+    await this.#snapshot('delete', 'a');
+    await this.#writes(3);
+    await this.#snapshot('apply', 'b');
+    await this.#writes(3);
+    await this.#snapshot('create', 'c');
+    await this.#snapshot('delete', 'b');
+    await this.#writes(2);
+    await this.#snapshot('delete', 'c');
+  }
+
+  async #writes(count: number): Promise<void> {
+    const random = this.#random;
+    for (let i = 0; i < count; i++) {
+      const bytes = new Uint8Array(1 + random.below(9000));
+      const offset = random.below(this.#node.lengthBytes - bytes.length);
+      if (random.below(4) > 0) random.fill(bytes);
+      const begun = this.log.events;
+      const write = { offset, bytes, begun, answered: Number.POSITIVE_INFINITY };
+      this.history.writes.push(write);
+      if (bytes.some((byte) => byte > 0)) await this.#node.write(guestOffset(offset), bytes);
+      else await this.#node.discard(guestOffset(offset), bytes.length);
+      write.answered = this.log.events;
+    }
+  }
+
+  async #snapshot(kind: SnapshotChange['kind'], name: string): Promise<void> {
+    const before = this.history.content;
+    const begun = this.log.events;
+    await this.#node.withSnapshots(kind === 'delete' ? 'remove' : kind, async (snapshots) => {
+      if (kind === 'create') {
+        await snapshots.create({ name, dateSeconds: 1, dateNanoseconds: 2 });
+        return;
+      }
+      const found = (await snapshots.list()).find((s) => s.name === name);
+      const { id } = present(found, 'it was made');
+      await (kind === 'apply' ? snapshots.apply(id) : snapshots.remove(id));
+    });
+    const answered = this.log.events;
+    if (kind === 'apply') {
+      const made = this.changes.find((c) => c.kind === 'create' && c.name === name);
+      const bytes = present(made, 'it was made').after;
+      this.history.writes.push({ offset: 0, bytes, begun, answered });
+    }
+    this.history.flushes.push({ begun, answered });
+    if (kind === 'apply') this.history.flushes.push({ begun: answered, answered });
+    this.changes.push({ kind, name, begun, answered, before, after: this.history.content });
+  }
+}
+
+const contentOf = async (path: string, args: readonly string[] = []): Promise<Uint8Array> => {
+  const flat = `${path}.flat`;
+  await qemuImg(['convert', '-f', 'qcow2', '-O', 'raw', ...args, path, flat]);
+  return new Uint8Array(await readFile(flat));
+};
+
+const same = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0;
+
+/** What must be right as it stands, without a repair. */
+const checkContent = async (path: string, work: Workload, cut: number): Promise<Uint8Array> => {
+  const found = await contentOf(path);
+  const during = work.changes.find((c) => c.begun < cut && cut < c.answered);
+  if (during?.kind === 'apply')
+    assert.ok(same(found, during.before) || same(found, during.after), 'applied as a whole');
+  else assert.equal(work.history.firstWrong(found, cut), null);
+  const { snapshots = [] } = (await qemuImgJson('info', ['-f', 'qcow2', path])) as {
+    snapshots?: { name: string }[];
+  };
+  const names = new Set(snapshots.map(({ name }) => name));
+  for (const made of work.changes.filter((c) => c.kind === 'create')) {
+    const gone = work.changes.find((c) => c.kind === 'delete' && c.name === made.name);
+    const mustBe = made.answered <= cut && (gone === undefined || cut <= gone.begun);
+    const mayBe = made.begun < cut && (gone === undefined || cut < gone.answered);
+    const isThere = names.has(made.name);
+    assert.ok(isThere ? mayBe : !mustBe, `snapshot ${made.name} is there: ${isThere}`);
+    if (!isThere) continue;
+    const kept = await contentOf(path, ['-l', `snapshot.name=${made.name}`]);
+    assert.ok(same(kept, made.after), `content of snapshot ${made.name}`);
+  }
+  return found;
+};
+
+/** Refcounts and flags that are wrong are announced by the dirty bit, and either program mends them. */
+const checkRepair = async (path: string, version: 2 | 3, byUs: boolean): Promise<void> => {
+  const bytes = await readFile(path);
+  const isDirty = version === 3 && (bytes.readUInt32BE(76) & 1) !== 0;
+  const { status, stdout, stderr } = await run('qemu-img', ['check', '-f', 'qcow2', path]);
+  const says = `${stdout}${stderr}`;
+  assert.ok(status === 0 || status === 2 || status === 3, says);
+  if (version === 3 && status === 2) assert.ok(isDirty, says);
+  if (byUs) {
+    await using opened = await openFile(path, 'qcow2', context, { writable: true });
+    const result = await checkImageFile({ file: opened.file, path, repair: 'all' });
+    assert.equal(result.corruptions + result.leaks + result.checkErrors, 0, says);
+  } else await qemuImg(['check', '-q', '-f', 'qcow2', '-r', 'all', path]);
+  await qemuImg(['check', '-q', '-f', 'qcow2', path]);
+};
+
+for (const c of CASES) {
+  test(`a power cut around a snapshot leaves all data, and what a repair makes clean: ${c.name}`, async (t) => {
+    const directory = await scratchDirectory(t);
+    const random = seededRandom(SEED + c.sizeBytes);
+    const path = join(directory, 'disk.qcow2');
+    await qemuImg(['create', '-q', '-f', 'qcow2', '-o', c.options, path, String(c.sizeBytes)]);
+    await qemuIo(path, ['write -P 1 0 40k', `write -P 2 ${c.sizeBytes - 16384} 16k`]);
+    const content = new Uint8Array(c.sizeBytes).fill(1, 0, 40 << 10).fill(2, c.sizeBytes - 16384);
+    const start = new Uint8Array(await readFile(path));
+    const log = new FileLog();
+    const graph = await testGraph({ directory, file: recordingFile({ path, log }) });
+    const node = await graph.open({ path, format: 'qcow2', readOnly: false });
+    const work = new Workload(node, random, content, log);
+    await work.run();
+    await graph.close(node);
+    await qemuImg(['check', '-q', path]);
+    const cutPath = join(directory, 'cut.qcow2');
+    for (let i = 0; i < CUTS; i++) {
+      const during = random.pick(work.changes);
+      const cut = during.begun + random.below(during.answered - during.begun + 2);
+      const survivors: Survivors = random.pick(['all', 'none', random, random]);
+      await writeFile(cutPath, imageAfterCut(start, log, cut, survivors));
+      const what = `seed ${SEED}, cut after event ${cut} of ${log.events}, in ${during.kind} ${during.name}`;
+      try {
+        const shown = await checkContent(cutPath, work, cut);
+        await checkRepair(cutPath, c.version, i % 2 === 0);
+        const found = await contentOf(cutPath);
+        assert.ok(same(found, shown), 'a repair changes no content');
+      } catch (error) {
+        throw new Error(what, { cause: error });
+      }
+    }
+    t.diagnostic(`${log.changes.length} writes, ${log.flushes.length} flushes, ${CUTS} cuts`);
+  });
+}
