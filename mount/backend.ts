@@ -27,10 +27,22 @@ export interface BackendCounters {
   tableBytes: number;
 }
 
+/** What the kernel keeps of views. */
+export interface KernelPages {
+  /** Whether somebody may have the view open for writing; also when that cannot be told. */
+  mayBeWritten(nodeId: number): boolean;
+  /**
+   * Writes the kernel's pages of a view to it and drops them; resolves when that is done. Never called in a drained
+   * section, whose end it would wait for. Null: the backend cannot; a view that is open does not change its content.
+   */
+  readonly invalidate: ((nodeId: number) => Promise<void>) | null;
+}
+
 export interface Backend {
   readonly name: 'kernel' | 'fuse-native';
   /** Resolves when the mount is gone and no request is in flight any more. */
   readonly ended: Promise<void>;
+  readonly pages: KernelPages;
   counters(): BackendCounters;
   /** Empty where they are not kept. */
   latencies(): readonly OperationLatency[];

@@ -10,9 +10,11 @@ import { dirname } from 'node:path';
 import { BlockError, toBlockError } from '../src/base/block-error.ts';
 import type { Node } from '../src/block/node.ts';
 import { type OpenGate, openGate } from '../src/block/open-gate.ts';
+import type { View } from '../src/block/view.ts';
+import type { KernelPages } from './backend.ts';
 import { rootAttributesOf } from './catalog/attributes.ts';
 import type { CatalogOptions, CatalogStatus, ViewStatus } from './catalog/catalog-options.ts';
-import { EntryTable } from './catalog/entry-table.ts';
+import { type CatalogEntry, EntryTable } from './catalog/entry-table.ts';
 import { statHostFile } from './catalog/host-file.ts';
 import type { EntryContext, ImageEntry } from './catalog/image-entry.ts';
 import { Inspector } from './catalog/inspection.ts';
@@ -24,7 +26,9 @@ import {
   resolveSource,
   type Source,
 } from './catalog/listing.ts';
+import type { SnapshotScene } from './catalog/live-snapshots.ts';
 import { type ScanResult, scan } from './catalog/scan.ts';
+import { SnapshotEntry } from './catalog/snapshot-entry.ts';
 import { SourceWatch } from './catalog/source-watch.ts';
 import type { Directory, Entry, FileAttributes } from './directory.ts';
 
@@ -184,6 +188,25 @@ export class Catalog implements Directory {
     return { views, ignored: this.#ignored };
   }
 
+  /** Of the view of an image, for operations on its snapshots; null for another view. */
+  snapshotScene(view: View, pages: KernelPages): SnapshotScene | null {
+    const image = this.#table.images.find((entry) => entry.view === view);
+    if (image === undefined) return null;
+    return {
+      image,
+      pages,
+      views: () =>
+        this.#table.listed.flatMap((e) =>
+          e instanceof SnapshotEntry && e.image === image ? [e] : [],
+        ),
+      rescan: async () => {
+        // What a running scan has read may be older than the change.
+        await this.#scanning?.catch(() => undefined);
+        await this.rescan();
+      },
+    };
+  }
+
   /** One scan at a time; a caller during one waits for that one. Errors: those of `openCatalog`. */
   async rescan(): Promise<void> {
     this.#scanning ??= this.#scan().finally(() => {
@@ -282,7 +305,7 @@ export class Catalog implements Directory {
   }
 
   /** Closes an entry that is gone and not in use, and forgets it unless a kernel may still ask for it. */
-  async #retire(entry: ImageEntry): Promise<void> {
+  async #retire(entry: CatalogEntry): Promise<void> {
     await entry.dispose();
     if (!entry.known) this.#table.drop(entry);
   }
@@ -345,7 +368,7 @@ export class Catalog implements Directory {
   }
 }
 
-const statusOf = async (entry: ImageEntry): Promise<ViewStatus> => {
+const statusOf = async (entry: CatalogEntry): Promise<ViewStatus> => {
   const { inspection, host } = entry;
   return {
     name: entry.name,

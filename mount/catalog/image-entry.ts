@@ -7,6 +7,7 @@
 import { access, constants, utimes } from 'node:fs/promises';
 import { BlockError, type BlockErrorKind, toBlockError } from '../../src/base/block-error.ts';
 import type { Log } from '../../src/base/log.ts';
+import type { SnapshotDescription } from '../../src/block/driver.ts';
 import type { Graph } from '../../src/block/graph.ts';
 import type { ImageLocks } from '../../src/block/image-locks.ts';
 import type { Node } from '../../src/block/node.ts';
@@ -89,6 +90,10 @@ export class ImageEntry implements Entry {
   #reported = '';
   #lookedAtMs = 0;
   #settling: Promise<void> = Promise.resolve();
+  /** The last of those that `alone` lets in. */
+  #alone: Promise<unknown> = Promise.resolve();
+  /** Closings that go on: until their end the file changes through us. */
+  #closings = 0;
 
   constructor(context: EntryContext, fields: ImageEntryFields) {
     this.#context = context;
@@ -131,9 +136,14 @@ export class ImageEntry implements Entry {
     return this.#shownBroken === null || this.#shownBroken === broken;
   }
 
-  /** The chain is open, or being used. */
+  /** Whether kernels were told that it cannot be opened. */
+  get isShownBroken(): boolean {
+    return this.#shownBroken === true || this.error !== null;
+  }
+
+  /** The chain is open, or being closed: the file changes through us. */
   get isOpen(): boolean {
-    return this.view.root !== null;
+    return this.view.root !== null || this.#closings > 0;
   }
 
   /** What a scan has found of the same file. */
@@ -222,6 +232,28 @@ export class ImageEntry implements Entry {
     return this.#sizes(this.host);
   }
 
+  /**
+   * One after the other: openings of the image's snapshots, and changes of which there are. Lock order: inside of a drained
+   * section of the image's view, never around one.
+   */
+  alone<T>(run: () => Promise<T>): Promise<T> {
+    const result = this.#alone.then(run);
+    this.#alone = result.catch(() => undefined);
+    return result;
+  }
+
+  /** Before a snapshot is opened: whether the file is the one that was looked at. Errors: ESTALE; why it does not open. */
+  async checkFile(): Promise<void> {
+    if (!this.isOpen) await this.#lookAgain();
+  }
+
+  /** Which snapshots there are now. */
+  snapshotsChanged(snapshots: readonly SnapshotDescription[]): void {
+    const { description } = this.inspection;
+    if (description === null) return;
+    this.inspection = { ...this.inspection, description: { ...description, snapshots } };
+  }
+
   /** Closes the chain and gives the lock back. Errors: those of the last flush. */
   async dispose(): Promise<void> {
     try {
@@ -276,6 +308,7 @@ export class ImageEntry implements Entry {
 
   async #close(root: Node): Promise<void> {
     const virtualSizeBytes = root.lengthBytes;
+    this.#closings++;
     try {
       await this.#context.graph.close(root);
     } finally {
@@ -287,6 +320,7 @@ export class ImageEntry implements Entry {
       }
       await this.#giveModifyTime();
       await this.#adoptStamp();
+      this.#closings--;
     }
   }
 

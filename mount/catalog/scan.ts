@@ -6,12 +6,14 @@ import { dirname } from 'node:path';
 import { present } from '../../src/base/assert.ts';
 import type { BlockError } from '../../src/base/block-error.ts';
 import { RENEW_NODE_ID } from './catalog-options.ts';
-import type { EntryTable } from './entry-table.ts';
+import type { CatalogEntry, EntryTable } from './entry-table.ts';
 import type { HostFile } from './host-file.ts';
 import { type EntryContext, ImageEntry } from './image-entry.ts';
 import type { Inspection, Inspector } from './inspection.ts';
 import { type Candidate, type IgnoredFile, mapBounded, PARALLEL_LOOKS } from './listing.ts';
-import { assignNames } from './naming.ts';
+import { assignNames, type Nameable } from './naming.ts';
+import type { SnapshotEntry } from './snapshot-entry.ts';
+import { knownEntry, snapshotEntries, snapshotsOf } from './snapshot-listing.ts';
 
 export interface ScanOptions {
   readonly table: EntryTable;
@@ -29,7 +31,7 @@ export interface ScanOptions {
 
 export interface ScanResult {
   /** In order, each with its name. */
-  readonly entries: readonly ImageEntry[];
+  readonly entries: readonly CatalogEntry[];
   readonly ignored: readonly IgnoredFile[];
   readonly ignoredHosts: readonly { readonly host: HostFile; readonly reason: string }[];
   /** Names that stand for another file now, or for none. */
@@ -64,12 +66,13 @@ export const scan = async (
   }
   for (const { host, reason } of ignoredHosts) ignored.push({ path: host.path, reason });
   const before = new Map(options.table.listed.map((entry) => [entry.name, entry]));
-  const entries = await nameAndMake(found, ignored, options);
+  const images = await nameAndMake(found, ignored, options);
+  const entries = [...images.entries, ...images.snapshots];
   const after = new Map(entries.map((entry) => [entry.name, entry]));
   const changedNames = [...before]
     .filter(([name, e]) => after.get(name) !== e)
     .map(([name]) => name);
-  markBackings(entries);
+  markBackings(images.entries);
   return { entries, ignored, ignoredHosts, changedNames };
 };
 
@@ -138,28 +141,55 @@ const stays = (
   });
 };
 
+/** Images are named before snapshots, so that the names of images are the plain ones. */
 const nameAndMake = async (
   found: readonly Found[],
   ignored: IgnoredFile[],
   options: ScanOptions,
-): Promise<ImageEntry[]> => {
-  const names = assignNames(
-    found.map(({ candidate, entry }) => ({
-      fileName: candidate.fileName,
-      declaredName: candidate.declaredName,
-      snapshot: null,
-      kept:
-        entry !== null && entry.handles > 0 && entry.candidate.fileName === candidate.fileName
-          ? entry.name
-          : null,
-    })),
-  );
+): Promise<{ entries: ImageEntry[]; snapshots: SnapshotEntry[] }> => {
+  const snapshots = snapshotsOf(found, ignored);
+  const names = assignNames([
+    ...found.map((image) => nameable(image, null, keptBy(image.entry, image.entry, image))),
+    ...snapshots.map(({ image, snapshot }) => {
+      const known = image.entry === null ? null : knownEntry(options.table, image.entry, snapshot);
+      return nameable(image, snapshot.name, keptBy(known, image.entry, image));
+    }),
+  ]);
   const named: { readonly image: Found; readonly name: string }[] = [];
   found.forEach((image, index) => {
     const name = names[index] ?? null;
     if (name !== null) named.push({ image, name });
     else ignored.push({ path: image.candidate.host.path, reason: 'no name is left for it' });
   });
+  const entries = await makeImages(named, options);
+  const entryOf = new Map(named.map(({ image }, index) => [image, entries[index]]));
+  const namedSnapshots = snapshots.flatMap(({ image, snapshot }, index) => {
+    const name = names[found.length + index] ?? null;
+    const entry = entryOf.get(image);
+    return name === null || entry === undefined ? [] : [{ image: entry, snapshot, name }];
+  });
+  return { entries, snapshots: await snapshotEntries(namedSnapshots, options) };
+};
+
+const nameable = ({ candidate }: Found, snapshot: string | null, kept: string | null): Nameable => {
+  const { fileName, declaredName } = candidate;
+  return { fileName, declaredName, snapshot, kept };
+};
+
+/** The name that an open view keeps, as long as its image has its own. */
+const keptBy = (
+  entry: CatalogEntry | null,
+  image: ImageEntry | null,
+  { candidate }: Found,
+): string | null =>
+  entry !== null && entry.handles > 0 && image?.candidate.fileName === candidate.fileName
+    ? entry.name
+    : null;
+
+const makeImages = async (
+  named: readonly { readonly image: Found; readonly name: string }[],
+  options: ScanOptions,
+): Promise<ImageEntry[]> => {
   const fresh = named.filter(({ image }) => image.entry === null).map(({ image }) => image);
   const idOf = await nodeIdsOf(fresh, options);
   return named.map(({ image, name }) => {

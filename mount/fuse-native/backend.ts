@@ -48,6 +48,7 @@ export const mountFuseNative = async (options: FuseNativeOptions): Promise<Backe
   return {
     name: 'fuse-native',
     ended: untilUnmounted(mountpoint),
+    pages: { mayBeWritten: () => true, invalidate: null },
     counters: () => ({ ...counters }),
     latencies: () => [],
   };

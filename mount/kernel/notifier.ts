@@ -19,9 +19,18 @@ const notification = (code: number, body: Uint8Array): Uint8Array => {
 /** Asks the kernel to repeat what an engine before this one left unanswered. Written before any worker reads. */
 export const resendRequest = (): Uint8Array => notification(NOTIFY.RESEND, new Uint8Array(0));
 
+/** One notification on its way to the kernel. */
+export interface Notification {
+  readonly number: number;
+  readonly bytes: Uint8Array;
+}
+
 export class Notifier {
   readonly #thread: Worker;
   readonly #ended: Promise<void>;
+  /** Called when the kernel has taken the notification of this number. */
+  readonly #taken = new Map<number, () => void>();
+  #next = 0;
 
   constructor(descriptor: number) {
     this.#thread = new Worker(new URL('./notify-worker.js', import.meta.url), {
@@ -29,6 +38,11 @@ export class Notifier {
     });
     this.#ended = new Promise((resolve) => this.#thread.once('exit', () => resolve()));
     this.#thread.once('error', () => undefined);
+    this.#thread.on('message', (number: number) => this.#settle(number));
+    // What the thread leaves behind is nobody's to wait for: the mount is gone.
+    this.#thread.once('exit', () => {
+      for (const number of [...this.#taken.keys()]) this.#settle(number);
+    });
   }
 
   /** The name is gone, or stands for another file: FUSE_NOTIFY_INVAL_ENTRY. */
@@ -39,7 +53,30 @@ export class Notifier {
     view.setBigUint64(0, BigInt(ROOT_NODE_ID), true);
     view.setUint32(8, text.length, true);
     body.set(text, 16);
-    this.#thread.postMessage(notification(NOTIFY.INVAL_ENTRY, body));
+    void this.#send(notification(NOTIFY.INVAL_ENTRY, body));
+  }
+
+  /**
+   * What the kernel keeps of a view's content is old: FUSE_NOTIFY_INVAL_INODE. Resolves when the kernel has written what
+   * is dirty, by requests to us, and dropped all.
+   */
+  contentChanged(nodeId: number): Promise<void> {
+    const body = new Uint8Array(24);
+    const view = new DataView(body.buffer);
+    view.setBigUint64(0, BigInt(nodeId), true);
+    return this.#send(notification(NOTIFY.INVAL_INODE, body));
+  }
+
+  #send(bytes: Uint8Array): Promise<void> {
+    const number = this.#next++;
+    const taken = new Promise<void>((resolve) => this.#taken.set(number, resolve));
+    this.#thread.postMessage({ number, bytes } satisfies Notification);
+    return taken;
+  }
+
+  #settle(number: number): void {
+    this.#taken.get(number)?.();
+    this.#taken.delete(number);
   }
 
   /** After the mount is gone: what was blocked has returned. */

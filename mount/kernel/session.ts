@@ -17,8 +17,8 @@ import {
   SLICE_BYTES,
 } from '../../src/translation/table-layout.ts';
 import { TranslationTable } from '../../src/translation/translation-table.ts';
-import type { Backend, BackendCounters, BackendOptions } from '../backend.ts';
 import { Latencies, type Operation, type OperationLatency } from '../latencies.ts';
+import type { Backend, BackendCounters, BackendOptions, KernelPages } from '../backend.ts';
 import { BATCH_FORGET_IN, INIT2, INTERRUPT_IN, OPCODE } from './abi.ts';
 import type { HandlerContext } from './context.ts';
 import { Doorbell } from './doorbell.ts';
@@ -97,6 +97,13 @@ export class KernelSession implements Backend {
       log.error(options.mountpoint, `a worker has died: ${String(error)}`);
       throw error;
     });
+  }
+
+  get pages(): KernelPages {
+    return {
+      mayBeWritten: (nodeId) => this.#context.handles.mayHoldDirtyPages(nodeId),
+      invalidate: (nodeId) => this.#notifier.contentChanged(nodeId),
+    };
   }
 
   counters(): BackendCounters {
