@@ -17,8 +17,8 @@ import {
   SLICE_BYTES,
 } from '../../src/translation/table-layout.ts';
 import { TranslationTable } from '../../src/translation/translation-table.ts';
-import { Latencies, type Operation, type OperationLatency } from '../latencies.ts';
 import type { Backend, BackendCounters, BackendOptions, KernelPages } from '../backend.ts';
+import { Latencies, type Operation, type OperationLatency } from '../latencies.ts';
 import { BATCH_FORGET_IN, INIT2, INTERRUPT_IN, OPCODE } from './abi.ts';
 import type { HandlerContext } from './context.ts';
 import { Doorbell } from './doorbell.ts';
