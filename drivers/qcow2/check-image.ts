@@ -3,6 +3,7 @@ import { readU64BE, viewOf } from '../../src/base/byte-order.ts';
 import type { CheckRequest, CheckResult } from '../../src/block/driver.ts';
 import { checkTables } from './check.ts';
 import type { BitmapDirectory } from './check-bitmaps.ts';
+import { encryptionHeaderPlace } from './encryption/open.ts';
 import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { AUTOCLEAR, EXTENSION } from './layout.ts';
 import { repairTables } from './repair.ts';
@@ -36,6 +37,8 @@ export const checkImageFile = async ({
   }));
   const place = { offset: header.snapshotsOffset, lengthBytes: table.lengthBytes };
   const others = header.snapshots === 0 ? [] : [{ what: 'the snapshot table', place }];
+  const encryption = encryptionHeaderPlace(header, file.lengthBytes, path);
+  if (encryption !== null) others.push({ what: 'the encryption header', place: encryption });
   const shape = checkShapeOf(header);
   const targets = { snapshots, others, bitmaps: bitmapsOf(header) };
   if (repair === 'none') return checkTables(file, shape, targets);

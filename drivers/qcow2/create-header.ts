@@ -3,7 +3,7 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { divideUp } from '../../src/base/range.ts';
 import type { BackingLink } from '../../src/block/driver.ts';
-import { INCOMPATIBLE } from './layout.ts';
+import { CRYPT_METHOD, EXTENSION, INCOMPATIBLE } from './layout.ts';
 
 const HEADER_BYTES = { 2: 72, 3: 112 } as const;
 const MAX_BACKING_NAME_BYTES = 1023;
@@ -27,6 +27,8 @@ export interface Layout {
   readonly refcountTable: Run;
   readonly refcountBlocks: Run;
   readonly l1: Run;
+  /** The LUKS header; null without encryption. */
+  readonly encryption: { readonly run: Run; readonly lengthBytes: number } | null;
   readonly l2: Run;
   readonly data: Run;
   /** Clusters in use, all from 0 on. */
@@ -41,6 +43,7 @@ export const encodeHeader = (l: Layout, backing: BackingLink | null, path: strin
   view.setUint32(4, l.version);
   view.setUint32(20, l.clusterBits);
   writeU64BE(view, 24, l.virtualSizeBytes);
+  if (l.encryption !== null) view.setUint32(32, CRYPT_METHOD.luks);
   view.setUint32(36, l.l1Entries);
   writeU64BE(view, 40, l.l1Entries === 0 ? 0 : l.l1.first * l.clusterBytes);
   writeU64BE(view, 48, l.refcountTable.first * l.clusterBytes);
@@ -78,8 +81,6 @@ export const encodeHeader = (l: Layout, backing: BackingLink | null, path: strin
   return header;
 };
 
-const EXTENSION = { end: 0, backingFormat: 0xe279_2aca, featureNames: 0x6803_f857 } as const;
-
 /** As qemu-img has it: clusters up to this size go without the names. */
 const FEATURE_NAMES_ABOVE_BYTES = 4096;
 
@@ -100,6 +101,12 @@ const encodeExtensions = (l: Layout, backing: BackingLink | null): Uint8Array =>
   const parts: Uint8Array[] = [];
   if (backing !== null && backing.format !== null) {
     parts.push(encodeExtension(EXTENSION.backingFormat, encoder.encode(backing.format)));
+  }
+  if (l.encryption !== null) {
+    const pointer = new Uint8Array(16);
+    writeU64BE(viewOf(pointer), 0, l.encryption.run.first * l.clusterBytes);
+    writeU64BE(viewOf(pointer), 8, l.encryption.lengthBytes);
+    parts.push(encodeExtension(EXTENSION.encryption, pointer));
   }
   // It only explains, so it leaves the room of a small cluster to what matters.
   if (l.version === 3 && l.clusterBytes > FEATURE_NAMES_ABOVE_BYTES) {

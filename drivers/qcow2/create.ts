@@ -1,8 +1,8 @@
 /**
  * Making qcow2 images (specification: "Header", "Header extensions", "Refcount table", "L1 table").
  *
- * The layout, in clusters: header, refcount table, refcount blocks, L1 table, and with preallocated metadata all L2
- * tables and all data clusters, each kind in one piece. The header is written last, after a flush: a file that a crash
+ * The layout, in clusters: header, refcount table, refcount blocks, L1 table, encryption header, and with preallocated
+ * metadata all L2 tables and all data clusters, each kind in one piece. The header is written last, after a flush: a file that a crash
  * left half-made has no magic.
  */
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
@@ -12,6 +12,8 @@ import type { CreateOption, CreatePlan, CreateRequest } from '../../src/block/dr
 import type { Node } from '../../src/block/node.ts';
 import { COMPRESSION } from './compression.ts';
 import { encodeHeader, type Layout, type Run, wrongOption } from './create-header.ts';
+import { encryptionOptions, plannedLuks } from './encryption/create-options.ts';
+import { makeLuks, newLuksBytes } from './encryption/luks-key.ts';
 
 export const createOptions: readonly CreateOption[] = [
   {
@@ -47,6 +49,7 @@ export const createOptions: readonly CreateOption[] = [
     choices: ['zlib', 'zstd'],
     help: 'How compressed clusters are packed [zlib]',
   },
+  ...encryptionOptions,
 ];
 
 const MIN_CLUSTER_BITS = 9;
@@ -68,6 +71,7 @@ export const create = async (request: CreateRequest): Promise<void> => {
   const { file } = request;
   const { clusterBytes, l1, l2, data, refcountTable, refcountBlocks } = layout;
   await file.resize(layout.clusters * clusterBytes);
+  await writeEncryption(request, layout);
   const sequence = { stepBytes: clusterBytes, file };
   await writePointers({
     ...sequence,
@@ -93,6 +97,15 @@ export const create = async (request: CreateRequest): Promise<void> => {
   });
   await file.flush();
   await file.write(guestOffset(0), header);
+};
+
+const writeEncryption = async (request: CreateRequest, layout: Layout): Promise<void> => {
+  const luks = plannedLuks(request);
+  if (luks === null || layout.encryption === null) return;
+  const { secret, path, file } = request;
+  if (secret === null) throw wrongOption(path, 'encrypt.key-secret', 'there is no such secret');
+  const bytes = await makeLuks(luks, secret);
+  await file.write(guestOffset(layout.encryption.run.first * layout.clusterBytes), bytes);
 };
 
 const layOut = (plan: CreatePlan): Layout => {
@@ -150,9 +163,12 @@ const layOutClusters = (
     );
   }
   const l1Clusters = divideUp(l1Entries * 8, clusterBytes);
+  const luks = plannedLuks(plan);
+  const encryptionBytes = luks === null ? 0 : newLuksBytes(luks.cipher);
+  const encryptionClusters = divideUp(encryptionBytes, clusterBytes);
   const l2Clusters = preallocate ? l1Entries : 0;
   const dataClusters = preallocate ? guestClusters : 0;
-  const others = 1 + l1Clusters + l2Clusters + dataClusters;
+  const others = 1 + l1Clusters + encryptionClusters + l2Clusters + dataClusters;
   const perBlock = (clusterBytes * 8) / refcountBits;
   // Refcounts count themselves: grow until they cover what they add. Each round adds less than the one before.
   let blocks = 1;
@@ -174,10 +190,12 @@ const layOutClusters = (
   const refcountTable = { first: 1, clusters: tables };
   const refcountBlocks = after(refcountTable, blocks);
   const l1 = after(refcountBlocks, l1Clusters);
-  const l2 = after(l1, l2Clusters);
+  const run = after(l1, encryptionClusters);
+  const l2 = after(run, l2Clusters);
   const data = after(l2, dataClusters);
   const clusters = data.first + data.clusters;
-  return { l1Entries, refcountTable, refcountBlocks, l1, l2, data, clusters };
+  const encryption = luks === null ? null : { run, lengthBytes: encryptionBytes };
+  return { l1Entries, refcountTable, refcountBlocks, l1, encryption, l2, data, clusters };
 };
 
 const after = (run: Run, clusters: number): Run => ({ first: run.first + run.clusters, clusters });

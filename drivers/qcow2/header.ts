@@ -318,8 +318,6 @@ export const refuseUnsupported = (header: Qcow2Header, path: string): void => {
   if ((header.incompatible & INCOMPATIBLE.dataFile) !== 0) refuse('an external data file');
   if (header.compressionType > COMPRESSION.zstd)
     refuse(`compression type ${header.compressionType}`);
-  if (header.cryptMethod !== 0)
-    refuse(header.cryptMethod === 2 ? 'LUKS encryption' : 'AES encryption');
 };
 
 const bitsOf = (word: number): number[] =>

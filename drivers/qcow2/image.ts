@@ -13,9 +13,10 @@ import { Allocator } from './allocator.ts';
 import { checkImageFile } from './check-image.ts';
 import { runCheckpoint } from './checkpoint.ts';
 import { CompressedClusters } from './compressed.ts';
+import { isCompressed } from './entry.ts';
 import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { rewriteHeaderCluster, withBackingFormat } from './header-cluster.ts';
-import { HEADER, INCOMPATIBLE } from './layout.ts';
+import { AES_READ_ONLY, CRYPT_METHOD, HEADER, INCOMPATIBLE } from './layout.ts';
 import { EntryLookup } from './lookup.ts';
 import { hasPreallocatedMetadata } from './preallocation.ts';
 import { Releases } from './release.ts';
@@ -32,6 +33,8 @@ import { Zeroes } from './zeroes.ts';
 export const openQcow2 = async (request: OpenRequest): Promise<DriverInstance> => {
   let header = await readHeader(request.file, request.path);
   refuseUnsupported(header, request.path);
+  if (!request.readOnly && header.cryptMethod === CRYPT_METHOD.aes)
+    throw oldEncryption(request.path);
   if (!request.readOnly && isMarked(header, 'dirty') && !isMarked(header, 'corrupt')) {
     await repairDirty(request);
     header = await readHeader(request.file, request.path);
@@ -43,12 +46,26 @@ export const openQcow2 = async (request: OpenRequest): Promise<DriverInstance> =
   }
   if (request.snapshot !== null) header = await snapshotHeader(request, header, request.snapshot);
   const image = await Qcow2Image.load(request, header);
-  if (!request.readOnly) await image.takeUpJournal();
+  try {
+    if (!request.readOnly) await image.takeUpJournal();
+  } catch (error) {
+    image.abandon();
+    throw error;
+  }
   return image;
 };
 
 const isMarked = (header: Qcow2Header, bit: 'dirty' | 'corrupt'): boolean =>
   (header.incompatible & INCOMPATIBLE[bit]) !== 0;
+
+const oldEncryption = (path: string): BlockError =>
+  new BlockError({
+    kind: 'read-only',
+    message: `is only read: it ${AES_READ_ONLY}`,
+    hint: 'copy it with vdiskfs convert, to one that is encrypted with LUKS',
+    path,
+    op: 'open',
+  });
 
 /** The program that wrote it last was not able to bring its refcounts up to date. The bit stays when it is not mended. */
 const repairDirty = async ({ file, path, log }: OpenRequest): Promise<void> => {
@@ -73,6 +90,21 @@ const refuseUnrepaired = (header: Qcow2Header, path: string): void => {
     path,
     op: 'open',
   });
+};
+
+/** Encrypted clusters are where the entries say, but not as the guest sees them. */
+const veiled = (m: Mapping): Mapping => {
+  const { kind, lengthBytes } = m;
+  switch (kind) {
+    case 'data':
+      return { kind: 'opaque', lengthBytes, encrypted: true };
+    case 'zero':
+      return { kind, lengthBytes, allocated: m.allocated };
+    case 'unallocated':
+      return { kind, lengthBytes };
+    case 'opaque':
+      return m;
+  }
 };
 
 export class Qcow2Image implements DriverInstance {
@@ -155,22 +187,50 @@ export class Qcow2Image implements DriverInstance {
     if (await replayJournal(this.#state)) await this.#state.schedule.request();
   }
 
-  mapping(offset: GuestOffset, lengthBytes: number): Mapping | Promise<Mapping> {
-    return this.#lookup.mapping(offset, lengthBytes);
+  /** Instead of `close`, when opening failed. */
+  abandon(): void {
+    this.#state.data.close();
   }
 
+  mapping(offset: GuestOffset, lengthBytes: number): Mapping | Promise<Mapping> {
+    const found = this.#lookup.mapping(offset, lengthBytes);
+    if (!this.#state.data.isEncrypted) return found;
+    return found instanceof Promise ? found.then(veiled) : veiled(found);
+  }
+
+  // Looked up again, a piece at a time: what was opaque when the caller looked may be mapped otherwise by now.
   async read(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
-    const { map, clusterBytes } = this.#state;
     for (let done = 0; done < buffer.length; ) {
-      const at = offset + done;
-      const inCluster = at % clusterBytes;
-      const length = Math.min(clusterBytes - inCluster, buffer.length - done);
-      const place = map.place(at);
-      const slice = await map.slices.get(map.tableOffset(place.l1Index) + place.sliceStart);
-      const cluster = await this.#compressed.read(map.entry(slice, place.index));
-      buffer.set(cluster.subarray(inCluster, inCluster + length), done);
-      done += length;
+      const at = guestOffset(offset + done);
+      const m = await this.#lookup.mapping(at, buffer.length - done);
+      const piece = buffer.subarray(done, done + m.lengthBytes);
+      if (m.kind === 'opaque') await this.#readCompressed(at, piece);
+      else if (m.kind === 'data')
+        await this.#state.data.read({ guest: at, host: m.hostOffset }, piece);
+      else await this.#readAbsent(m.kind, at, piece);
+      done += m.lengthBytes;
     }
+  }
+
+  async #readAbsent(
+    kind: 'zero' | 'unallocated',
+    at: GuestOffset,
+    piece: Uint8Array,
+  ): Promise<void> {
+    const backing = kind === 'zero' ? null : this.#state.request.backing();
+    if (backing === null) piece.fill(0);
+    else await backing.readClipped(at, piece);
+  }
+
+  async #readCompressed(at: GuestOffset, piece: Uint8Array): Promise<void> {
+    const { map, clusterBytes } = this.#state;
+    const place = map.place(at);
+    const slice = await map.slices.get(map.tableOffset(place.l1Index) + place.sliceStart);
+    const entry = map.entry(slice, place.index);
+    if (!isCompressed(entry.high)) return this.read(at, piece);
+    const cluster = await this.#compressed.read(entry);
+    const inCluster = at % clusterBytes;
+    piece.set(cluster.subarray(inCluster, inCluster + piece.length));
   }
 
   async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
@@ -237,6 +297,14 @@ export class Qcow2Image implements DriverInstance {
   }
 
   async close(): Promise<void> {
+    try {
+      await this.#end();
+    } finally {
+      this.#state.data.close();
+    }
+  }
+
+  async #end(): Promise<void> {
     const { request } = this.#state;
     if (request.readOnly) return;
     await this.#settle();

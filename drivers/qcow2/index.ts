@@ -4,9 +4,12 @@ import type { DriverDescriptor, ImageDescription } from '../../src/block/driver.
 import type { Node } from '../../src/block/node.ts';
 import { checkImageFile } from './check-image.ts';
 import { checkCreate, create, createOptions } from './create.ts';
+import { describeEncryption } from './encryption/describe.ts';
+import type { LuksHeader } from './encryption/luks-header.ts';
+import { readLuks } from './encryption/open.ts';
 import { type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { openQcow2 } from './image.ts';
-import { COMPATIBLE, INCOMPATIBLE, MAGIC } from './layout.ts';
+import { AES_READ_ONLY, COMPATIBLE, CRYPT_METHOD, INCOMPATIBLE, MAGIC } from './layout.ts';
 import { readSnapshotTable } from './snapshot-table.ts';
 
 // Version 1 is the format qcow, which is another. Later versions than are known are claimed, and then refused by name.
@@ -15,16 +18,18 @@ const probe = (head: Uint8Array): number =>
     ? 100
     : 0;
 
-const formatSpecific = (h: Qcow2Header): Record<string, unknown> => {
+const formatSpecific = (h: Qcow2Header, luks: LuksHeader | null): Record<string, unknown> => {
   const common = {
     compat: h.version === 2 ? '0.10' : '1.1',
     'compression-type': h.compressionType === 1 ? 'zstd' : 'zlib',
   };
-  if (h.version === 2) return { ...common, 'refcount-bits': h.refcountBits };
+  const encrypt = h.cryptMethod === CRYPT_METHOD.none ? {} : { encrypt: describeEncryption(luks) };
+  if (h.version === 2) return { ...common, 'refcount-bits': h.refcountBits, ...encrypt };
   return {
     ...common,
     'lazy-refcounts': (h.compatible & COMPATIBLE.lazyRefcounts) !== 0,
     'refcount-bits': h.refcountBits,
+    ...encrypt,
     corrupt: (h.incompatible & INCOMPATIBLE.corrupt) !== 0,
     'extended-l2': (h.incompatible & INCOMPATIBLE.extendedL2) !== 0,
   };
@@ -34,6 +39,7 @@ const inspect = async (file: Node, path: string): Promise<ImageDescription> => {
   const header = await readHeader(file, path);
   refuseUnsupported(header, path);
   const { snapshots } = await readSnapshotTable(file, header, path);
+  const luks = await readLuks(header, file, path);
   return {
     format: 'qcow2',
     virtualSizeBytes: header.virtualSizeBytes,
@@ -42,10 +48,11 @@ const inspect = async (file: Node, path: string): Promise<ImageDescription> => {
     dataFiles: [],
     dirty: (header.incompatible & INCOMPATIBLE.dirty) !== 0,
     corrupt: (header.incompatible & INCOMPATIBLE.corrupt) !== 0,
-    encrypted: header.cryptMethod !== 0,
+    encrypted: header.cryptMethod !== CRYPT_METHOD.none,
+    readOnlyReason: header.cryptMethod === CRYPT_METHOD.aes ? `it ${AES_READ_ONLY}` : null,
     compressed: false,
     snapshots: snapshots.map((s) => s.description),
-    formatSpecific: formatSpecific(header),
+    formatSpecific: formatSpecific(header, luks?.luks ?? null),
   };
 };
 

@@ -36,6 +36,11 @@ export const EXTENSION = {
   dataFile: 0x4441_5441,
 } as const;
 
+export const CRYPT_METHOD = { none: 0, aes: 1, luks: 2 } as const;
+
+/** Said of an image with the encryption of version 1, which QEMU has given up writing in machines, too. */
+export const AES_READ_ONLY = 'has the old AES encryption, which is not safe';
+
 /** Incompatible feature bits. */
 export const INCOMPATIBLE = {
   dirty: 1 << 0,

@@ -9,8 +9,10 @@ import type { Node } from '../../src/block/node.ts';
 import { RangeLocks } from '../../src/block/range-locks.ts';
 import type { ClusterRun } from './allocator.ts';
 import { ClusterMap } from './cluster-map.ts';
+import { encryptionHeaderPlace, openData } from './encryption/open.ts';
 import { compressedPlace, entryOffset, isCompressed, type TableEntry } from './entry.ts';
 import type { Qcow2Header } from './header.ts';
+import type { HostData } from './host-data.ts';
 import { type Change, encodeChanges } from './journal-records.ts';
 import { MetadataClusters } from './metadata-clusters.ts';
 import { Refcounts } from './refcounts.ts';
@@ -25,6 +27,8 @@ export class ImageState {
   readonly request: OpenRequest;
   readonly header: Qcow2Header;
   readonly file: Node;
+  /** Guest data goes through it, metadata through `file`. */
+  readonly data: HostData;
   readonly clusterBytes: number;
   /** The unit that is unallocated, zero or data: the cluster, or its 32nd part. */
   readonly subclusterBytes: number;
@@ -50,12 +54,14 @@ export class ImageState {
     refcounts: Refcounts;
     map: ClusterMap;
     metadata: MetadataClusters;
+    data: HostData;
     checkpoint: () => Promise<void>;
   }) {
     const { request, header } = parts;
     this.request = request;
     this.header = header;
     this.file = request.file;
+    this.data = parts.data;
     this.clusterBytes = header.clusterBytes;
     this.subclusterBytes = header.subclusterBytes;
     this.lengthBytes = header.virtualSizeBytes;
@@ -89,6 +95,8 @@ export class ImageState {
     addTable(0, clusterBytes);
     addTable(header.l1Offset, header.l1Entries * 8);
     addTable(header.refcountTableOffset, header.refcountTableClusters * clusterBytes);
+    const encryption = encryptionHeaderPlace(header, file.lengthBytes, path);
+    if (encryption !== null) addTable(encryption.offset, encryption.lengthBytes);
     for (const offset of refcounts.blockOffsets()) addTable(offset, clusterBytes);
     for (let i = 0; i < map.l1Entries; i++) {
       const { high, low } = map.l1Entry(i);
@@ -96,7 +104,9 @@ export class ImageState {
       if (cluster > 0 && Number.isInteger(cluster) && !metadata.has(cluster))
         metadata.add(cluster, 'table');
     }
-    return new ImageState({ request, header, refcounts, map, metadata, checkpoint });
+    // Last: it is closed with the image.
+    const data = await openData(request, header);
+    return new ImageState({ request, header, refcounts, map, metadata, data, checkpoint });
   }
 
   get isDirty(): boolean {

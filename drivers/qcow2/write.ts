@@ -6,6 +6,7 @@
  * memory, journal, answer. A failure before the mapping changes gives the clusters back and leaves the old content.
  */
 import { assert } from '../../src/base/assert.ts';
+import { BlockError } from '../../src/base/block-error.ts';
 import { alignDown, alignUp, isAllZero } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Mapping } from '../../src/block/driver.ts';
@@ -22,7 +23,8 @@ import type { OwnTables } from './tables.ts';
 const ASSEMBLE_BYTES = 256 << 10;
 
 interface Piece {
-  readonly hostOffset: number;
+  /** Guest offset. */
+  readonly guest: number;
   readonly bytes: Uint8Array;
 }
 
@@ -64,7 +66,8 @@ export class Writer {
           ? m.lengthBytes
           : await this.#allocatingRun(at, buffer.length - done, m);
         const part = buffer.subarray(done, done + length);
-        pieces.push(isInPlace(m) ? this.#writeInPlace(m, part) : this.#writeLocked(at, part));
+        const isFree = isInPlace(m) && this.#state.data.isWholeWrite(at, length);
+        pieces.push(isFree ? this.#writeInPlace(m, at, part) : this.#writeLocked(at, part));
         done += length;
       }
     } finally {
@@ -81,6 +84,7 @@ export class Writer {
   async writeCompressed(offset: number, buffer: Uint8Array): Promise<void> {
     const { clusterBytes, locks, file, map, request } = this.#state;
     assert(offset % clusterBytes === 0, 'a compressed write begins at a cluster');
+    if (this.#state.data.isEncrypted) throw this.#packedPlain();
     const cluster = buffer.length === clusterBytes ? buffer : new Uint8Array(clusterBytes);
     if (cluster !== buffer) cluster.set(buffer);
     const packed = await this.#compressed.pack(cluster);
@@ -105,6 +109,11 @@ export class Writer {
     } finally {
       lock.release();
     }
+  }
+
+  #packedPlain(): BlockError {
+    const message = 'is encrypted, and compressed clusters are not: they cannot be written';
+    return new BlockError({ kind: 'bad-request', message, path: this.#state.request.path });
   }
 
   /**
@@ -145,8 +154,12 @@ export class Writer {
     return bytes - (at % bytes);
   }
 
-  async #writeInPlace(m: Mapping & { kind: 'data' }, bytes: Uint8Array): Promise<void> {
-    await m.file.write(guestOffset(m.hostOffset), bytes);
+  async #writeInPlace(
+    m: Mapping & { kind: 'data' },
+    guest: number,
+    bytes: Uint8Array,
+  ): Promise<void> {
+    await this.#state.data.write({ guest, host: m.hostOffset }, bytes);
   }
 
   async #writeLocked(offset: number, buffer: Uint8Array): Promise<void> {
@@ -158,7 +171,7 @@ export class Writer {
         // Looked up again: who held the lock before may have mapped it.
         const m = await this.#lookup.mapping(guestOffset(offset + done), buffer.length - done);
         const rest = buffer.subarray(done, isInPlace(m) ? done + m.lengthBytes : buffer.length);
-        if (isInPlace(m)) await this.#writeInPlace(m, rest);
+        if (isInPlace(m)) await this.#writeInPlace(m, offset + done, rest);
         done += isInPlace(m) ? m.lengthBytes : await this.#writeAllocating(offset + done, rest);
       }
     } finally {
@@ -252,13 +265,15 @@ export class Writer {
 
   /** Writes the guest's bytes and what its clusters held around them. */
   async #fill(target: Target, offset: number, guest: Uint8Array): Promise<void> {
-    const { clusterBytes, file } = this.#state;
-    const { start, hostOffset, clusters, isFresh } = target;
+    const { clusterBytes, data } = this.#state;
+    const { start, hostOffset, clusters } = target;
+    // Encrypted, a hole would read as noise; and parts of sectors are not written.
+    const isFresh = target.isFresh && !data.isEncrypted;
     const totalBytes = clusters * clusterBytes;
     const end = start + totalBytes;
     const guestEnd = offset + guest.length;
     assert(offset >= start && guestEnd <= end, 'the guest writes inside of its target');
-    if (guest.length < totalBytes && totalBytes <= ASSEMBLE_BYTES) {
+    if (guest.length < totalBytes && (totalBytes <= ASSEMBLE_BYTES || data.isEncrypted)) {
       const isSparse =
         isFresh && (await this.#isZero(start, offset)) && (await this.#isZero(guestEnd, end));
       if (!isSparse) return this.#fillAssembled(target, offset, guest);
@@ -268,18 +283,20 @@ export class Writer {
       this.#old(guestEnd, end, isFresh),
     ]);
     const pieces: Piece[] = [];
-    if (head !== null) pieces.push({ hostOffset, bytes: head });
-    if (guest.length > 0) pieces.push({ hostOffset: hostOffset + offset - start, bytes: guest });
-    if (tail !== null) pieces.push({ hostOffset: hostOffset + guestEnd - start, bytes: tail });
+    if (head !== null) pieces.push({ guest: start, bytes: head });
+    if (guest.length > 0) pieces.push({ guest: offset, bytes: guest });
+    if (tail !== null) pieces.push({ guest: guestEnd, bytes: tail });
     const outcomes = await Promise.allSettled(
-      pieces.map((p) => file.write(guestOffset(p.hostOffset), p.bytes)),
+      pieces.map((p) =>
+        data.write({ guest: p.guest, host: hostOffset + p.guest - start }, p.bytes),
+      ),
     );
     for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
   }
 
   /** Puts the whole of the clusters together and writes it at once: one read and one write cost less than three. */
   async #fillAssembled(target: Target, offset: number, guest: Uint8Array): Promise<void> {
-    const { clusterBytes, file, lengthBytes, request } = this.#state;
+    const { clusterBytes, data, lengthBytes, request } = this.#state;
     const { start, hostOffset, clusters } = target;
     const totalBytes = clusters * clusterBytes;
     const buffer = this.#buffers.take(totalBytes);
@@ -288,7 +305,7 @@ export class Writer {
       buffer.fill(0, inside);
       await request.readGuest(guestOffset(start), buffer.subarray(0, inside));
       buffer.set(guest, offset - start);
-      await file.write(guestOffset(hostOffset), buffer);
+      await data.write({ guest: start, host: hostOffset }, buffer);
     } finally {
       this.#buffers.giveBack(buffer);
     }

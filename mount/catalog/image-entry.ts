@@ -429,6 +429,8 @@ export class ImageEntry implements Entry {
     // Opening it says what is wrong, whatever it is opened for.
     if (driver === null || description === null) return null;
     if (driver.capabilities.write !== true) return `the format ${driver.name} is only read`;
+    const { readOnlyReason } = description;
+    if (typeof readOnlyReason === 'string') return readOnlyReason;
     if (description.corrupt) return 'it is marked corrupt and needs a repair';
     if (description.dirty && driver.capabilities.repair !== true) {
       return 'it was not closed cleanly and needs a repair';

@@ -14,13 +14,20 @@ export interface BlockStatus {
   /** Space holds bytes for it. */
   readonly data: boolean;
   readonly compressed: boolean;
+  readonly encrypted: boolean;
   /** Where in `path`, when plain bytes lie there; else null. */
   readonly hostOffset: number | null;
   readonly path: string | null;
 }
 
 /** What is true of a run unless something else is found. */
-const NOWHERE = { depth: 0, compressed: false, hostOffset: null, path: null } as const;
+const NOWHERE = {
+  depth: 0,
+  compressed: false,
+  encrypted: false,
+  hostOffset: null,
+  path: null,
+} as const;
 
 /** The first run of a range, looked up through the whole backing chain. Errors: EIO, EINVAL for the range. */
 export const blockStatusOf = async (
@@ -34,7 +41,9 @@ export const blockStatusOf = async (
     case 'unallocated':
       return backingStatus(node, offset, m);
     case 'opaque':
-      return { ...run, zero: false, data: true, compressed: true };
+      return m.encrypted === true
+        ? { ...run, zero: false, data: true, encrypted: true }
+        : { ...run, zero: false, data: true, compressed: true };
     case 'zero':
       return { ...run, ...keptPlace(node, m), zero: true, data: false };
     case 'data':

@@ -18,6 +18,7 @@ import type { GuestOffset, HostOffset } from '../base/units.ts';
 import type { Node } from './node.ts';
 import type { RemoteCredential } from './remote-access.ts';
 import type { RestartJournal } from './restart-journal.ts';
+import type { Secret } from './secrets.ts';
 
 export type DriverRole = 'format' | 'protocol' | 'filter';
 
@@ -74,7 +75,7 @@ export type Mapping =
       readonly hostOffset?: HostOffset;
     }
   /** In this layer, but only the driver's `read` gives the bytes (compressed, encrypted; a protocol driver's own). */
-  | { readonly kind: 'opaque'; readonly lengthBytes: number };
+  | { readonly kind: 'opaque'; readonly lengthBytes: number; readonly encrypted?: boolean };
 
 export interface WriteZeroesOptions {
   /** Space may be given back; else it stays allocated where the format can say "zero and allocated". */
@@ -258,6 +259,8 @@ export interface ImageDescription {
   readonly dirty: boolean;
   readonly corrupt: boolean;
   readonly encrypted: boolean;
+  /** Why an image of this kind is only read; null when it can be written. */
+  readonly readOnlyReason?: string | null;
   readonly compressed: boolean;
   /** Snapshot ids and names, for views `NAME@SNAPSHOT`. */
   readonly snapshots: readonly SnapshotDescription[];
@@ -298,6 +301,8 @@ export interface OpenRequest {
    * it another format's header. Null when the format was declared.
    */
   readonly probeGuard: ((head: Uint8Array) => string | null) | null;
+  /** Keys that may open this image, for formats that encrypt. Null: only mapping is wanted, and no key is needed. */
+  readonly secrets: (() => Promise<readonly Secret[]>) | null;
   readonly log: Log;
   /** The node that this instance will belong to: its name, for messages. */
   readonly nodeName: string;
@@ -366,6 +371,8 @@ export interface CreatePlan {
 }
 
 export interface CreateRequest extends CreatePlan {
+  /** What the option `encrypt.key-secret` names; null for none. */
+  readonly secret: Secret | null;
   /** An empty, writable protocol node. */
   readonly file: Node;
   /** What `DriverDescriptor.createDataFile` asked for, open for writing; else null. */

@@ -14,6 +14,7 @@ import type { OpenGate } from './open-gate.ts';
 import { probeFormat, probeHead } from './probe.ts';
 import type { DriverRegistry } from './registry.ts';
 import type { RestartJournal } from './restart-journal.ts';
+import type { Secrets } from './secrets.ts';
 
 /** Longer chains are taken for an attack or an accident. */
 export const MAX_CHAIN_DEPTH = 200;
@@ -29,6 +30,8 @@ export interface GraphOptions {
   /** Per image, in bytes. */
   readonly cacheBytes: number;
   readonly discard: 'unmap' | 'ignore';
+  /** Keys of encrypted images. Null: they are opened without, to look at their mapping alone. */
+  readonly secrets: Secrets | null;
   /** The restart journal of a file that is opened for writing; null for offline tools. */
   readonly journalFor: ((file: FileIdentity) => Promise<RestartJournal>) | null;
 }
@@ -284,7 +287,7 @@ export class Graph {
   }
 
   async #openFormat(node: Node, file: Node, layer: LayerRequest, guarded: boolean): Promise<void> {
-    const { registry, log, cacheBytes, discard, journalFor } = this.#options;
+    const { registry, log, cacheBytes, discard, journalFor, secrets } = this.#options;
     const { path, readOnly, descriptor } = node;
     const journal = readOnly || journalFor === null ? null : await journalFor(layer.identity);
     const above = [...layer.above, keyOf(layer.identity)];
@@ -296,6 +299,7 @@ export class Graph {
       cacheBytes,
       journal,
       discard,
+      secrets: secrets === null ? null : () => secrets.forImage(path),
       log,
       nodeName: node.name,
       probeGuard: guarded

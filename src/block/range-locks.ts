@@ -1,6 +1,6 @@
 /**
- * Exclusive locks on byte ranges of one node, first come first served: a range waits for every earlier range
- * that overlaps it, held or waiting, so nobody starves and ranges that do not overlap never wait.
+ * Locks on byte ranges of one node, first come first served: a range waits for every earlier range that overlaps it,
+ * held or waiting, unless both are shared; so nobody starves and ranges that do not overlap never wait.
  *
  * Lock order: one holder never asks for a second range of the same `RangeLocks` while it holds one.
  */
@@ -8,6 +8,7 @@ import type { ByteRange } from '../base/range.ts';
 import { overlaps } from '../base/range.ts';
 
 interface Holder extends ByteRange {
+  readonly shared: boolean;
   /** Earlier overlapping ranges that are still held. */
   blockers: number;
   /** Later ranges that wait for this one. */
@@ -35,8 +36,12 @@ export class RangeLocks {
   }
 
   /** `using lock = await locks.acquire(range)`. Resolves at once (after a microtask) when nothing overlaps. */
-  async acquire(range: ByteRange): Promise<RangeLock> {
+  async acquire(
+    range: ByteRange,
+    { shared }: { readonly shared: boolean } = { shared: false },
+  ): Promise<RangeLock> {
     const holder: Holder = {
+      shared,
       start: range.start,
       end: range.end,
       blockers: 0,
@@ -44,7 +49,7 @@ export class RangeLocks {
       grant: null,
     };
     for (const other of this.#held) {
-      if (!overlaps(other, holder)) continue;
+      if (!overlaps(other, holder) || (shared && other.shared)) continue;
       other.waiting.push(holder);
       holder.blockers++;
     }

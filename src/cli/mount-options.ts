@@ -8,6 +8,7 @@ import type { MetricsAddress } from '../daemon/metrics-server.ts';
 import { isMountFlag } from '../daemon/mount-flags.ts';
 import { UsageError } from './command.ts';
 import { isIgnored, optionsOf } from './option-list.ts';
+import { declareSecrets } from './secrets.ts';
 import { parseSize } from './size.ts';
 
 /** Of the contract, with what they wait for: named here so that they are refused by name and not as typing errors. */
@@ -16,7 +17,6 @@ const NOT_YET = [
   'stream',
   'inactive',
   'detect-zeroes',
-  'secret',
   'record',
   'prefetch',
   'no-resume',
@@ -36,6 +36,8 @@ const VALUES = [
   'log-level',
   'metrics',
 ] as const;
+
+const REPEATABLE = ['backing-dir', 'secret'] as const;
 
 const MIN_THREADS = 1;
 const MAX_THREADS = 64;
@@ -92,7 +94,7 @@ export const declareMountOptions = <T>(yargs: Argv<T>) =>
 
 /** What concerns the images. */
 const declareImageOptions = <T>(yargs: Argv<T>) =>
-  yargs
+  declareSecrets(yargs)
     .option('cache', {
       choices: ['writeback', 'none', 'unsafe'] as const,
       default: 'writeback' as const,
@@ -171,7 +173,7 @@ export const wordsOfMountOptions = (
     if (name === 'ro' || name === 'rw') readOnly = name === 'ro';
     else if (value === null && isMountFlag(name)) words.push('--mount-flag', name);
     else if (isOneOf(BOOLEANS, name) && value === null) words.push(`--${name}`);
-    else if ((isOneOf(VALUES, name) || name === 'backing-dir') && value !== null)
+    else if ((isOneOf(VALUES, name) || isOneOf(REPEATABLE, name)) && value !== null)
       words.push(`--${name}=${value}`);
     else if (!isIgnored(option) && !sloppy)
       throw new UsageError(unknownReason(name), `-o ${option.text}`);

@@ -4,17 +4,21 @@ import { createLog } from '../base/log.ts';
 import type { ImageLocks } from '../block/image-locks.ts';
 import { noLocks } from '../block/image-locks.ts';
 import { DriverRegistry } from '../block/registry.ts';
+import { Secrets } from '../block/secrets.ts';
 import type { OfflineContext } from '../image/open.ts';
 import { namingViews } from './mounted-view.ts';
+import { declareObjects, declareSecrets, parseSecrets } from './secrets.ts';
 
 export interface OfflineOptions {
   readonly 'backing-dir': readonly string[];
   readonly lock: 'auto' | 'on' | 'off';
+  readonly secret: readonly string[];
+  readonly object: readonly string[];
 }
 
-/** `--backing-dir` and `--lock`. */
+/** `--backing-dir`, `--lock`, `--secret` and `--object`. */
 export const declareOffline = <T>(yargs: Argv<T>) =>
-  yargs
+  declareObjects(declareSecrets(yargs))
     .option('backing-dir', {
       type: 'string',
       array: true,
@@ -47,6 +51,7 @@ export const offlineContext = async (options: OfflineOptions): Promise<OfflineCo
     registry: new DriverRegistry(drivers),
     locks: await locksFor(options.lock),
     backingDirectories: options['backing-dir'],
+    secrets: new Secrets(parseSecrets(options.secret, options.object), { keep: true }),
   };
 };
 

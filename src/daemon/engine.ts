@@ -15,6 +15,7 @@ import { Graph } from '../block/graph.ts';
 import { noLocks } from '../block/image-locks.ts';
 import { DriverRegistry } from '../block/registry.ts';
 import { createJournalFactory } from '../block/restart-journal-file.ts';
+import { Secrets } from '../block/secrets.ts';
 import { dieWithParent } from '../os/linux.ts';
 import type { EngineConfig, EngineMessage, SupervisorMessage } from './messages.ts';
 import type { MetricsSource } from './metrics.ts';
@@ -48,7 +49,18 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   const { backingDirectories } = config;
   const gate = await sourceGate({ sources, backingDirectories, mountpoint });
   const journalFor = createJournalFactory({ directory: config.journalDirectory, log });
-  const graph = new Graph({ registry, gate, locks, log, cache, cacheBytes, discard, journalFor });
+  const secrets = new Secrets(config.secrets, { keep: false });
+  const graph = new Graph({
+    registry,
+    gate,
+    locks,
+    log,
+    cache,
+    cacheBytes,
+    discard,
+    secrets,
+    journalFor,
+  });
   const catalog = await openCatalog({
     sources,
     graph,

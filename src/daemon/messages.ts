@@ -7,6 +7,7 @@ import type { InitOutcome } from '../../mount/kernel/init.ts';
 import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import type { BlockErrorWire } from '../base/block-error.ts';
 import type { LockMode } from '../block/image-locks.ts';
+import type { SecretSource } from '../block/secrets.ts';
 import type { MetricsAddress } from './metrics-server.ts';
 
 /** Everything an engine needs to begin; also what `status` shows of the options. */
@@ -24,6 +25,8 @@ export interface EngineConfig {
   readonly format: string | null;
   readonly backingDirectories: readonly string[];
   readonly discard: 'unmap' | 'ignore';
+  /** `--secret`: where keys are, never the keys. */
+  readonly secrets: readonly SecretSource[];
   readonly allowShrink: boolean;
   readonly lock: 'auto' | 'on' | 'off';
   /** `--passthrough`. */

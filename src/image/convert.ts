@@ -54,6 +54,11 @@ export const convertImages = async (
     totalBytes += root.lengthBytes;
   }
   await refuseOwnSource(request.target, sources);
+  // Before anything is written over: packed clusters are not encrypted.
+  if (request.compress && request.options.has('encrypt.format')) {
+    const message = 'cannot be both encrypted and packed';
+    throw new BlockError({ kind: 'bad-request', message, path: request.target, op: 'convert' });
+  }
   let isOurs = false;
   try {
     if (!request.existing) {

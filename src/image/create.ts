@@ -2,6 +2,7 @@
  * Making images: `vdiskfs create`. Everything that can be refused is refused before FILE is touched; an image that
  * cannot be finished is removed.
  */
+import { isUtf8 } from 'node:buffer';
 import { open, stat, unlink } from 'node:fs/promises';
 import { basename, dirname, resolve } from 'node:path';
 import { BlockError, toBlockError } from '../base/block-error.ts';
@@ -10,6 +11,7 @@ import { alignUp } from '../base/range.ts';
 import type { BackingLink, CreatePlan, DriverDescriptor } from '../block/driver.ts';
 import { identify } from '../block/graph.ts';
 import { Node } from '../block/node.ts';
+import type { Secret } from '../block/secrets.ts';
 import { type NamedDataFile, openNamedDataFile } from './named-data-file.ts';
 import { type OfflineContext, openImage } from './open.ts';
 
@@ -50,13 +52,14 @@ export const createImage = async (
     options: request.options,
   };
   descriptor.checkCreate?.(plan, dataFile?.root ?? null);
+  const secret = await secretOf(plan, context);
   await refuseOwnChain(path, backing?.root ?? null);
   if (dataFile !== null) {
     await refuseOwnChain(path, dataFile.root);
     await refuseOwnChain(dataFile.root.path, backing?.root ?? null);
   }
   await syncChain(backing?.root ?? null);
-  await writeImage(plan, descriptor, dataFile?.root ?? null, context);
+  await writeImage({ ...plan, secret }, descriptor, dataFile?.root ?? null, context);
   dataFile?.keep();
   return virtualSizeBytes;
 };
@@ -115,8 +118,22 @@ const refuseOwnChain = async (path: string, backing: Node | null): Promise<void>
   }
 };
 
+/** The option by which formats name a secret. */
+const KEY_OPTION = 'encrypt.key-secret';
+
+// QEMU takes nothing but text for a passphrase: what it could not open is not made.
+const secretOf = async (plan: CreatePlan, context: OfflineContext): Promise<Secret | null> => {
+  const id = plan.options.get(KEY_OPTION);
+  if (id === undefined) return null;
+  const secret = await context.secrets.byId(id);
+  if (secret === null) throw wrong(`${KEY_OPTION}: there is no secret '${id}'`, plan.path);
+  if (!isUtf8(secret.bytes) || secret.bytes.includes(0))
+    throw wrong(`${KEY_OPTION}: the key of secret '${id}' is no text in UTF-8`, plan.path);
+  return secret;
+};
+
 const writeImage = async (
-  plan: CreatePlan,
+  plan: CreatePlan & { readonly secret: Secret | null },
   descriptor: DriverDescriptor,
   dataFile: Node | null,
   context: OfflineContext,

@@ -21,6 +21,8 @@ export interface MapRecord {
 export interface PlacedRecord {
   readonly record: MapRecord;
   readonly path: string | null;
+  /** Its bytes lie somewhere, but not as the guest sees them. */
+  readonly encrypted: boolean;
 }
 
 export interface MapRange {
@@ -54,11 +56,13 @@ export async function* mapImage(root: Node, range?: MapRange): AsyncGenerator<Pl
 /** What `qemu-img` prints for an image of no bytes. */
 const EMPTY: PlacedRecord = {
   path: null,
+  encrypted: false,
   record: { start: 0, length: 0, depth: 0, present: false, zero: false, data: false },
 };
 
 const placed = (start: number, s: BlockStatus): PlacedRecord => ({
   path: s.path,
+  encrypted: s.encrypted,
   record: {
     start,
     length: s.lengthBytes,
@@ -81,5 +85,5 @@ const join = (a: PlacedRecord, b: PlacedRecord): PlacedRecord | null => {
   const contiguous =
     x.offset === undefined ? y.offset === undefined : x.offset + x.length === y.offset;
   if (!alike || !contiguous) return null;
-  return { path: a.path, record: { ...x, length: x.length + y.length } };
+  return { path: a.path, encrypted: a.encrypted, record: { ...x, length: x.length + y.length } };
 };

@@ -11,6 +11,7 @@ import { Node } from '../block/node.ts';
 import { type OpenGate, openGate } from '../block/open-gate.ts';
 import { probeFormat } from '../block/probe.ts';
 import type { DriverRegistry } from '../block/registry.ts';
+import type { Secrets } from '../block/secrets.ts';
 
 /** What every offline command is given by the command line. */
 export interface OfflineContext {
@@ -18,6 +19,8 @@ export interface OfflineContext {
   readonly locks: ImageLocks;
   /** `--backing-dir`: directories that headers may name files in, besides the image's own. */
   readonly backingDirectories: readonly string[];
+  /** `--secret`: keys of encrypted images. */
+  readonly secrets: Secrets;
 }
 
 /** An opened image with its chain; closes with `using`. */
@@ -43,6 +46,8 @@ export interface OpenOptions {
   readonly writable?: boolean;
   /** The image alone. */
   readonly withoutBacking?: boolean;
+  /** Only the mapping is wanted: encrypted images need no key. */
+  readonly withoutKey?: boolean;
 }
 
 /**
@@ -64,6 +69,7 @@ export const openImage = async (
     cache: 'writeback',
     cacheBytes: CACHE_BYTES,
     discard: 'unmap',
+    secrets: options.withoutKey === true ? null : context.secrets,
     journalFor: null,
   });
   const root = await graph.open({

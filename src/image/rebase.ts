@@ -34,7 +34,7 @@ export const rebaseImage = async (
   context: OfflineContext,
 ): Promise<void> => {
   const { path, backing, unsafe } = request;
-  const options = { writable: true, withoutBacking: unsafe };
+  const options = { writable: true, withoutBacking: unsafe, withoutKey: unsafe };
   await using image = await openImage(path, request.format, context, options);
   const { root } = image;
   if (root.descriptor.capabilities.backing !== true) {

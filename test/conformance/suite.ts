@@ -6,6 +6,7 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { DriverDescriptor } from '../../src/block/driver.ts';
 import type { Graph } from '../../src/block/graph.ts';
 import type { Node } from '../../src/block/node.ts';
+import type { SecretSource } from '../../src/block/secrets.ts';
 import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
 
@@ -16,6 +17,8 @@ export interface Subject {
     readonly label: string;
     readonly make: (path: string, bytes: number) => Promise<void>;
   }[];
+  /** Keys of the images of a directory. */
+  readonly secrets?: (directory: string) => readonly SecretSource[];
   /** Throws when the finished image is not sound. */
   readonly verify: (path: string) => Promise<void>;
 }
@@ -56,7 +59,7 @@ const defineTests = (subject: Subject, variant: Subject['variants'][number]): vo
     const directory = await scratchDirectory(t);
     const path = `${directory}/disk.${name}`;
     await variant.make(path, DISK_BYTES);
-    const graph = await testGraph({ directory });
+    const graph = await testGraph({ directory, secrets: subject.secrets?.(directory) ?? [] });
     const node = await graph.open({ path, format: name, readOnly });
     return { graph, node, path };
   };

@@ -7,6 +7,7 @@ import { noLocks } from '../../src/block/image-locks.ts';
 import { openGate } from '../../src/block/open-gate.ts';
 import { DriverRegistry } from '../../src/block/registry.ts';
 import { createJournalFactory } from '../../src/block/restart-journal-file.ts';
+import { type SecretSource, Secrets } from '../../src/block/secrets.ts';
 
 export interface TestGraphOptions {
   /** Everything that headers name lies below it. */
@@ -18,6 +19,7 @@ export interface TestGraphOptions {
   readonly journalDirectory?: string;
   readonly cacheBytes?: number;
   readonly discard?: 'unmap' | 'ignore';
+  readonly secrets?: readonly SecretSource[];
   readonly log?: Log;
 }
 
@@ -36,6 +38,7 @@ export const testGraph = async (options: TestGraphOptions): Promise<Graph> => {
     cache: 'writeback',
     cacheBytes: options.cacheBytes ?? 256 << 10,
     discard: options.discard ?? 'unmap',
+    secrets: new Secrets(options.secrets ?? [], { keep: false }),
     journalFor: journals,
   });
 };

@@ -64,7 +64,8 @@ const describeBacking = (info: ImageInfo): string[] => {
 
 const describeFields = (fields: Readonly<Record<string, unknown>>, indent: string): string[] =>
   Object.entries(fields).flatMap(([key, value]) => {
-    const name = `${indent}${key.replaceAll('-', ' ')}:`;
+    const label = Array.isArray(fields) ? `[${key}]` : key.replaceAll('-', ' ');
+    const name = `${indent}${label}:`;
     if (typeof value !== 'object' || value === null) return [`${name} ${String(value)}`];
     return [name, ...describeFields(value as Record<string, unknown>, `${indent}    `)];
   });

@@ -37,7 +37,8 @@ export const command = defineCommand({
       lengthBytes: length === undefined ? Infinity : parseSize(length, '--max-length'),
     };
     const context = await offlineContext(options);
-    await using image = await openImage(options.file, options.format ?? null, context);
+    const format = options.format ?? null;
+    await using image = await openImage(options.file, format, context, { withoutKey: true });
     const records = mapImage(image.root, range);
     await (wantsJson(options) ? printRecords(records) : printTable(records));
     return EXIT.success;
@@ -61,9 +62,10 @@ const printRecords = async (records: AsyncIterable<PlacedRecord>): Promise<void>
 const printTable = async (records: AsyncIterable<PlacedRecord>): Promise<void> => {
   const hex = (n: number): string => (n === 0 ? '0' : `0x${n.toString(16)}`).padEnd(16);
   await print(`${'Offset'.padEnd(16)}${'Length'.padEnd(16)}${'Mapped to'.padEnd(16)}File\n`);
-  for await (const { record, path } of records) {
+  for await (const { record, path, encrypted } of records) {
     if (!record.data || record.zero) continue;
-    const where = record.offset === undefined ? '(compressed)'.padEnd(16) : hex(record.offset);
+    const nowhere = encrypted ? '(encrypted)' : '(compressed)';
+    const where = record.offset === undefined ? nowhere.padEnd(16) : hex(record.offset);
     const row = `${hex(record.start)}${hex(record.length)}${where}${path ?? ''}\n`;
     if (!(await print(row))) return;
   }

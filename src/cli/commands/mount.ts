@@ -2,6 +2,7 @@
 import { existsSync, realpathSync, statSync } from 'node:fs';
 import { isAbsolute, resolve } from 'node:path';
 import { BlockError, toBlockError } from '../../base/block-error.ts';
+import { type SecretSource, Secrets } from '../../block/secrets.ts';
 import { startDaemon, stayInForeground } from '../../daemon/launch.ts';
 import { flagsOf } from '../../daemon/mount-flags.ts';
 import { cleanDeadMount, requireFreeMountpoint } from '../../daemon/mountpoint.ts';
@@ -16,6 +17,7 @@ import {
   parseThreads,
 } from '../mount-options.ts';
 import { print } from '../print.ts';
+import { parseSecrets } from '../secrets.ts';
 
 interface Source {
   readonly name: string | null;
@@ -59,6 +61,7 @@ export const command = defineCommand({
       format: formatOf(options.format, sources),
       backingDirectories: options['backing-dir'].map((d) => requireDirectory(d)),
       discard: options.discard,
+      secrets: await secretsFor(parseSecrets(options.secret), sources),
       allowShrink: options['allow-shrink'],
       lock: options.lock,
       passthrough: passthroughFor(options),
@@ -90,6 +93,20 @@ const passthroughFor = (options: { passthrough: boolean; backend: string }): boo
     throw new UsageError('the backend fuse-native does not have it', '--passthrough');
   if (process.getuid?.() !== 0) throw new UsageError('needs root', '--passthrough');
   return true;
+};
+
+// A source's own name is known here alone. A key that cannot be read is told now, and not when a view is opened.
+const secretsFor = async (
+  secrets: readonly SecretSource[],
+  sources: readonly Source[],
+): Promise<readonly SecretSource[]> => {
+  await new Secrets(secrets, { keep: false }).check();
+  return secrets.map((secret) => {
+    const named = sources.find(
+      ({ name }) => name !== null && (secret.image === name || secret.image === `${name}.raw`),
+    );
+    return named === undefined ? secret : { ...secret, image: named.path };
+  });
 };
 
 const announce = async (mountpoint: string, warnings: readonly string[]): Promise<void> => {

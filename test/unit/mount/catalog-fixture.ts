@@ -9,6 +9,7 @@ import { createLog } from '../../../src/base/log.ts';
 import { Graph } from '../../../src/block/graph.ts';
 import type { ImageLocks, LockMode } from '../../../src/block/image-locks.ts';
 import { DriverRegistry } from '../../../src/block/registry.ts';
+import { noSecrets } from '../../../src/block/secrets.ts';
 import { NodeIds } from '../../../src/daemon/node-ids.ts';
 import { type Cleanup, scratchDirectory } from '../../support/scratch.ts';
 import { stub } from '../../support/stub-format.ts';
@@ -74,6 +75,7 @@ export const catalogFixture = async (t: Cleanup): Promise<Fixture> => {
       cache: 'writeback',
       cacheBytes: 1 << 20,
       discard: 'unmap',
+      secrets: noSecrets,
       journalFor: null,
     });
     const catalog = await openCatalog({

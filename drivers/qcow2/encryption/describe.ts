@@ -1,0 +1,25 @@
+/** What `qemu-img info` says of an image's encryption. */
+import type { KeySlot, LuksHeader } from './luks-header.ts';
+
+/** Null: the old AES encryption. */
+export const describeEncryption = (luks: LuksHeader | null): Record<string, unknown> => {
+  if (luks === null) return { format: 'aes' };
+  const { cipher, hash, uuid, slots, payloadOffset, digestIterations } = luks;
+  return {
+    'ivgen-alg': cipher.iv,
+    'hash-alg': hash,
+    'cipher-alg': `aes-${cipher.keyBits}`,
+    uuid,
+    ...(cipher.ivHash === null ? {} : { 'ivgen-hash-alg': cipher.ivHash }),
+    format: 'luks',
+    'cipher-mode': cipher.mode,
+    slots: slots.map(describeSlot),
+    'payload-offset': payloadOffset,
+    'master-key-iters': digestIterations,
+  };
+};
+
+const describeSlot = ({ active, iterations, keyOffset, stripes }: KeySlot) =>
+  active
+    ? { active, iters: iterations, 'key-offset': keyOffset, stripes }
+    : { active, 'key-offset': keyOffset };
