@@ -31,11 +31,15 @@ interface TranslatedView {
   readonly files: Set<Node>;
   readonly chain: readonly Node[];
   readonly onChange: (change: MappingChange) => void;
+  /** Takes it out of the table; the next fault brings it back. */
+  readonly close: () => Promise<void>;
 }
 
 export class NodeTranslations {
   readonly #table: TranslationTable;
   readonly #views = new Map<number, TranslatedView>();
+  /** Views that workers may still use, though they are out of the table. */
+  readonly #closing = new Map<number, Promise<void>>();
   readonly #hostFiles = new Map<Node, HostFile>();
 
   constructor(table: TranslationTable) {
@@ -92,12 +96,17 @@ export class NodeTranslations {
   }
 
   #openView(entry: Entry, root: Node): TranslatedView | null {
+    if (this.#closing.has(entry.nodeId)) return null;
     const pageBits = pageBitsOf(root);
     if (pageBits === null) return null;
     if (!this.#table.openView(entry.nodeId, pageBits, root.lengthBytes)) return null;
     const chain: Node[] = [];
     for (let node: Node | null = root; node !== null; node = node.backing) chain.push(node);
     const onChange = (change: MappingChange): void => this.#revoke(entry.nodeId, change);
+    const close = async (): Promise<void> => {
+      await this.#closeView(entry.nodeId);
+      entry.view.drainListeners.delete(close);
+    };
     const view: TranslatedView = {
       number: entry.nodeId,
       root,
@@ -106,25 +115,33 @@ export class NodeTranslations {
       files: new Set(),
       chain,
       onChange,
+      close,
     };
     for (const node of chain) {
       node.mappingListeners.add(onChange);
       node.shootdown ??= () => this.#table.quiesce(null);
     }
     this.#views.set(entry.nodeId, view);
-    const close = async (): Promise<void> => {
-      entry.view.drainListeners.delete(close);
-      await this.#closeView(entry.nodeId);
-    };
     entry.view.drainListeners.add(close);
+    // A dirty bitmap that begins to record may ask for smaller pages.
+    root.dirtyBitmaps.listeners.add(close);
     return view;
   }
 
-  async #closeView(number: number): Promise<void> {
+  #closeView(number: number): Promise<void> {
+    const known = this.#closing.get(number);
+    if (known !== undefined) return known;
+    const closing = this.#takeOut(number).finally(() => this.#closing.delete(number));
+    this.#closing.set(number, closing);
+    return closing;
+  }
+
+  async #takeOut(number: number): Promise<void> {
     const view = this.#views.get(number);
     if (view === undefined) return;
     this.#views.delete(number);
     for (const node of view.chain) node.mappingListeners.delete(view.onChange);
+    view.root.dirtyBitmaps.listeners.delete(view.close);
     await this.#table.closeView(number);
     for (const file of view.files) this.#forgetFile(file);
   }
@@ -165,8 +182,17 @@ export class NodeTranslations {
   }
 }
 
-/** log2 of the page size; null for a view that the table cannot hold. */
+/** log2 of the page size, not larger than a granule of a dirty bitmap; null for a view that the table cannot hold. */
 const pageBitsOf = (root: Node): number | null => {
+  const unit = mappingBitsOf(root);
+  const { granularityBytes } = root.dirtyBitmaps;
+  if (unit === null || granularityBytes === null) return unit;
+  const granuleBits = Math.log2(granularityBytes);
+  return unit === ONE_PAGE ? granuleBits : Math.min(unit, granuleBits);
+};
+
+/** log2 of the unit in which its layers are mapped. */
+const mappingBitsOf = (root: Node): number | null => {
   const { clusterBytes, subclusterBytes = clusterBytes, lengthBytes } = root.driver;
   if (lengthBytes === 0) return null;
   if (subclusterBytes > 1) {

@@ -39,8 +39,9 @@ export const walkPages = (walk: PageWalk): Translation[] => {
   /** Pages before it are in `found`. */
   let next = firstPage;
   for (let at = firstPage * pageBytes; at < end; ) {
-    const run = runAt(walk, root, at, end - at, walk.writable);
-    if (run === null) break;
+    const mapped = runAt(walk, root, at, end - at, walk.writable);
+    if (mapped === null) break;
+    const run = tracked(root, at, mapped);
     const runEnd = at + run.lengthBytes;
     const first = Math.ceil(at / pageBytes);
     const last = runEnd === end ? Math.ceil(end / pageBytes) : Math.floor(runEnd / pageBytes);
@@ -55,6 +56,17 @@ export const walkPages = (walk: PageWalk): Translation[] => {
   }
   if (next < firstPage + pages) found.push({ ...NOTHING, pages: firstPage + pages - next });
   return found;
+};
+
+/** The first write to what is clean in a dirty bitmap has to fault: no WRITE before all of it is dirty. */
+const tracked = (root: Node, at: number, run: Run): Run => {
+  const { translation } = run;
+  if (translation === null || (translation.permissions & WRITE) === 0) return run;
+  const { dirtyBitmaps } = root;
+  if (!dirtyBitmaps.isRecording) return run;
+  const { lengthBytes, isDirty } = dirtyBitmaps.runAt(at, run.lengthBytes);
+  const permissions = isDirty ? translation.permissions : translation.permissions & ~WRITE;
+  return { lengthBytes, translation: { ...translation, permissions } };
 };
 
 const NOTHING: Translation = { permissions: 0, file: 0, hostOffset: 0 };

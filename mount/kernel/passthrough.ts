@@ -88,6 +88,7 @@ const flatFileOf = (root: Node, readOnly: boolean): number | null => {
   const m = root.driver.mapping(guestOffset(0), lengthBytes);
   if (m instanceof Promise || m.kind !== 'data' || m.hostOffset !== 0) return null;
   if (m.lengthBytes !== lengthBytes || m.file.lengthBytes !== lengthBytes) return null;
-  if (!readOnly && !m.inPlace) return null;
+  // What the kernel writes by itself is in no dirty bitmap.
+  if (!readOnly && (!m.inPlace || root.dirtyBitmaps.isRecording)) return null;
   return m.file.driver.hostFd ?? null;
 };

@@ -2,12 +2,13 @@
  * A node: one opened driver instance in the graph, with its children. The only way to do I/O on an image.
  *
  * The wrapper validates, the driver implements. It owns: the range checks, the read-only rule, the walk of a
- * read through the backing chain, the epochs of requests in flight, and the counters.
+ * read through the backing chain, the epochs of requests in flight, the dirty bitmaps, and the counters.
  */
 import { assert } from '../base/assert.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { type GuestOffset, guestOffset, MAX_OFFSET } from '../base/units.ts';
 import { type BlockStatus, blockStatusOf } from './block-status.ts';
+import { DirtyTracking } from './dirty-tracking.ts';
 import type {
   BackingLink,
   DriverDescriptor,
@@ -56,6 +57,8 @@ export class Node {
   readonly mappingListeners = new Set<(change: MappingChange) => void>();
   /** Resolves when nobody outside this class (the data plane) still uses an older mapping. */
   shootdown: (() => Promise<void>) | null = null;
+  /** What records which ranges are written. */
+  readonly dirtyBitmaps = new DirtyTracking(this);
   #driver: DriverInstance | null = null;
   #backing: Node | null = null;
   #closed = false;
@@ -143,7 +146,7 @@ export class Node {
     this.#checkRange('write', offset, buffer.length, this.#writeLimit(driver));
     this.statistics.writes++;
     this.statistics.writtenBytes += buffer.length;
-    await this.#inFlight('write', offset, () => write.call(driver, offset, buffer));
+    await this.#marking('write', offset, buffer.length, () => write.call(driver, offset, buffer));
   }
 
   /** One whole cluster. See `DriverInstance.writeCompressed`. Errors: EOPNOTSUPP where the format cannot. */
@@ -154,7 +157,7 @@ export class Node {
     this.#checkRange('write', offset, buffer.length, driver.lengthBytes);
     this.statistics.writes++;
     this.statistics.writtenBytes += buffer.length;
-    await this.#inFlight('write', offset, () => write.call(driver, offset, buffer));
+    await this.#marking('write', offset, buffer.length, () => write.call(driver, offset, buffer));
   }
 
   /** See `DriverInstance.changeBacking`. Errors: EOPNOTSUPP where the format has no backing files. */
@@ -178,7 +181,7 @@ export class Node {
     const driver = this.#writable('write-zeroes');
     this.#checkRange('write-zeroes', offset, lengthBytes, this.#writeLimit(driver));
     this.statistics.writes++;
-    await this.#inFlight('write-zeroes', offset, () =>
+    await this.#marking('write-zeroes', offset, lengthBytes, () =>
       driver.writeZeroes === undefined
         ? this.#writeZeroBytes(driver, offset, lengthBytes)
         : driver.writeZeroes(offset, lengthBytes, options),
@@ -195,7 +198,9 @@ export class Node {
     if (lengthBytes === 0) return;
     const discard = driver.discard;
     this.#checkRange('discard', offset, lengthBytes, driver.lengthBytes);
-    await this.#inFlight('discard', offset, () => discard.call(driver, offset, lengthBytes));
+    await this.#marking('discard', offset, lengthBytes, () =>
+      discard.call(driver, offset, lengthBytes),
+    );
   }
 
   /** See `DriverInstance.allocate`. */
@@ -227,6 +232,7 @@ export class Node {
     }
     try {
       await driver.resize(lengthBytes);
+      this.dirtyBitmaps.resize(driver.lengthBytes);
     } catch (error) {
       throw this.#inContext(error, 'resize', guestOffset(0));
     }
@@ -340,6 +346,19 @@ export class Node {
       const part = zeroes.subarray(0, Math.min(zeroes.length, lengthBytes - done));
       await write.call(driver, guestOffset(offset + done), part);
     }
+  }
+
+  /** A change of content: in the dirty bitmaps before it begins. */
+  #marking(
+    op: string,
+    offset: GuestOffset,
+    lengthBytes: number,
+    run: () => Promise<void>,
+  ): Promise<void> {
+    return this.#inFlight(op, offset, () => {
+      this.dirtyBitmaps.mark(offset, lengthBytes);
+      return run();
+    });
   }
 
   async #inFlight(op: string, offset: GuestOffset, run: () => Promise<void>): Promise<void> {
