@@ -61,6 +61,8 @@ export interface Qcow2Header {
   readonly incompatibleHigh: number;
   readonly compatible: number;
   readonly autoclear: number;
+  /** The upper 32: none of them is known. */
+  readonly autoclearHigh: number;
   /** Some autoclear bit is set, also one above the lowest 32. */
   readonly hasAutoclear: boolean;
   readonly headerBytes: number;
@@ -185,6 +187,7 @@ const V2_DEFAULTS = {
   incompatibleHigh: 0,
   compatible: 0,
   autoclear: 0,
+  autoclearHigh: 0,
   hasAutoclear: false,
   headerBytes: HEADER_V2_BYTES,
   compressionType: 0,
@@ -209,6 +212,7 @@ const readV3 = (view: DataView, clusterBytes: number, bad: Bad): typeof V2_DEFAU
     incompatibleHigh: view.getUint32(HEADER.incompatible),
     compatible: low(HEADER.compatible),
     autoclear: low(HEADER.autoclear),
+    autoclearHigh: view.getUint32(HEADER.autoclear),
     hasAutoclear: low(HEADER.autoclear) !== 0 || view.getUint32(HEADER.autoclear) !== 0,
     compressionType:
       headerBytes > HEADER.compressionType ? view.getUint8(HEADER.compressionType) : 0,

@@ -1,6 +1,7 @@
 /** An opened qcow2 image: puts the parts together and holds the order of opening and closing. */
-import { BlockError } from '../../src/base/block-error.ts';
+import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { type GuestOffset, guestOffset } from '../../src/base/units.ts';
+import type { BitmapStore } from '../../src/block/dirty-tracking.ts';
 import type {
   BackingLink,
   DriverInstance,
@@ -16,8 +17,9 @@ import { CompressedClusters } from './compressed.ts';
 import { isCompressed } from './entry.ts';
 import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { rewriteHeaderCluster, withBackingFormat } from './header-cluster.ts';
-import { AES_READ_ONLY, CRYPT_METHOD, HEADER, INCOMPATIBLE } from './layout.ts';
+import { AES_READ_ONLY, AUTOCLEAR, CRYPT_METHOD, HEADER, INCOMPATIBLE } from './layout.ts';
 import { EntryLookup } from './lookup.ts';
+import { PersistentBitmaps } from './persistent-bitmaps.ts';
 import { hasPreallocatedMetadata } from './preallocation.ts';
 import { Releases } from './release.ts';
 import { replayJournal } from './replay.ts';
@@ -112,6 +114,8 @@ export class Qcow2Image implements DriverInstance {
   readonly backingLink: BackingLink | null;
   readonly clusterBytes: number;
   readonly subclusterBytes: number;
+  readonly bitmapStore?: BitmapStore;
+  readonly #bitmaps: PersistentBitmaps;
   readonly #state: ImageState;
   readonly #lookup: EntryLookup;
   readonly #compressed: CompressedClusters;
@@ -120,6 +124,7 @@ export class Qcow2Image implements DriverInstance {
   readonly #zeroes: Zeroes;
   readonly #resizer: Resizer;
   #prepared: Promise<void> | null = null;
+  #autoclear: Promise<void> | null = null;
   #preallocated: Promise<boolean> | null = null;
 
   private constructor(state: ImageState) {
@@ -140,12 +145,15 @@ export class Qcow2Image implements DriverInstance {
       moveRefcountTable: (offset, clusters) => this.#moveRefcountTable(offset, clusters),
       unmapped: (run) => state.unmapped.push(run),
     });
+    this.#bitmaps = new PersistentBitmaps(state, allocator, () => this.#clearAutoclear());
     this.#releases = new Releases(state, allocator, this.#compressed);
     const tables = new OwnTables(state, allocator);
     this.#writer = new Writer(state, this.#lookup, allocator, tables);
     this.#zeroes = new Zeroes(state, this.#lookup, tables, this.#writer);
     this.#resizer = new Resizer(state, allocator, this.#zeroes);
-    if (request.snapshot === null) this.snapshots = this.#openSnapshots(allocator);
+    if (request.snapshot !== null) return;
+    this.snapshots = this.#openSnapshots(allocator);
+    this.bitmapStore = this.#bitmaps;
   }
 
   #openSnapshots(allocator: Allocator): InternalSnapshots {
@@ -157,6 +165,7 @@ export class Qcow2Image implements DriverInstance {
         await this.#settle();
       },
       forgetUnpacked: () => this.#compressed.forget(),
+      holdBitmaps: () => this.#bitmaps.holdAll(),
     });
   }
 
@@ -166,6 +175,7 @@ export class Qcow2Image implements DriverInstance {
       await image?.checkpoint();
     });
     image = new Qcow2Image(state);
+    if (request.snapshot === null) await image.#bitmaps.open();
     return image;
   }
 
@@ -248,7 +258,9 @@ export class Qcow2Image implements DriverInstance {
   async changeBacking(link: BackingLink | null): Promise<void> {
     await this.#prepare();
     await this.flush();
-    const { header, file, clusterBytes } = this.#state;
+    const { request, file, clusterBytes } = this.#state;
+    // As they are on disk: bitmaps may have been saved since the image was opened.
+    const header = await readHeader(file, request.path);
     const extensions = withBackingFormat(header.extensions, link?.format ?? null);
     const shape = { clusterBytes, headerBytes: header.headerBytes };
     await rewriteHeaderCluster(file, shape, extensions, link);
@@ -283,6 +295,8 @@ export class Qcow2Image implements DriverInstance {
 
   async resize(lengthBytes: number): Promise<void> {
     await this.#prepare();
+    // Until they are saved with the new length, none of them fits the image.
+    await this.#bitmaps.holdAll();
     await this.#resizer.resize(lengthBytes);
   }
 
@@ -307,6 +321,10 @@ export class Qcow2Image implements DriverInstance {
   async #end(): Promise<void> {
     const { request } = this.#state;
     if (request.readOnly) return;
+    await this.#bitmaps.save().catch((error: unknown) => {
+      const reason = toBlockError(error).describe();
+      request.log.error(request.path, `dirty bitmaps are lost, they could not be saved: ${reason}`);
+    });
     await this.#settle();
     await this.#state.file.flush();
     request.journal?.close();
@@ -325,23 +343,37 @@ export class Qcow2Image implements DriverInstance {
     await schedule.close();
   }
 
-  // Autoclear bits say that something beside the mapping is up to date; from the first write on it may not be.
   #prepare(): Promise<void> {
-    this.#prepared ??= this.#clearAutoclear().catch((error: unknown) => {
+    this.#prepared ??= this.#prepareWriting().catch((error: unknown) => {
       this.#prepared = null;
       throw error;
     });
     return this.#prepared;
   }
 
-  async #clearAutoclear(): Promise<void> {
-    const { header, file } = this.#state;
-    if (header.hasAutoclear) {
-      await this.#state.writeHeaderRange(HEADER.autoclear, () => undefined, 8);
-      await file.flush();
-    }
+  async #prepareWriting(): Promise<void> {
+    await this.#clearAutoclear();
+    await this.#bitmaps.holdRecording();
     this.#lookup.inPlace = true;
     this.#state.request.mappingChanged({ start: guestOffset(0), lengthBytes: this.lengthBytes });
+  }
+
+  // Autoclear bits say that something beside the mapping is up to date; from the first write on it may not be. Bitmaps are
+  // kept so.
+  #clearAutoclear(): Promise<void> {
+    this.#autoclear ??= this.#writeAutoclear().catch((error: unknown) => {
+      this.#autoclear = null;
+      throw error;
+    });
+    return this.#autoclear;
+  }
+
+  async #writeAutoclear(): Promise<void> {
+    const { header, file } = this.#state;
+    const kept = this.#bitmaps.isValid ? AUTOCLEAR.bitmaps : 0;
+    if (!header.hasAutoclear || (header.autoclear === kept && header.autoclearHigh === 0)) return;
+    await this.#state.writeHeaderRange(HEADER.autoclear, (view) => view.setUint32(4, kept), 8);
+    await file.flush();
   }
 
   async #moveRefcountTable(offset: number, clusters: number): Promise<void> {

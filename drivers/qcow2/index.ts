@@ -2,6 +2,7 @@
 import { viewOf } from '../../src/base/byte-order.ts';
 import type { DriverDescriptor, ImageDescription } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
+import { describeBitmaps, readBitmapDirectory, type StoredBitmap } from './bitmap-directory.ts';
 import { checkImageFile } from './check-image.ts';
 import { checkCreate, create, createOptions } from './create.ts';
 import { describeEncryption } from './encryption/describe.ts';
@@ -18,7 +19,11 @@ const probe = (head: Uint8Array): number =>
     ? 100
     : 0;
 
-const formatSpecific = (h: Qcow2Header, luks: LuksHeader | null): Record<string, unknown> => {
+const formatSpecific = (
+  h: Qcow2Header,
+  luks: LuksHeader | null,
+  bitmaps: readonly StoredBitmap[],
+): Record<string, unknown> => {
   const common = {
     compat: h.version === 2 ? '0.10' : '1.1',
     'compression-type': h.compressionType === 1 ? 'zstd' : 'zlib',
@@ -28,6 +33,7 @@ const formatSpecific = (h: Qcow2Header, luks: LuksHeader | null): Record<string,
   return {
     ...common,
     'lazy-refcounts': (h.compatible & COMPATIBLE.lazyRefcounts) !== 0,
+    ...(bitmaps.length === 0 ? {} : { bitmaps: describeBitmaps(bitmaps) }),
     'refcount-bits': h.refcountBits,
     ...encrypt,
     corrupt: (h.incompatible & INCOMPATIBLE.corrupt) !== 0,
@@ -52,7 +58,11 @@ const inspect = async (file: Node, path: string): Promise<ImageDescription> => {
     readOnlyReason: header.cryptMethod === CRYPT_METHOD.aes ? `it ${AES_READ_ONLY}` : null,
     compressed: false,
     snapshots: snapshots.map((s) => s.description),
-    formatSpecific: formatSpecific(header, luks?.luks ?? null),
+    formatSpecific: formatSpecific(
+      header,
+      luks?.luks ?? null,
+      await readBitmapDirectory(file, header, path),
+    ),
   };
 };
 

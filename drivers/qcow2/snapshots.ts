@@ -61,6 +61,8 @@ export interface SnapshotsOptions {
   readonly quiet: () => Promise<void>;
   /** Host clusters mean something else now: drops what was unpacked from them. */
   readonly forgetUnpacked: () => void;
+  /** Before the content is replaced: the image's dirty bitmaps are out of date then. */
+  readonly holdBitmaps: () => Promise<void>;
 }
 
 /** The snapshot table as it is on disk. */
@@ -146,7 +148,8 @@ export class Snapshots implements InternalSnapshots {
   }
 
   async apply(id: string): Promise<void> {
-    const { state, quiet, forgetUnpacked } = this.#options;
+    const { state, quiet, forgetUnpacked, holdBitmaps } = this.#options;
+    await holdBitmaps();
     await quiet();
     const snapshot = this.#find(await this.#read(), id);
     const tools = await this.#tools();
@@ -175,6 +178,9 @@ export class Snapshots implements InternalSnapshots {
       },
     });
     forgetUnpacked();
+    // Any of it may have changed.
+    state.request.dirtyBitmaps.resize(state.lengthBytes);
+    state.request.dirtyBitmaps.mark(0, state.lengthBytes);
     const lengthBytes = Math.max(before.view.byteLength, bytes.length) * state.map.tableSpanBytes;
     state.request.mappingChanged({ start: guestOffset(0), lengthBytes });
   }

@@ -15,6 +15,7 @@
  */
 import type { Log } from '../base/log.ts';
 import type { GuestOffset, HostOffset } from '../base/units.ts';
+import type { BitmapStore, DirtyTracking } from './dirty-tracking.ts';
 import type { Node } from './node.ts';
 import type { RemoteCredential } from './remote-access.ts';
 import type { RestartJournal } from './restart-journal.ts';
@@ -193,6 +194,9 @@ export interface DriverInstance {
   /** Backing link as the image names it; null when none. Needed before the backing is opened. */
   readonly backingLink: BackingLink | null;
 
+  /** Dirty bitmaps that the image keeps; without it the format has none. */
+  readonly bitmapStore?: BitmapStore;
+
   /** Flushes what is pending, gives everything back. Called once, drained; also after errors. */
   close(): Promise<void>;
 }
@@ -325,6 +329,8 @@ export interface OpenRequest {
   readonly readGuest: (offset: GuestOffset, buffer: Uint8Array) => Promise<void>;
   /** Says that the guest range maps elsewhere now; see `MappingChange`. */
   readonly mappingChanged: (change: MappingChange) => void;
+  /** The node's dirty bitmaps: a format that keeps some puts them there in `open`, and saves those that are persistent. */
+  readonly dirtyBitmaps: DirtyTracking;
   /**
    * Resolves when every request that could still use an old mapping of this node has ended: the engine's own
    * that were in flight at the call, and the workers' (shootdown). Before it, no host cluster that was unmapped

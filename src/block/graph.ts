@@ -313,6 +313,7 @@ export class Graph {
       },
       readGuest: (offset, buffer) => node.readClipped(offset, buffer),
       mappingChanged: (change) => node.notifyMappingChanged(change),
+      dirtyBitmaps: node.dirtyBitmaps,
       quiesce: () => node.quiesce(),
     });
     if (driver === undefined) throw invalidImage('no driver opens it', { path });
