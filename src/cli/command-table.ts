@@ -81,6 +81,12 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'Put an image on another backing file',
     load: async () => erase((await import('./commands/rebase.ts')).command),
   },
+  bitmap: {
+    synopsis: 'bitmap <file> <bitmap>',
+    usage: 'bitmap --add|--remove|--clear|--merge SOURCE|--enable|--disable… FILE BITMAP',
+    summary: 'Work on a dirty bitmap that an image keeps',
+    load: async () => erase((await import('./commands/bitmap.ts')).command),
+  },
   compare: {
     synopsis: 'compare <a> <b>',
     usage: 'compare A B',

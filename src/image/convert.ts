@@ -9,9 +9,11 @@ import { resolve } from 'node:path';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { alignDown, isAllZero } from '../base/range.ts';
 import { type GuestOffset, guestOffset } from '../base/units.ts';
+import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { BackingLink } from '../block/driver.ts';
 import { identify } from '../block/graph.ts';
 import type { Node } from '../block/node.ts';
+import { bitmapsToCopy, copyBitmaps } from './bitmap.ts';
 import { type CopyRun, copyRuns } from './copy-runs.ts';
 import { createImage } from './create.ts';
 import { type OfflineContext, type OpenedImage, openImage, openImages } from './open.ts';
@@ -34,6 +36,8 @@ export interface ConvertRequest {
   readonly outOfOrder: boolean;
   /** Stretches of zeros of this many bytes and more are not written; 0: all is written. */
   readonly sparseBytes: number;
+  /** Whether the dirty bitmaps of the source come along; those that were not saved are refused or left behind. */
+  readonly bitmaps: 'leave' | 'copy' | 'copy-sound';
   readonly progress: (doneBytes: number, totalBytes: number) => void;
   /** Aborted: the copy ends with its reason, and a new target is removed. */
   readonly signal: AbortSignal;
@@ -59,6 +63,7 @@ export const convertImages = async (
     const message = 'cannot be both encrypted and packed';
     throw new BlockError({ kind: 'bad-request', message, path: request.target, op: 'convert' });
   }
+  const bitmaps = await sourceBitmaps(request, sources);
   let isOurs = false;
   try {
     if (!request.existing) {
@@ -74,6 +79,7 @@ export const convertImages = async (
     }
     await copyAll(request, sources, target.root, totalBytes);
     await target.root.flush();
+    if (bitmaps.length > 0) await copyBitmaps(target.root, bitmaps);
     return target.root.lengthBytes;
   } catch (error) {
     if (isOurs) await unlink(request.target).catch(() => undefined);
@@ -86,6 +92,19 @@ interface Source {
   /** Where it begins in the target. */
   readonly startByte: number;
 }
+
+const sourceBitmaps = async (
+  { bitmaps, target }: ConvertRequest,
+  sources: readonly Source[],
+): Promise<readonly TrackedBitmap[]> => {
+  if (bitmaps === 'leave') return [];
+  const [source, ...others] = sources;
+  if (source === undefined || others.length > 0) {
+    const message = 'gets dirty bitmaps from one source alone';
+    throw new BlockError({ kind: 'bad-request', message, path: target, op: 'convert' });
+  }
+  return bitmapsToCopy(source.root, bitmaps === 'copy-sound' ? 'skip' : 'refuse');
+};
 
 const openTarget = (request: ConvertRequest, context: OfflineContext): Promise<OpenedImage> =>
   openImage(request.target, request.targetFormat, context, { writable: true });

@@ -21,7 +21,17 @@ test('the table of options has every option that qemu-img names, and no other', 
   const help = await qemuImg(['--help']);
   const table = await readTable();
   const forAll = table.get('all') ?? new Set();
-  for (const command of ['create', 'convert', 'compare', 'map', 'resize', 'rebase', 'snapshot']) {
+  const commands = [
+    'create',
+    'convert',
+    'compare',
+    'map',
+    'resize',
+    'rebase',
+    'snapshot',
+    'bitmap',
+  ];
+  for (const command of commands) {
     const line = new RegExp(`^  ${command} (.*)$`, 'm').exec(help)?.[1] ?? '';
     const theirs = [...line.matchAll(/(?<![\w-])(--?[a-zA-Z][\w-]*)/g)].map(([, o = '']) => o);
     assert.ok(theirs.length > 3, command);

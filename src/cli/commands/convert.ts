@@ -45,6 +45,16 @@ export const command = defineCommand({
         requiresArg: true,
         describe: 'Backing image of the new one, which has what the source has below its top',
       })
+      .option('bitmaps', {
+        type: 'boolean',
+        default: false,
+        describe: 'Take along the dirty bitmaps that the source keeps (qcow2)',
+      })
+      .option('skip-broken-bitmaps', {
+        type: 'boolean',
+        default: false,
+        describe: 'Leave behind those that were not saved, which are refused otherwise',
+      })
       .option('no-create', {
         alias: 'n',
         type: 'boolean',
@@ -93,6 +103,8 @@ export const command = defineCommand({
     const { parallel } = options;
     if (!Number.isInteger(parallel) || parallel < 1 || parallel > MAX_PARALLEL)
       throw new UsageError(`is not a whole number from 1 to ${MAX_PARALLEL}`, '--parallel');
+    const { bitmaps, 'skip-broken-bitmaps': skipBroken } = options;
+    if (skipBroken && !bitmaps) throw new UsageError('needs --bitmaps', '--skip-broken-bitmaps');
     const settings = gather(options);
     if (settings.size !== undefined)
       throw new UsageError('is that of the sources; vdiskfs resize changes it', 'size');
@@ -112,6 +124,7 @@ export const command = defineCommand({
             parallel,
             outOfOrder: options['out-of-order'],
             sparseBytes: parseSize(options.sparse, '--sparse'),
+            bitmaps: !bitmaps ? 'leave' : skipBroken ? 'copy-sound' : 'copy',
             progress: progress.update,
             signal,
           },
