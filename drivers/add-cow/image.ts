@@ -134,6 +134,10 @@ export class AddCowImage implements DriverInstance {
     await this.flush();
     await writeBackingLink(state.file, state.header, link);
     state.header = await readHeader(state.file, state.request.path);
+    if (link !== null || state.isAllAllocated) return;
+    // Without a backing file nothing is below: what is not there is zeros, and they can be here.
+    await this.#zeroes.fill();
+    await this.flush();
   }
 
   async standsAlone(): Promise<Node | null> {

@@ -56,6 +56,7 @@ export const addCow: DriverDescriptor = {
   inspect,
   open: openAddCow,
   createOptions,
+  recordsBackingFormat: true,
   createDataFile,
   checkCreate,
   create,

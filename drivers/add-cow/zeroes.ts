@@ -33,6 +33,15 @@ export class Zeroes {
     }
   }
 
+  /** Gives every cluster that is not in the image file zeros there. */
+  async fill(): Promise<void> {
+    const range = { offset: 0, end: this.#state.lengthBytes, stepBytes: STEP_BYTES };
+    await this.#writer.whereUnset(range, async (at, length) => {
+      await this.#zeroImage(at, length, 'unmap');
+      await this.#state.publish(at, at + length);
+    });
+  }
+
   async #zeroImage(at: number, lengthBytes: number, mode: ZeroMode): Promise<void> {
     const { image } = this.#state;
     if (mode === 'punch') await image.discard(guestOffset(at), lengthBytes);

@@ -446,6 +446,8 @@ export interface DriverDescriptor {
   readonly createOptions: readonly CreateOption[];
   /** Refuses (EINVAL, naming the option) what `create` cannot do, before any file is touched. */
   checkCreate?(request: CreatePlan, dataFile: Node | null): void;
+  /** The header has the format of a backing file: where nobody names it, what the file is found to be when it is made. */
+  readonly recordsBackingFormat?: boolean;
   /**
    * The data file that a new image will have; null for none. An image that is given no size is as large as one that
    * was there before. Errors: EINVAL naming the option.

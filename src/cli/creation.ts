@@ -21,7 +21,7 @@ export const declareCreation = <T>(yargs: Argv<T>) =>
       alias: 'F',
       type: 'string',
       requiresArg: true,
-      describe: 'Format of the backing image; needed with the backing image',
+      describe: 'Format of the backing image; needed with it, but for add-cow',
     });
 
 export interface Settings {
@@ -52,13 +52,15 @@ export const gather = (options: {
 
 const COMMON = new Set(['size', 'backing_file', 'backing_fmt']);
 
-/** Errors: UsageError. */
+/** `isProbed`: without a format, the image is looked at once. Errors: UsageError. */
 export const backingOf = (
   settings: Pick<Settings, 'backing' | 'backingFormat'>,
+  isProbed = false,
 ): BackingLink | null => {
   const { backing, backingFormat } = settings;
   if (backing === undefined && backingFormat === undefined) return null;
   if (backing === undefined) throw new UsageError('needs -b, the backing image', '-F');
+  if (backingFormat === undefined && isProbed) return { filename: backing, format: null };
   if (backingFormat === undefined) {
     throw new UsageError(
       'needs -F, the format of the backing image, which is never probed later',

@@ -14,6 +14,7 @@ import type { BackingLink } from '../block/driver.ts';
 import { identify } from '../block/graph.ts';
 import type { Node } from '../block/node.ts';
 import { bitmapsToCopy, copyBitmaps } from './bitmap.ts';
+import { chainOf } from './chain.ts';
 import { type CopyRun, copyRuns } from './copy-runs.ts';
 import { createImage } from './create.ts';
 import { type OfflineContext, type OpenedImage, openImage, openImages } from './open.ts';
@@ -73,6 +74,7 @@ export const convertImages = async (
       isOurs = true;
     }
     await using target = await openTarget(request, context);
+    for (const { path } of target.root.dataFiles) await refuseOwnSource(path, sources);
     if (target.root.lengthBytes < totalBytes) {
       const message = `shows ${target.root.lengthBytes} bytes, the sources ${totalBytes}`;
       throw new BlockError({ kind: 'bad-request', message, path: request.target, op: 'convert' });
@@ -116,7 +118,7 @@ const refuseOwnSource = async (target: string, sources: readonly Source[]): Prom
   });
   if (own === null) return;
   for (const { root } of sources) {
-    for (let node: Node | null = root; node !== null; node = node.backing) {
+    for (const node of chainOf(root)) {
       const other = await identify(node.path);
       if (other.device !== own.device || other.inode !== own.inode) continue;
       const message = `would be written over while it is read (as '${node.path}')`;
@@ -148,8 +150,9 @@ const copyAll = async (
     doneBytes += bytes;
     request.progress(doneBytes, totalBytes);
   };
-  // A new image reads as zeros wherever nothing was written, but where its backing shows through.
-  const zerosNeedWriting = request.existing || target.backing !== null;
+  // A new image reads as zeros wherever nothing was written, but where its backing or a data file shows through.
+  const zerosNeedWriting =
+    request.existing || target.backing !== null || target.dataFiles.length > 0;
   const zero = async (at: GuestOffset, lengthBytes: number): Promise<void> => {
     if (sparseBytes === 0) await target.write(at, new Uint8Array(lengthBytes));
     else if (zerosNeedWriting) await target.writeZeroes(at, lengthBytes, { unmap: true });

@@ -12,6 +12,7 @@ import type { BackingLink, CreatePlan, DriverDescriptor } from '../block/driver.
 import { identify } from '../block/graph.ts';
 import { Node } from '../block/node.ts';
 import type { Secret } from '../block/secrets.ts';
+import { chainOf } from './chain.ts';
 import { type NamedDataFile, openNamedDataFile } from './named-data-file.ts';
 import { type OfflineContext, openImage } from './open.ts';
 
@@ -48,7 +49,7 @@ export const createImage = async (
   const plan: CreatePlan = {
     path,
     virtualSizeBytes,
-    backing: request.backing,
+    backing: linkOf(request, descriptor, backing?.root ?? null),
     options: request.options,
   };
   descriptor.checkCreate?.(plan, dataFile?.root ?? null);
@@ -62,6 +63,18 @@ export const createImage = async (
   await writeImage({ ...plan, secret }, descriptor, dataFile?.root ?? null, context);
   dataFile?.keep();
   return virtualSizeBytes;
+};
+
+/** Where the header has the format of the backing image, and nobody named it, what it was found to be. */
+const linkOf = (
+  { backing }: CreateImageRequest,
+  descriptor: DriverDescriptor,
+  opened: Node | null,
+): BackingLink | null => {
+  if (backing === null || backing.format !== null || opened === null) return backing;
+  return descriptor.recordsBackingFormat === true
+    ? { ...backing, format: opened.descriptor.name }
+    : backing;
 };
 
 // A data file that is there has its size in bytes; others come in sectors, as `qemu-img` has them.
@@ -94,7 +107,7 @@ const openBacking = async (request: CreateImageRequest, context: OfflineContext)
 
 // An overlay that outlives a power cut names a chain that has outlived it too.
 const syncChain = async (backing: Node | null): Promise<void> => {
-  for (let node = backing; node !== null; node = node.backing) {
+  for (const node of chainOf(backing)) {
     const file = await open(node.path, 'r');
     try {
       await file.datasync();
@@ -110,7 +123,8 @@ const refuseOwnChain = async (path: string, backing: Node | null): Promise<void>
     if (toBlockError(error).errno === 'ENOENT') return null;
     throw error;
   });
-  for (let node = backing; own !== null && node !== null; node = node.backing) {
+  if (own === null) return;
+  for (const node of chainOf(backing)) {
     const below = await identify(node.path);
     if (below.device === own.device && below.inode === own.inode) {
       throw wrong(`is in its own backing chain (as '${basename(node.path)}')`, path);

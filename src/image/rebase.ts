@@ -13,6 +13,7 @@ import { guestOffset } from '../base/units.ts';
 import type { BackingLink } from '../block/driver.ts';
 import { identify } from '../block/graph.ts';
 import type { Node } from '../block/node.ts';
+import { chainOf } from './chain.ts';
 import { type OfflineContext, openImage } from './open.ts';
 
 export interface RebaseRequest {
@@ -61,15 +62,15 @@ export const rebaseImage = async (
   } finally {
     root.backing = old;
   }
-  for (let node = below; node !== null; node = node.backing) await syncFile(node.path);
+  for (const node of chainOf(below)) await syncFile(node.path);
   await root.changeBacking(backing);
 };
 
 const refuseLoop = async (root: Node, below: Node): Promise<void> => {
-  const own = await identify(root.path);
-  for (let node: Node | null = below; node !== null; node = node.backing) {
+  const own = await Promise.all([root, ...root.dataFiles].map((node) => identify(node.path)));
+  for (const node of chainOf(below)) {
     const other = await identify(node.path);
-    if (other.device !== own.device || other.inode !== own.inode) continue;
+    if (!own.some((o) => other.device === o.device && other.inode === o.inode)) continue;
     const message = `would be in its own backing chain (as '${node.path}')`;
     throw new BlockError({ kind: 'bad-request', message, path: root.path, op: 'rebase' });
   }

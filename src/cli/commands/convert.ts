@@ -1,5 +1,8 @@
 /** `vdiskfs convert`: copies what images show into another one. */
+import { printable } from '../../base/log.ts';
 import { convertImages } from '../../image/convert.ts';
+import { detachImage } from '../../image/detach.ts';
+import type { OfflineContext } from '../../image/open.ts';
 import { defineCommand, UsageError } from '../command.ts';
 import {
   asksForHelp,
@@ -25,6 +28,11 @@ export const command = defineCommand({
         array: true,
         demandOption: true,
         describe: 'Images to copy, one after the other, and the image to make of them',
+      })
+      .option('detach', {
+        type: 'boolean',
+        default: false,
+        describe: 'Remove FILE, an add-cow file whose data is all in its image file',
       })
       .option('output-format', {
         alias: 'O',
@@ -88,9 +96,11 @@ export const command = defineCommand({
         describe: 'Show a progress bar',
       })
       .example('$0 convert -O qcow2 -c disk.raw disk.qcow2', 'A packed copy')
+      .example('$0 convert --detach disk.add-cow', 'Its image file stands alone from now on')
       .example('$0 convert part1.raw part2.raw whole.raw', 'Two images, one after the other'),
   run: async (options) => {
     const context = await offlineContext(options);
+    if (options.detach) return detach(options, context);
     const descriptor = context.registry.format(options['output-format']);
     if (asksForHelp(options.options)) {
       await print(describeOptions(descriptor));
@@ -139,3 +149,19 @@ export const command = defineCommand({
     }
   },
 });
+
+const detach = async (
+  options: Parameters<typeof wantsJson>[0] & {
+    readonly files: readonly string[];
+    readonly format?: string | undefined;
+  },
+  context: OfflineContext,
+): Promise<number> => {
+  const [path, other] = options.files;
+  if (path === undefined || other !== undefined)
+    throw new UsageError('takes one add-cow file, and makes none', '--detach');
+  const remaining = await detachImage(path, options.format ?? null, context);
+  if (wantsJson(options)) await printJson({ filename: remaining });
+  else await print(`${printable(remaining)} holds all data now\n`);
+  return EXIT.success;
+};

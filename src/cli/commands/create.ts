@@ -44,9 +44,10 @@ export const command = defineCommand({
       })
       .example('$0 create -f qcow2 disk.qcow2 10G', 'An empty disk of 10 GiB')
       .example('$0 create -f qcow2 -b base.img -F raw top.qcow2', 'An overlay as large as its base')
+      .example('$0 create -f qcow2 -o cluster_size=2M,lazy_refcounts=on a.qcow2 1T', 'With options')
       .example(
-        '$0 create -f qcow2 -o cluster_size=2M,lazy_refcounts=on a.qcow2 1T',
-        'With options',
+        '$0 create -f add-cow -b base.img -F raw -o image_file=disk.raw disk.add-cow',
+        'An overlay whose data goes to a raw file that is there (truncate -s 10G disk.raw)',
       ),
   run: async (options) => {
     const context = await offlineContext(options);
@@ -62,7 +63,7 @@ export const command = defineCommand({
         format: descriptor.name,
         virtualSizeBytes: settings.size === undefined ? null : parseSize(settings.size, 'SIZE'),
         options: ownOptions(settings, descriptor),
-        backing: backingOf(settings),
+        backing: backingOf(settings, descriptor.recordsBackingFormat),
         withoutOpeningBacking: options.unsafe,
       },
       context,
