@@ -14,8 +14,9 @@ import type { Node } from '../../src/block/node.ts';
 import { View } from '../../src/block/view.ts';
 import type { Entry, FileAttributes } from '../directory.ts';
 import { extendedAttributesOf, fileAttributesOf } from './attributes.ts';
+import type { DataFile } from './chain-walk.ts';
 import { type HostFile, tryStatHostFile } from './host-file.ts';
-import { ImageHold } from './image-hold.ts';
+import { ImageHolds } from './image-hold.ts';
 import type { Inspection } from './inspection.ts';
 import type { Candidate } from './listing.ts';
 
@@ -73,7 +74,7 @@ export class ImageEntry implements Entry {
   /** When the last request or handle ended, for idle closing; `performance.now()`. */
   idleSinceMs = 0;
   readonly #context: EntryContext;
-  readonly #hold: ImageHold;
+  readonly #hold: ImageHolds;
   /** In force; see `settle`. */
   #readOnlyReason: string | null = 'it has not been looked at yet';
   /** Takes the place of the reason in force when the open chain has been closed. */
@@ -97,7 +98,7 @@ export class ImageEntry implements Entry {
 
   constructor(context: EntryContext, fields: ImageEntryFields) {
     this.#context = context;
-    this.#hold = new ImageHold(context.locks);
+    this.#hold = new ImageHolds(context.locks);
     this.#nextReason = this.#readOnlyReason;
     this.nodeId = fields.nodeId;
     this.key = fields.key;
@@ -342,6 +343,7 @@ export class ImageEntry implements Entry {
     const host = await tryStatHostFile(this.host.path);
     if (this.gone || host === null || host.identity !== this.host.identity) throw this.#stale();
     if (host.stamp !== this.host.stamp && this.error === null) throw this.#stale();
+    if (this.error === null && !(await this.#hasDataFiles())) throw this.#stale();
     if (this.error !== null) await this.#reinspect(host);
     const refusal = this.inspection.error ?? this.#hold.refusal;
     if (refusal !== null) throw refusal;
@@ -353,6 +355,15 @@ export class ImageEntry implements Entry {
       path: this.host.path,
       op: 'open',
     });
+  }
+
+  /** The files that hold its bytes are as they were. */
+  async #hasDataFiles(): Promise<boolean> {
+    for (const file of this.inspection.dataFiles) {
+      const host = await tryStatHostFile(file.path);
+      if (host?.stamp !== file.stamp) return false;
+    }
+    return true;
   }
 
   // The kernel looks the name up again at ESTALE and finds the file that is there now.
@@ -400,6 +411,14 @@ export class ImageEntry implements Entry {
   async #adoptStamp(): Promise<void> {
     const host = await tryStatHostFile(this.host.path);
     if (host?.identity === this.host.identity) this.candidate = { ...this.candidate, host };
+    const dataFiles: DataFile[] = [];
+    for (const file of this.inspection.dataFiles) {
+      const now = await tryStatHostFile(file.path);
+      const isSame = now !== null && now.identity === file.identity;
+      const allocatedBytes = isSame ? now.blocks * 512 : file.allocatedBytes;
+      dataFiles.push(isSame ? { ...file, stamp: now.stamp, allocatedBytes } : file);
+    }
+    this.inspection = { ...this.inspection, dataFiles };
   }
 
   async #sizes(host: HostFile): Promise<{ virtualSizeBytes: number; allocatedBytes: number }> {
@@ -408,8 +427,12 @@ export class ImageEntry implements Entry {
       const allocatedBytes = await root.driver.allocatedBytes().catch(() => host.blocks * 512);
       return { virtualSizeBytes: root.lengthBytes, allocatedBytes };
     }
-    const virtualSizeBytes = this.inspection.description?.virtualSizeBytes ?? 0;
-    return { virtualSizeBytes, allocatedBytes: host.blocks * 512 };
+    const { description, dataFiles } = this.inspection;
+    const inDataFiles = dataFiles.reduce((sum, file) => sum + file.allocatedBytes, 0);
+    return {
+      virtualSizeBytes: description?.virtualSizeBytes ?? 0,
+      allocatedBytes: host.blocks * 512 + inDataFiles,
+    };
   }
 
   async #settle(): Promise<void> {
@@ -420,7 +443,8 @@ export class ImageEntry implements Entry {
     if (!same && this.isOpen) await this.view.close();
     this.#readOnlyReason = wanted;
     if (this.gone || this.inspection.error !== null) return;
-    await this.#hold.ensure(this.host.path, wanted === null ? 'write' : 'read');
+    const paths = [this.host.path, ...this.inspection.dataFiles.map((file) => file.path)];
+    await this.#hold.ensure(paths, wanted === null ? 'write' : 'read');
   }
 
   async #wantedReason(): Promise<string | null> {
@@ -436,9 +460,14 @@ export class ImageEntry implements Entry {
       return 'it was not closed cleanly and needs a repair';
     }
     if (this.usedBy !== null) return `'${this.usedBy}' uses it as its backing image`;
-    return access(this.host.path, constants.W_OK).then(
-      () => null,
-      () => 'its file is not writable',
-    );
+    for (const { path } of [this.host, ...this.inspection.dataFiles]) {
+      const isWritable = await access(path, constants.W_OK).then(
+        () => true,
+        () => false,
+      );
+      if (!isWritable)
+        return path === this.host.path ? 'its file is not writable' : `'${path}' is not writable`;
+    }
+    return null;
   }
 }

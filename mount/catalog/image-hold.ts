@@ -8,7 +8,7 @@ import type { BlockError } from '../../src/base/block-error.ts';
 import { toBlockError } from '../../src/base/block-error.ts';
 import type { ImageLock, ImageLocks, LockMode } from '../../src/block/image-locks.ts';
 
-export class ImageHold {
+class ImageHold {
   readonly #locks: ImageLocks;
   #held: { readonly mode: LockMode; readonly lock: ImageLock } | null = null;
   #refusal: BlockError | null = null;
@@ -46,5 +46,40 @@ export class ImageHold {
     const held = this.#held;
     this.#held = null;
     await held?.lock.release();
+  }
+}
+
+/** The locks on an image and on the files that are written with it. */
+export class ImageHolds {
+  readonly #locks: ImageLocks;
+  readonly #holds = new Map<string, ImageHold>();
+
+  constructor(locks: ImageLocks) {
+    this.#locks = locks;
+  }
+
+  /** Why one of the last attempts failed; null when all are held. */
+  get refusal(): BlockError | null {
+    for (const hold of this.#holds.values()) if (hold.refusal !== null) return hold.refusal;
+    return null;
+  }
+
+  /** See `ImageHold.ensure`; other paths than these are given back. */
+  async ensure(paths: readonly string[], mode: LockMode): Promise<void> {
+    for (const path of paths) {
+      const hold = this.#holds.get(path) ?? new ImageHold(this.#locks);
+      this.#holds.set(path, hold);
+      await hold.ensure(path, mode);
+    }
+    for (const [path, hold] of this.#holds) {
+      if (paths.includes(path)) continue;
+      this.#holds.delete(path);
+      await hold.release();
+    }
+  }
+
+  async release(): Promise<void> {
+    for (const hold of this.#holds.values()) await hold.release();
+    this.#holds.clear();
   }
 }

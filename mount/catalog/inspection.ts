@@ -6,12 +6,12 @@ import { basename, extname } from 'node:path';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import type { Log } from '../../src/base/log.ts';
 import type { DriverDescriptor, ImageDescription } from '../../src/block/driver.ts';
-import { MAX_CHAIN_DEPTH } from '../../src/block/graph.ts';
 import { Node } from '../../src/block/node.ts';
 import type { OpenGate } from '../../src/block/open-gate.ts';
 import { probeFormat } from '../../src/block/probe.ts';
 import type { DriverRegistry } from '../../src/block/registry.ts';
-import { type HostFile, statHostFile } from './host-file.ts';
+import { type ChainLayer, ChainWalk, type DataFile, fileOf, type Layer } from './chain-walk.ts';
+import type { HostFile } from './host-file.ts';
 import type { Candidate } from './listing.ts';
 
 /** Extensions of files that count as raw images when no format claims their content. */
@@ -20,15 +20,6 @@ const RAW_EXTENSIONS: ReadonlySet<string> = new Set(['.raw', '.img', '.iso', '.d
 /** A file under this name is raw by declaration: a guest that writes another format's header changes nothing. */
 const NEVER_PROBED_EXTENSION = '.raw';
 
-/** A file of a chain, the image itself first. */
-export interface ChainLayer {
-  readonly path: string;
-  readonly identity: string;
-  /** See `HostFile.stamp`. */
-  readonly stamp: string;
-  readonly format: string;
-}
-
 export interface Inspection {
   /** Null when not even the format is known. */
   readonly driver: DriverDescriptor | null;
@@ -36,8 +27,10 @@ export interface Inspection {
   readonly declaredFormat: string | null;
   /** Null when the header cannot be read. */
   readonly description: ImageDescription | null;
-  /** As far down as it could be followed. */
+  /** The image and what is read below it, as far down as it could be followed. */
   readonly chain: readonly ChainLayer[];
+  /** What is written with it. */
+  readonly dataFiles: readonly DataFile[];
   /** Why the image cannot be opened, as far as that shows without opening it. */
   readonly error: BlockError | null;
 }
@@ -54,11 +47,6 @@ export interface InspectorOptions {
 }
 
 const MAX_KNOWN_LAYERS = 1024;
-
-interface Layer {
-  readonly driver: DriverDescriptor;
-  readonly description: ImageDescription;
-}
 
 export class Inspector {
   readonly #options: InspectorOptions;
@@ -93,14 +81,24 @@ export class Inspector {
       });
       if (layer === null) return { ignored: noImageReason() };
       const first = { ...fileOf(host), format: layer.driver.name };
-      const { chain, error } = await this.#followChain(first, layer.description);
-      return { ...layer, declaredFormat, chain, error };
+      const walk = new ChainWalk(this.#options.gate, first, (h, f) => this.#sharedLayer(h, f));
+      const error = await walk.follow(layer.description);
+      const { chain, dataFiles, virtualSizeBytes } = walk;
+      const description = { ...layer.description, virtualSizeBytes };
+      return { driver: layer.driver, description, declaredFormat, chain, dataFiles, error };
     } catch (error) {
       const failure = toBlockError(error, { op: 'open', path: host.path });
       if (driver === null && !asRaw && !this.#isKnownExtension(host.path)) {
         return { ignored: `cannot be looked at: ${failure.message}` };
       }
-      return { driver, declaredFormat, description: null, chain: [], error: failure };
+      return {
+        driver,
+        declaredFormat,
+        description: null,
+        chain: [],
+        dataFiles: [],
+        error: failure,
+      };
     }
   }
 
@@ -111,35 +109,6 @@ export class Inspector {
       (driver) => driver !== null,
       () => false,
     );
-  }
-
-  async #followChain(
-    first: ChainLayer,
-    top: ImageDescription,
-  ): Promise<Pick<Inspection, 'chain' | 'error'>> {
-    const chain = [first];
-    const seen = new Set([first.identity]);
-    let above = first.path;
-    try {
-      for (let link = top.backing; link !== null; ) {
-        const path = await this.#options.gate.resolve(link.filename, above);
-        const host = await statHostFile(path);
-        if (seen.has(host.identity)) {
-          throw chainError(first.path, `its backing chain loops: '${path}' is above itself`);
-        }
-        if (chain.length > MAX_CHAIN_DEPTH) {
-          throw chainError(first.path, `its backing chain is deeper than ${MAX_CHAIN_DEPTH}`);
-        }
-        seen.add(host.identity);
-        const layer = await this.#sharedLayer(host, link.format);
-        chain.push({ ...fileOf(host), format: layer.driver.name });
-        above = path;
-        link = layer.description.backing;
-      }
-      return { chain, error: null };
-    } catch (error) {
-      return { chain, error: toBlockError(error, { op: 'open', path: above }) };
-    }
   }
 
   /** A base that a thousand overlays share is looked at once, until its file changes. */
@@ -206,16 +175,7 @@ export class Inspector {
   }
 }
 
-const fileOf = (host: HostFile): Omit<ChainLayer, 'format'> => ({
-  path: host.path,
-  identity: host.identity,
-  stamp: host.stamp,
-});
-
 const extensionOf = (path: string): string => extname(basename(path)).toLowerCase();
 
 const noImageReason = (): string =>
   `its content is no known image format, and its name ends in none of ${[...RAW_EXTENSIONS].join(', ')}`;
-
-const chainError = (path: string, message: string): BlockError =>
-  new BlockError({ kind: 'invalid-image', errno: 'ELOOP', message, path, op: 'open' });

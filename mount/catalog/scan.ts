@@ -59,11 +59,12 @@ export const scan = async (
     look(candidate, hosts, options),
   );
   const ignoredHosts: { host: HostFile; reason: string }[] = [];
-  const found: Found[] = [];
+  const offered: Found[] = [];
   for (const one of looked) {
     if ('reason' in one) ignoredHosts.push(one);
-    else found.push(one);
+    else offered.push(one);
   }
+  const found = withoutDataFiles(offered, ignored);
   for (const { host, reason } of ignoredHosts) ignored.push({ path: host.path, reason });
   const before = new Map(options.table.listed.map((entry) => [entry.name, entry]));
   const images = await nameAndMake(found, ignored, options);
@@ -94,6 +95,23 @@ const withoutAliases = (
   return { unique: [...first.values()], ignored };
 };
 
+/** What another image's bytes lie in would show half of a disk, and be written by two. */
+const withoutDataFiles = (images: readonly Found[], ignored: IgnoredFile[]): Found[] => {
+  const owners = new Map<string, string>();
+  for (const { candidate, inspection } of images) {
+    if (inspection.error !== null) continue;
+    for (const { identity } of inspection.dataFiles) owners.set(identity, candidate.fileName);
+  }
+  return images.filter(({ candidate }) => {
+    const owner = owners.get(candidate.host.identity);
+    if (owner !== undefined) {
+      const reason = `holds the data of '${owner}'`;
+      ignored.push({ path: candidate.host.path, reason });
+    }
+    return owner === undefined;
+  });
+};
+
 const keyOf = (host: HostFile): string => `${host.identity}:${host.birth}`;
 
 const look = async (
@@ -112,7 +130,9 @@ const look = async (
   if (remembered !== undefined) return { host, reason: remembered };
   const inspection = await options.inspector.inspect(candidate, options.format);
   if ('ignored' in inspection) return { host, reason: inspection.ignored };
-  const changed = known !== null && known.host.stamp !== host.stamp;
+  const changed =
+    known !== null &&
+    (known.host.stamp !== host.stamp || !hasSameDataFiles(known.inspection, inspection));
   const openError = changed ? null : (known?.openError ?? null);
   const isBroken = inspection.error !== null || openError !== null;
   // Nobody has pages of an image that could not be opened and cannot be now.
@@ -121,6 +141,10 @@ const look = async (
   const renews = known !== null && entry === null;
   return { candidate, entry, inspection, openError, key, renews };
 };
+
+const hasSameDataFiles = (a: Inspection, b: Inspection): boolean =>
+  a.dataFiles.length === b.dataFiles.length &&
+  a.dataFiles.every((file, i) => file.stamp === b.dataFiles[i]?.stamp);
 
 /** An image that is open changes through us; one that is not, and has its old stamp, is as it was. */
 const stays = (
@@ -134,7 +158,8 @@ const stays = (
   // A broken header is mended in its file; a broken chain may be mended elsewhere.
   const { error, description } = entry.inspection;
   if (error !== null) return description === null;
-  return entry.inspection.chain.slice(1).every((layer) => {
+  const { chain, dataFiles } = entry.inspection;
+  return [...chain.slice(1), ...dataFiles].every((layer) => {
     const now = hosts.get(layer.path);
     if (now === undefined) return !directories.has(dirname(layer.path));
     return now.identity === layer.identity && now.stamp === layer.stamp;

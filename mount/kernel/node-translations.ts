@@ -26,6 +26,8 @@ interface TranslatedView {
   readonly number: number;
   readonly root: Node;
   readonly pageBits: number;
+  /** What the page size was taken from. */
+  readonly clusterBytes: number;
   readonly writable: boolean;
   /** File nodes that its entries may name. */
   readonly files: Set<Node>;
@@ -62,6 +64,11 @@ export class NodeTranslations {
     const known = this.#views.get(entry.nodeId) ?? this.#openView(entry, view.root);
     if (known === null) return;
     assert(known.root === view.root, 'a view changes its root only in a drained section');
+    if (known.clusterBytes !== known.root.driver.clusterBytes) {
+      // It comes back with other pages when no worker counts in these any more.
+      void known.close();
+      return;
+    }
     if (known.pageBits === ONE_PAGE) {
       this.#fill(known, 0, 1);
       return;
@@ -111,6 +118,7 @@ export class NodeTranslations {
       number: entry.nodeId,
       root,
       pageBits,
+      clusterBytes: root.driver.clusterBytes,
       writable: !entry.view.readOnly,
       files: new Set(),
       chain,
