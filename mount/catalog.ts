@@ -207,6 +207,21 @@ export class Catalog implements Directory {
     };
   }
 
+  /** What is shown, with the image file of each view. */
+  async images(): Promise<readonly { readonly view: View; readonly path: string }[]> {
+    await this.#refresh();
+    return this.#table.listed.map(({ view, host }) => ({ view, path: host.path }));
+  }
+
+  /** A job has changed what lies below an open view: which images are used as backing is looked at again. */
+  async chainChanged(view: View): Promise<void> {
+    const image = this.#table.images.find((entry) => entry.view === view);
+    if (image === undefined) return;
+    await image.lookAtChain();
+    await this.#scanning?.catch(() => undefined);
+    await this.rescan();
+  }
+
   /** One scan at a time; a caller during one waits for that one. Errors: those of `openCatalog`. */
   async rescan(): Promise<void> {
     this.#scanning ??= this.#scan().finally(() => {
@@ -313,7 +328,7 @@ export class Catalog implements Directory {
   #closeIdle(): void {
     const now = performance.now();
     const idle = this.#table.listed
-      .filter((entry) => entry.isOpen && entry.handles === 0 && entry.view.active === 0)
+      .filter((entry) => entry.isOpen && entry.handles === 0 && isIdle(entry.view))
       .sort((a, b) => a.idleSinceMs - b.idleSinceMs);
     const surplus = idle.length - MAX_IDLE_OPEN;
     idle.forEach((entry, index) => {
@@ -367,6 +382,8 @@ export class Catalog implements Directory {
     return source.isDirectory ? source.path : dirname(source.path);
   }
 }
+
+const isIdle = (view: View): boolean => view.active === 0 && !view.isPinned;
 
 const statusOf = async (entry: CatalogEntry): Promise<ViewStatus> => {
   const { inspection, host } = entry;

@@ -255,6 +255,17 @@ export class Qcow2Image implements DriverInstance {
     await this.#writer.writeCompressed(offset, buffer);
   }
 
+  async populate(
+    offset: GuestOffset,
+    lengthBytes: number,
+    bytes: Uint8Array | null,
+  ): Promise<void> {
+    await this.#prepare();
+    await this.#state.admit();
+    if (bytes === null) await this.#zeroes.populate(offset, lengthBytes);
+    else await this.#writer.populate(offset, bytes);
+  }
+
   async changeBacking(link: BackingLink | null): Promise<void> {
     await this.#prepare();
     await this.flush();

@@ -117,6 +117,28 @@ export class Writer {
   }
 
   /**
+   * See `DriverInstance.populate`. What is unallocated under the lock reads from the backing, which nobody changes: the
+   * copy is what the guest sees there.
+   */
+  async populate(offset: number, bytes: Uint8Array): Promise<void> {
+    const { clusterBytes, locks } = this.#state;
+    const end = offset + bytes.length;
+    for (let at = offset; at < end; ) {
+      const next = Math.min(end, at + this.#sliceSpan(at));
+      const lock = await locks.acquire({ start: at, end: alignUp(next, clusterBytes) });
+      try {
+        while (at < next) {
+          const m = await this.#lookup.mapping(guestOffset(at), next - at);
+          const part = bytes.subarray(at - offset, at - offset + m.lengthBytes);
+          at += m.kind === 'unallocated' ? await this.#writeAllocating(at, part) : part.length;
+        }
+      } finally {
+        lock.release();
+      }
+    }
+  }
+
+  /**
    * Gives space to clusters that have none, content unchanged. Errors: ENOSPC.
    */
   async allocate(offset: number, lengthBytes: number): Promise<void> {

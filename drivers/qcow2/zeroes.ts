@@ -67,6 +67,32 @@ export class Zeroes {
     }
   }
 
+  /** See `DriverInstance.populate`, with zeros. From a cluster's start to a cluster's or the image's end. */
+  async populate(offset: number, lengthBytes: number): Promise<void> {
+    const { header, locks } = this.#state;
+    if (header.version < 3) {
+      for (let done = 0; done < lengthBytes; done += ZERO_CHUNK_BYTES) {
+        const part = Math.min(ZERO_CHUNK_BYTES, lengthBytes - done);
+        await this.#writer.populate(offset + done, new Uint8Array(part));
+      }
+      return;
+    }
+    const end = offset + lengthBytes;
+    for (let at = offset; at < end; ) {
+      await this.#state.admit();
+      const next = Math.min(end, this.#spanEnd(at));
+      const lock = await locks.acquire({ start: at, end: alignUp(next, this.#state.clusterBytes) });
+      try {
+        const keepWhatIsThere = (old: L2Entry, kind: EntryKind): L2Entry =>
+          kind === 'unallocated' ? ZERO_ENTRY : old;
+        await this.#changeEntries(at, next, keepWhatIsThere);
+      } finally {
+        lock.release();
+      }
+      at = next;
+    }
+  }
+
   #spanEnd(at: number): number {
     const span = this.#state.map.sliceEntries * this.#state.clusterBytes;
     return at - (at % span) + span;

@@ -255,6 +255,14 @@ export class ImageEntry implements Entry {
     this.inspection = { ...this.inspection, description: { ...description, snapshots } };
   }
 
+  /** The header names another backing file than it did: looks at it again, while the image stays open. */
+  async lookAtChain(): Promise<void> {
+    const host = await tryStatHostFile(this.host.path);
+    if (host?.identity !== this.host.identity) return;
+    const inspection = await this.#context.inspect({ ...this.candidate, host });
+    if (inspection !== null) this.inspection = inspection;
+  }
+
   /** Closes the chain and gives the lock back. Errors: those of the last flush. */
   async dispose(): Promise<void> {
     try {

@@ -29,17 +29,21 @@ const NOWHERE = {
   path: null,
 } as const;
 
-/** The first run of a range, looked up through the whole backing chain. Errors: EIO, EINVAL for the range. */
+/**
+ * The first run of a range, looked up through the backing chain: the whole of it, or the layers above `base`, which then
+ * is as if it were not there. Errors: EIO, EINVAL for the range.
+ */
 export const blockStatusOf = async (
   node: Node,
   offset: GuestOffset,
   lengthBytes: number,
+  base: Node | null = null,
 ): Promise<BlockStatus> => {
   const m = await node.mapping(offset, lengthBytes);
   const run = { ...NOWHERE, lengthBytes: m.lengthBytes, allocated: true };
   switch (m.kind) {
     case 'unallocated':
-      return backingStatus(node, offset, m);
+      return backingStatus(node, offset, m, base);
     case 'opaque':
       return m.encrypted === true
         ? { ...run, zero: false, data: true, encrypted: true }
@@ -64,15 +68,16 @@ const backingStatus = async (
   node: Node,
   offset: GuestOffset,
   m: Extract<Mapping, { kind: 'unallocated' }>,
+  base: Node | null,
 ): Promise<BlockStatus> => {
   const below = node.backing;
   const { lengthBytes } = m;
-  if (below === null || offset >= below.lengthBytes) {
+  if (below === null || below === base || offset >= below.lengthBytes) {
     const run = { ...NOWHERE, ...keptPlace(node, m), lengthBytes };
     return { ...run, allocated: false, zero: true, data: false };
   }
   const inside = Math.min(lengthBytes, below.lengthBytes - offset);
-  const found = await blockStatusOf(below, offset, inside);
+  const found = await blockStatusOf(below, offset, inside, base);
   return { ...found, depth: found.depth + 1 };
 };
 

@@ -165,6 +165,13 @@ export interface DriverInstance {
     options: WriteZeroesOptions,
   ): Promise<void>;
 
+  /**
+   * Copies into this layer what is read there through it already: these bytes, or zeros for null, go where this layer has
+   * nothing, and what it has stays. A guest's write at the same time wins, before or after. The range begins at a
+   * cluster and ends at one, or at the image's end. Copy-on-read and stream. Errors: as `write`.
+   */
+  populate?(offset: GuestOffset, lengthBytes: number, bytes: Uint8Array | null): Promise<void>;
+
   /** As `write`, for a range that is to read as zeros and should take no space (a guest's discard or punch). */
   discard?(offset: GuestOffset, lengthBytes: number): Promise<void>;
 

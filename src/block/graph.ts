@@ -124,6 +124,22 @@ export class Graph {
     if (errors.length > 0) throw toBlockError(errors[0], { op: 'close', path: root.path });
   }
 
+  /**
+   * Puts an overlay directly on a layer further down its chain, or on nothing, and closes what only it used in between.
+   * Drained. The header is the caller's to change, before.
+   */
+  async replaceBacking(overlay: Node, base: Node | null): Promise<void> {
+    const old = overlay.backing;
+    if (old === base) return;
+    if (base !== null) {
+      const key = present(this.#keyOf.get(base), 'a layer of a chain is shared');
+      const shared = await present(this.#shared.get(key), 'a layer in use is known');
+      shared.users++;
+    }
+    overlay.backing = base;
+    if (old !== null) await this.close(old);
+  }
+
   async #openBacking(top: OpenedLayer, above: readonly string[]): Promise<void> {
     const link = top.link;
     if (link === null || top.node.backing !== null) return;

@@ -160,6 +160,23 @@ export class Node {
     await this.#marking('write', offset, buffer.length, () => write.call(driver, offset, buffer));
   }
 
+  /** See `DriverInstance.populate`. Errors: EOPNOTSUPP where the format has no backing files. */
+  async populate(
+    offset: GuestOffset,
+    lengthBytes: number,
+    bytes: Uint8Array | null,
+  ): Promise<void> {
+    if (lengthBytes === 0) return;
+    const driver = this.#writable('populate');
+    const populate = driver.populate;
+    if (populate === undefined) throw this.#cannot('take a copy of its backing');
+    this.#checkRange('populate', offset, lengthBytes, driver.lengthBytes);
+    assert(bytes === null || bytes.length === lengthBytes, 'a copy is as long as its range');
+    await this.#inFlight('populate', offset, () =>
+      populate.call(driver, offset, lengthBytes, bytes),
+    );
+  }
+
   /** See `DriverInstance.changeBacking`. Errors: EOPNOTSUPP where the format has no backing files. */
   async changeBacking(link: BackingLink | null): Promise<void> {
     const driver = this.#writable('change-backing');
@@ -263,9 +280,13 @@ export class Node {
     }
   }
 
-  /** The first run of a range, looked up through the whole backing chain. */
-  blockStatus(offset: GuestOffset, lengthBytes: number): Promise<BlockStatus> {
-    return blockStatusOf(this, offset, lengthBytes);
+  /** The first run of a range, looked up through the backing chain; with `base`, through the layers above it. */
+  blockStatus(
+    offset: GuestOffset,
+    lengthBytes: number,
+    base: Node | null = null,
+  ): Promise<BlockStatus> {
+    return blockStatusOf(this, offset, lengthBytes, base);
   }
 
   /** Closes this node's driver and the file below; the backing belongs to the graph. Idempotent. */

@@ -31,6 +31,7 @@ export class View {
   #root: Node | null = null;
   #opening: Promise<Node> | null = null;
   #active = 0;
+  #pins = 0;
   #whenIdle: (() => void) | null = null;
   /** Held requests wait on it; null outside a drained section. */
   #drain: Promise<void> | null = null;
@@ -218,6 +219,26 @@ export class View {
       this.#drain = null;
       end();
     }
+  }
+
+  /** I/O of a job on the image, between drained sections as a guest's is. Not for changes of the graph. */
+  withRoot<T>(run: (root: Node) => Promise<T>): Promise<T> {
+    return this.#request(run);
+  }
+
+  /** Keeps an idle view open until the returned function is called: a job works on it. */
+  pin(): () => void {
+    this.#pins++;
+    let isPinned = true;
+    return () => {
+      if (isPinned) this.#pins--;
+      isPinned = false;
+    };
+  }
+
+  /** Somebody but the guest needs it open. */
+  get isPinned(): boolean {
+    return this.#pins > 0;
   }
 
   async #request<T>(run: (root: Node) => Promise<T>): Promise<T> {

@@ -33,6 +33,36 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'Show what is mounted, and how each image fares',
     load: async () => erase((await import('./commands/status.ts')).command),
   },
+  stream: {
+    synopsis: 'stream <view>',
+    usage: 'stream VIEW [--base FILE] [--speed SIZE] [--wait]',
+    summary: 'Copy what lies below an image into it, while it is used',
+    load: async () => erase((await import('./commands/stream.ts')).command),
+  },
+  jobs: {
+    synopsis: 'jobs [mountpoint]',
+    usage: 'jobs [MOUNTPOINT]',
+    summary: 'Show what works in the background',
+    load: async () => erase((await import('./commands/jobs.ts')).command),
+  },
+  job: {
+    synopsis: 'job <verb> <job> [size]',
+    usage: 'job pause|resume|cancel|complete|finalize|dismiss|speed VIEW|JOB-ID [SIZE]',
+    summary: 'Control a job',
+    load: async () => erase((await import('./commands/job.ts')).command),
+  },
+  monitor: {
+    synopsis: 'monitor <mountpoint>',
+    usage: 'monitor MOUNTPOINT',
+    summary: "A prompt with QEMU's monitor commands",
+    load: async () => erase((await import('./commands/monitor.ts')).command),
+  },
+  qmp: {
+    synopsis: 'qmp <mountpoint> <command>',
+    usage: 'qmp MOUNTPOINT \'{"execute": …}\'',
+    summary: 'Send one QMP command',
+    load: async () => erase((await import('./commands/qmp.ts')).command),
+  },
   create: {
     synopsis: 'create <file> [size]',
     usage: 'create [-f FMT] [-o name=value,…] [-b BACKING -F BACKING_FMT] FILE [SIZE]',

@@ -19,11 +19,9 @@ const NOT_YET = [
   'detect-zeroes',
   'record',
   'prefetch',
-  'no-resume',
-  'state-dir',
 ];
 
-const BOOLEANS = ['read-only', 'allow-other', 'allow-shrink', 'passthrough'] as const;
+const BOOLEANS = ['read-only', 'allow-other', 'allow-shrink', 'passthrough', 'no-resume'] as const;
 const VALUES = [
   'threads',
   'backend',
@@ -31,6 +29,7 @@ const VALUES = [
   'l2-cache-size',
   'format',
   'socket',
+  'state-dir',
   'lock',
   'discard',
   'log-level',
@@ -127,6 +126,17 @@ const declareImageOptions = <T>(yargs: Argv<T>) =>
       requiresArg: true,
       describe: 'Control socket',
       defaultDescription: 'in the runtime directory',
+    })
+    .option('state-dir', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Where jobs keep what they need to go on after a restart',
+      defaultDescription: 'user state directory',
+    })
+    .option('resume', {
+      type: 'boolean',
+      default: true,
+      describe: 'Take up jobs that an earlier mount of the same images left (--no-resume: do not)',
     })
     .option('lock', {
       choices: ['auto', 'on', 'off'] as const,

@@ -1,7 +1,8 @@
 /** `vdiskfs status` for people: a mount in one line, and a table of its images. */
 import { printable } from '../base/log.ts';
 import { formatSize } from '../base/size.ts';
-import type { MountStatus, ViewStatusDocument } from '../daemon/status-client.ts';
+import { alignColumns } from './table.ts';
+import type { MountStatus, ViewStatusDocument } from '../daemon/control-client.ts';
 
 /** What happened since the last look. */
 export interface Rates {
@@ -16,7 +17,7 @@ const HEADER = ['VIEW', 'FORMAT', 'SIZE', 'ALLOCATED', 'STATE'];
 export const describeMount = (mount: MountStatus, rates: Rates | null = null): string[] => {
   const rows = [HEADER, ...mount.views.map(rowOf)];
   const ignored = mount.ignored.map((i) => `ignored: ${i.path}: ${i.reason}`);
-  return [headOf(mount, rates), ...table(rows), ...ignored].map((line) => printable(line));
+  return [headOf(mount, rates), ...alignColumns(rows), ...ignored].map((line) => printable(line));
 };
 
 const headOf = (mount: MountStatus, rates: Rates | null): string => {
@@ -44,11 +45,4 @@ const stateOf = (v: ViewStatusDocument): string => {
   const base = v.chain[1];
   const over = base === undefined ? '' : `, over ${base.path}`;
   return `${v.readOnlyReason === null ? 'writable' : `read-only: ${v.readOnlyReason}`}${v.handles > 0 ? ', open' : ''}${over}`;
-};
-
-const table = (rows: readonly string[][]): string[] => {
-  const widths = HEADER.map((_, column) => Math.max(...rows.map((r) => (r[column] ?? '').length)));
-  return rows.map((r) =>
-    r.map((cell, i) => (i === r.length - 1 ? cell : cell.padEnd(widths[i] ?? 0))).join('  '),
-  );
 };

@@ -4,7 +4,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { printable } from '../base/log.ts';
-import { type MountStatus, mountStatus } from '../daemon/status-client.ts';
+import { type MountStatus, mountStatus } from '../daemon/control-client.ts';
 import { describeFailure } from './failure.ts';
 import { print } from './print.ts';
 import { describeMount, type Rates } from './status-table.ts';

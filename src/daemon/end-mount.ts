@@ -3,10 +3,10 @@ import { existsSync, readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError, toBlockError } from '../base/block-error.ts';
+import { queryStatus } from './control-client.ts';
 import { describeHolders, holdersOf } from './holders.ts';
 import { mountedAt } from './mount-table.ts';
 import { FILE_SYSTEM_TYPE, unmountFuse } from './mounting.ts';
-import { queryStatus } from './status-client.ts';
 
 /** A loop device that is just going, or a process that is ending, gets this long. */
 const BUSY_PATIENCE_MS = 5000;

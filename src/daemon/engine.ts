@@ -16,11 +16,15 @@ import { noLocks } from '../block/image-locks.ts';
 import { DriverRegistry } from '../block/registry.ts';
 import { createJournalFactory } from '../block/restart-journal-file.ts';
 import { Secrets } from '../block/secrets.ts';
+import { createMonitor } from '../control/monitor.ts';
+import { serveMonitor } from '../control/server.ts';
+import { JobList } from '../job/job-list.ts';
+import { JobStore } from '../job/job-store.ts';
 import { dieWithParent } from '../os/linux.ts';
+import { controlContext, takeUpJobs } from './control-context.ts';
 import type { EngineConfig, EngineMessage, SupervisorMessage } from './messages.ts';
 import type { MetricsSource } from './metrics.ts';
 import { serveMetrics } from './metrics-server.ts';
-import { serveStatus } from './status-server.ts';
 import { SupervisorLink } from './supervisor-link.ts';
 
 /** `off`: every request faults; for comparison and debugging. */
@@ -37,8 +41,8 @@ const send = (message: EngineMessage): void => {
 interface Engine {
   readonly backend: Backend;
   readonly catalog: Catalog;
-  /** Ends control socket and metrics. */
-  readonly closeServers: () => void;
+  /** Ends the jobs, keeping what a later engine needs to go on, and closes control socket and metrics. */
+  readonly closeServers: () => Promise<void>;
 }
 
 const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Promise<Engine> => {
@@ -77,11 +81,18 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     nodeIds: (keys) => link.nodeIds(keys),
   });
   const backend = await startBackend(config, catalog, log);
-  const closeStatus = await serveStatus({ config, catalog, backend, log });
+  const jobs = new JobList(log);
+  const store = new JobStore(config.stateDirectory, log);
+  const quit = (): void => send({ type: 'quit' });
+  const context = controlContext({ config, catalog, backend, graph, jobs, store, log, quit });
+  const closeSocket = await serveMonitor(config.socketPath, createMonitor(context), log);
+  if (config.resume || config.generation > 0) await takeUpJobs(context, log);
   const closeMetrics = await startMetrics(config, { config, catalog, backend }, log);
-  const closeServers = (): void => {
-    closeStatus();
+  const closeServers = async (): Promise<void> => {
+    closeSocket();
     closeMetrics();
+    await jobs.close();
+    await store.settled();
   };
   return { backend, catalog, closeServers };
 };
@@ -135,7 +146,7 @@ const serve = async (config: EngineConfig, link: SupervisorLink): Promise<void> 
   try {
     await backend.ended;
   } finally {
-    closeServers();
+    await closeServers();
     await catalog.close();
   }
   // Not after a worker's death: the mount is still there, and another engine takes it over.

@@ -36,6 +36,10 @@ export interface EngineConfig {
   readonly socketPath: string;
   /** Of restart journals. */
   readonly journalDirectory: string;
+  /** Of what outlives the machine: jobs. Made when first needed. */
+  readonly stateDirectory: string;
+  /** Jobs that an earlier mount of the same images left go on. */
+  readonly resume: boolean;
   /** What /proc/mounts shows as the source. */
   readonly sourceLabel: string;
   readonly logLevel: 'error' | 'warning' | 'info' | 'debug';
@@ -62,6 +66,8 @@ export type EngineMessage =
   | { readonly type: 'passthrough'; readonly use: PassthroughUse }
   /** To `ping`: the main thread gets round to its messages. */
   | { readonly type: 'pong' }
+  /** Asked for over the control socket: as SIGTERM. */
+  | { readonly type: 'quit' }
   /** The kernel has ended the mount. */
   | { readonly type: 'unmounted' };
 

@@ -32,6 +32,19 @@ export const runtimeDirectory = (
   return xdg === undefined || xdg === '' ? `/tmp/vdiskfs-${uid}` : join(xdg, 'vdiskfs');
 };
 
+/** `$XDG_STATE_HOME/vdiskfs/ID`, for root `/var/lib/vdiskfs/ID`, else `~/.local/state/vdiskfs/ID`. Not made here. */
+export const stateDirectory = (
+  realMountpoint: string,
+  env: NodeJS.ProcessEnv = process.env,
+  uid = process.getuid?.() ?? 0,
+): string => {
+  const id = mountId(realMountpoint);
+  const xdg = env['XDG_STATE_HOME'];
+  if (xdg !== undefined && xdg !== '') return join(xdg, 'vdiskfs', id);
+  if (uid === 0) return join('/var/lib/vdiskfs', id);
+  return join(env['HOME'] ?? '/tmp', '.local/state/vdiskfs', id);
+};
+
 /** Paths for a mountpoint; makes the directories, mode 0700. Errors: EACCES when somebody else owns them. */
 export const prepareRuntime = (
   realMountpoint: string,

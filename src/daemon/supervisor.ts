@@ -204,6 +204,9 @@ export class Supervisor {
       case 'pong':
         this.#watchdog?.answered();
         return;
+      case 'quit':
+        await this.stop();
+        return;
       case 'unmounted':
         running.unmounted = true;
     }

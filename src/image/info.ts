@@ -143,7 +143,8 @@ const linkBelow = async (
   return { shown, path, format: info['backing-filename-format'] ?? null };
 };
 
-const toInfo = (
+/** In the words of `qemu-img`: `actualBytes` is what it takes on its host. */
+export const toInfo = (
   path: string,
   d: ImageDescription,
   virtualSizeBytes: number,

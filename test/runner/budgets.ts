@@ -21,7 +21,8 @@ export const BUDGETS: readonly RoomBudget[] = [
   { room: 'crash', seconds: 60, concurrency: 2, soakFactor: 20 },
   { room: 'qemu', seconds: 100, concurrency: 2, soakFactor: 5 },
   { room: 'fuzz', seconds: 30, concurrency: 2, soakFactor: 50 },
-  { room: 'mount', seconds: 470, concurrency: 1, soakFactor: 5 },
+  { room: 'control', seconds: 50, concurrency: 1, soakFactor: 5 },
+  { room: 'mount', seconds: 420, concurrency: 1, soakFactor: 5 },
 ];
 
 export const TOTAL_SECONDS = 840;

@@ -10,11 +10,12 @@ export interface Interference {
   before: (operation: FileOperation, offset: number, lengthBytes: number) => Promise<void>;
 }
 
-export const delayedFile = (path: string, interference: Interference): DriverDescriptor => ({
+/** `path` null: every file. */
+export const delayedFile = (path: string | null, interference: Interference): DriverDescriptor => ({
   ...hostFile,
   openPath: async (request) => {
     const inner = present(await hostFile.openPath?.(request), 'the file driver opens paths');
-    return request.path === path ? interfered(inner, interference) : inner;
+    return path === null || request.path === path ? interfered(inner, interference) : inner;
   },
 });
 

@@ -6,7 +6,7 @@ import { type SecretSource, Secrets } from '../../block/secrets.ts';
 import { startDaemon, stayInForeground } from '../../daemon/launch.ts';
 import { flagsOf } from '../../daemon/mount-flags.ts';
 import { cleanDeadMount, requireFreeMountpoint } from '../../daemon/mountpoint.ts';
-import { prepareRuntime } from '../../daemon/runtime-directory.ts';
+import { prepareRuntime, stateDirectory } from '../../daemon/runtime-directory.ts';
 import type { SupervisorConfig } from '../../daemon/supervisor.ts';
 import { defineCommand, UsageError } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
@@ -68,6 +68,11 @@ export const command = defineCommand({
       metrics: parseMetrics(options.metrics),
       socketPath: options.socket === undefined ? runtime.socket : resolve(options.socket),
       journalDirectory: runtime.journals,
+      stateDirectory:
+        options['state-dir'] === undefined
+          ? stateDirectory(mountpoint)
+          : resolve(options['state-dir']),
+      resume: options.resume,
       logLevel: options['log-level'],
     };
     if (options.foreground) {

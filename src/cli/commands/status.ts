@@ -1,5 +1,5 @@
 /** `vdiskfs status`: what is mounted, and how each image fares. */
-import { mountStatus } from '../../daemon/status-client.ts';
+import { mountStatus } from '../../daemon/control-client.ts';
 import { defineCommand, UsageError } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
 import { declareJson, print, printJson, wantsJson } from '../print.ts';

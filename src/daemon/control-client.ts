@@ -1,9 +1,9 @@
-/** Asking a mount's engine for its status over the control socket. */
-import { createConnection } from 'node:net';
+/** Reaching a mount's engine over its control socket, and asking for its status. */
 import { resolve } from 'node:path';
-import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { BlockError, toBlockError } from '../base/block-error.ts';
+import { BlockError } from '../base/block-error.ts';
+import { QmpClient } from '../control/client.ts';
+import type { BlockJobInfo } from '../job/job.ts';
 import { extendedAttribute } from '../os/linux.ts';
 import { vdiskfsMounts } from './mount-table.ts';
 import { mountId, runtimeDirectory } from './runtime-directory.ts';
@@ -43,6 +43,7 @@ export interface MountStatus {
     readonly tableBytes: number;
   };
   readonly views: readonly ViewStatusDocument[];
+  readonly jobs: readonly BlockJobInfo[];
   readonly ignored: readonly { readonly path: string; readonly reason: string }[];
 }
 
@@ -70,38 +71,15 @@ const socketOf = async (mountpoint: string): Promise<string> => {
 };
 
 /** Errors: ETIMEDOUT, ECONNREFUSED, ENOENT. */
-export const queryStatus = async (mountpoint: string): Promise<MountStatus> =>
-  ask(mountpoint, await socketOf(mountpoint));
+export const connectToMount = async (mountpoint: string): Promise<QmpClient> =>
+  QmpClient.connect(await socketOf(mountpoint), mountpoint);
 
-const ask = (mountpoint: string, path: string): Promise<MountStatus> =>
-  new Promise((resolvePromise, reject) => {
-    const socket = createConnection(path);
-    const lines = createInterface({ input: socket });
-    const fail = (error: BlockError): void => {
-      socket.destroy();
-      reject(error);
-    };
-    socket.setTimeout(PATIENCE_MS, () =>
-      fail(
-        new BlockError({
-          kind: 'io',
-          errno: 'ETIMEDOUT',
-          message: 'the engine does not answer',
-          path: mountpoint,
-        }),
-      ),
-    );
-    socket.on('error', (error) => fail(toBlockError(error, { op: 'status', path })));
-    lines.on('error', () => undefined);
-    lines.on('line', (line) => {
-      const message = JSON.parse(line) as { QMP?: unknown; return?: unknown; id?: unknown };
-      if (message.QMP !== undefined) {
-        socket.write('{"execute":"qmp_capabilities"}\n{"execute":"__vdiskfs_status","id":1}\n');
-      } else if (message.id === 1) {
-        socket.end();
-        lines.close();
-        if (message.return !== undefined) resolvePromise(message.return as MountStatus);
-        else fail(new BlockError({ kind: 'io', message: `status: ${line}`, path: mountpoint }));
-      }
-    });
-  });
+/** Errors: as `connectToMount`. */
+export const queryStatus = async (mountpoint: string): Promise<MountStatus> => {
+  const client = await connectToMount(mountpoint);
+  try {
+    return (await client.execute('__vdiskfs_status')) as MountStatus;
+  } finally {
+    client.close();
+  }
+};

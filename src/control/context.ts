@@ -1,0 +1,54 @@
+/** What the commands of the control socket work on: given by the engine, so that this room knows no mount. */
+import type { Node } from '../block/node.ts';
+import type { View } from '../block/view.ts';
+import { JobError } from '../job/job-error.ts';
+import type { JobList } from '../job/job-list.ts';
+import type { JobStore } from '../job/job-store.ts';
+
+/** A view of the mount, as QMP speaks of it. */
+export interface Device {
+  /** The view's file name without `.raw`. */
+  readonly name: string;
+  /** Of the image file; resolved. */
+  readonly path: string;
+  readonly view: View;
+}
+
+export interface ControlContext {
+  readonly jobs: JobList;
+  /** Where jobs are kept for later engines. */
+  readonly store: JobStore;
+  /** Every open format node. */
+  nodes(): readonly Node[];
+  devices(): Promise<readonly Device[]>;
+  /** See `Graph.replaceBacking`. */
+  replaceBacking(overlay: Node, base: Node | null): Promise<void>;
+  /** The backing chain of a device is another one now: what the mount shows is looked at again. */
+  chainChanged(device: Device): Promise<void>;
+  /** `__vdiskfs_status`. */
+  status(): Promise<object>;
+  /** Changes the size of a view through the kernel, which believes no other. Errors: EPERM, EROFS, ENOSPC. */
+  setSize(device: Device, lengthBytes: number): Promise<void>;
+  /** `image` of QEMU's BlockDeviceInfo: what `qemu-img info` says of the node's file. */
+  imageInfo(node: Node): Promise<object>;
+  /** Unmounts, after the answer is out. */
+  quit(): void;
+}
+
+/** Errors: JobError of class DeviceNotFound. */
+export const deviceNamed = async (context: ControlContext, name: string): Promise<Device> => {
+  const devices = await context.devices();
+  const device =
+    devices.find((d) => d.name === name) ??
+    devices.find((d) => d.view.name === name) ??
+    devices.find((d) => d.view.root?.name === name);
+  if (device !== undefined) return device;
+  throw new JobError(`Cannot find device='${name}' nor node-name='${name}'`, 'DeviceNotFound');
+};
+
+/** The nodes of a chain, top first. */
+export const chainOf = (root: Node): readonly Node[] => {
+  const chain: Node[] = [];
+  for (let node: Node | null = root; node !== null; node = node.backing) chain.push(node);
+  return chain;
+};

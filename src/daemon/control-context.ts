@@ -1,0 +1,144 @@
+/** The engine's side of the control socket: what its commands work on, and jobs that earlier engines have left. */
+import { spawn } from 'node:child_process';
+import { basename, join } from 'node:path';
+import type { Catalog } from '../../mount/catalog.ts';
+import { assert } from '../base/assert.ts';
+import { BlockError, toBlockError } from '../base/block-error.ts';
+import type { Log } from '../base/log.ts';
+import type { Graph } from '../block/graph.ts';
+import type { Node } from '../block/node.ts';
+import { STREAM_ARGUMENTS, startStream } from '../control/commands/block-stream.ts';
+import type { ControlContext, Device } from '../control/context.ts';
+import { checkArguments } from '../control/schema.ts';
+import { toInfo } from '../image/info.ts';
+import type { JobType } from '../job/job.ts';
+import type { JobList } from '../job/job-list.ts';
+import type { JobRecord, JobStore } from '../job/job-store.ts';
+import { type StatusSource, statusDocument } from './status-document.ts';
+
+const RAW_SUFFIX = '.raw';
+
+export interface ControlSource extends StatusSource {
+  readonly graph: Graph;
+  readonly catalog: Catalog;
+  readonly jobs: JobList;
+  readonly store: JobStore;
+  readonly log: Log;
+  /** Asks the supervisor to unmount. */
+  readonly quit: () => void;
+}
+
+export const controlContext = (source: ControlSource): ControlContext => {
+  const { graph, catalog, jobs, store, config } = source;
+  return {
+    jobs,
+    store,
+    nodes: () => [...graph.nodes],
+    devices: async () => (await catalog.images()).map(deviceOf),
+    replaceBacking: (overlay, base) => graph.replaceBacking(overlay, base),
+    chainChanged: (device) => catalog.chainChanged(device.view),
+    status: () => statusDocument(source),
+    setSize: (device, lengthBytes) => truncateView(config.mountpoint, device, lengthBytes),
+    imageInfo,
+    quit: source.quit,
+  };
+};
+
+const deviceOf = ({ view, path }: { view: Device['view']; path: string }): Device => ({
+  name: view.name.endsWith(RAW_SUFFIX) ? view.name.slice(0, -RAW_SUFFIX.length) : view.name,
+  path,
+  view,
+});
+
+const imageInfo = async (node: Node): Promise<object> => {
+  const { inspect, name } = node.descriptor;
+  assert(node.file !== null && inspect !== undefined, `${name} is a format with a header`);
+  const description = await inspect(node.file, node.path);
+  const info = toInfo(
+    node.path,
+    description,
+    node.lengthBytes,
+    await node.driver.allocatedBytes(),
+  );
+  const { backing } = node;
+
+  return backing === null ? info : { ...info, 'backing-image': await imageInfo(backing) };
+};
+
+/** Another process asks the kernel, which asks us: from here it would wait for itself. */
+const truncateView = async (
+  mountpoint: string,
+  device: Device,
+  lengthBytes: number,
+): Promise<void> => {
+  const path = join(mountpoint, basename(device.view.name));
+  const child = spawn('truncate', ['-c', '-s', String(lengthBytes), '--', path], {
+    stdio: ['ignore', 'ignore', 'pipe'],
+    env: { ...process.env, LC_ALL: 'C' },
+  });
+  let complaint = '';
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    complaint += text;
+  });
+  const code = await new Promise<number | null>((resolve, reject) => {
+    child.once('error', (error) => reject(toBlockError(error, { op: 'resize', path })));
+    child.once('close', resolve);
+  });
+  if (code === 0) return;
+  const message = complaint.trim().replace(/^truncate: (?:failed to truncate '[^']*'[^:]*: )?/, '');
+  throw new BlockError({ kind: 'io', message, path: device.path, op: 'resize' });
+};
+
+/** Starts again what an earlier engine, or an earlier mount of these images, was doing. Never throws. */
+export const takeUpJobs = async (context: ControlContext, log: Log): Promise<void> => {
+  const devices = await context.devices();
+  for (const record of await context.store.load()) {
+    const device = devices.find((d) => d.path === record.imagePath);
+    // Of an image that is not here: it may be back with the next mount.
+    if (device === undefined) {
+      log.warning(record.id, `its image '${record.imagePath}' is not here: the job waits`);
+      continue;
+    }
+    try {
+      await takeUp(context, { ...record, arguments: { ...record.arguments, device: device.name } });
+      if (record.result === null) log.info(record.id, `goes on${record.paused ? ', paused' : ''}`);
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      log.error(record.id, `cannot go on: ${reason}`);
+      context.store.forget(record.id);
+    }
+  }
+};
+
+const takeUp = async (context: ControlContext, record: JobRecord): Promise<void> => {
+  const { paused, result } = record;
+  switch (record.command) {
+    case 'block-stream': {
+      const given = checkArguments(STREAM_ARGUMENTS, record.arguments);
+      if (result === null) await startStream(context, given, { paused });
+      else restore(context, record, 'stream');
+      return;
+    }
+    default:
+      throw new BlockError({
+        kind: 'unsupported',
+        message: `a job of an unknown kind: '${record.command}'`,
+      });
+  }
+};
+
+const restore = (context: ControlContext, record: JobRecord, type: JobType): void => {
+  const { id, result } = record;
+  if (result === null) return;
+  context.jobs.restore(
+    {
+      id,
+      type,
+      speed: 0,
+      autoFinalize: true,
+      autoDismiss: false,
+      dismissed: (job) => context.store.forget(job.id),
+    },
+    result,
+  );
+};

@@ -1,0 +1,148 @@
+/**
+ * The jobs of a mount, and which nodes each of them needs to stay as they are: a chain that one job copies from must not
+ * be changed by another.
+ */
+import { toBlockError } from '../base/block-error.ts';
+import type { Log } from '../base/log.ts';
+import type { Node } from '../block/node.ts';
+import { Job, type JobEventSink, type JobFields } from './job.ts';
+import { JobError } from './job-error.ts';
+import type { JobResult } from './job-store.ts';
+
+/** More than anybody needs at once; a client that starts them in a loop is stopped. */
+const MAX_JOBS = 1024;
+
+export interface StartOptions extends Omit<JobFields, 'emit'> {
+  /** Nodes whose place in the graph, and content, must not be changed by another job. */
+  readonly nodes: readonly Node[];
+  /** Called when the job has begun, and on each change that a later engine should know of. */
+  readonly changed?: (job: Job) => void;
+  /** Called when the job is dismissed. */
+  readonly dismissed?: (job: Job) => void;
+}
+
+export class JobList {
+  readonly #jobs = new Map<string, Job>();
+  readonly #claims = new Map<Node, Job>();
+  readonly #listeners = new Set<JobEventSink>();
+  readonly #log: Log;
+  #isClosed = false;
+  #nextNumber = 1;
+
+  constructor(log: Log) {
+    this.#log = log;
+  }
+
+  get all(): readonly Job[] {
+    return [...this.#jobs.values()];
+  }
+
+  get(id: string): Job | null {
+    return this.#jobs.get(id) ?? null;
+  }
+
+  /** Events of all jobs; returns what ends that. */
+  listen(sink: JobEventSink): () => void {
+    this.#listeners.add(sink);
+    return () => this.#listeners.delete(sink);
+  }
+
+  /** An id for a job that was started without one: the device's name, or `jobN` where that is no well-formed id. */
+  idFor(requested: string | null, device: string): string {
+    if (requested !== null) return requested;
+    if (isWellFormed(device)) return device;
+    while (this.#jobs.has(`job${this.#nextNumber}`)) this.#nextNumber++;
+    return `job${this.#nextNumber++}`;
+  }
+
+  /** Errors: JobError for an id that is taken or not well formed, and for nodes that another job needs. */
+  start(options: StartOptions): Job {
+    const { id, nodes, changed } = options;
+    this.#refuseClaimed(nodes);
+    const job = this.#add(options);
+    for (const node of nodes) this.#claims.set(node, job);
+    job.onChanged = () => changed?.(job);
+    void job.concluded.then(() => {
+      for (const node of nodes) if (this.#claims.get(node) === job) this.#claims.delete(node);
+      this.#report(job);
+    });
+    changed?.(job);
+    void job.start().catch((error: unknown) => {
+      this.#log.error(id, `the job broke: ${toBlockError(error).describe()}`);
+    });
+    return job;
+  }
+
+  /** One that ended under an earlier engine and was not dismissed yet. Errors: as `start`. */
+  restore(options: Omit<StartOptions, 'nodes' | 'work'>, result: JobResult): Job {
+    const work = { run: async () => undefined };
+    const job = this.#add({ ...options, nodes: [], work });
+    job.restoreConcluded(result);
+    return job;
+  }
+
+  #add(options: StartOptions): Job {
+    const { id, dismissed } = options;
+    if (this.#isClosed) throw new JobError('The mount is ending');
+    if (!isWellFormed(id)) throw new JobError(`Invalid job ID '${id}'`);
+    if (this.#jobs.has(id)) throw new JobError(`Job ID '${id}' already in use`);
+    if (this.#jobs.size >= MAX_JOBS) throw new JobError(`There are ${MAX_JOBS} jobs already`);
+    const job = new Job({ ...options, emit: (name, data) => this.#emit(name, data) });
+    this.#jobs.set(id, job);
+    job.onDismissed = () => {
+      this.#jobs.delete(id);
+      dismissed?.(job);
+    };
+    return job;
+  }
+
+  /** The job that needs a node as it is; null for none. */
+  claimOf(node: Node): Job | null {
+    return this.#claims.get(node) ?? null;
+  }
+
+  /**
+   * Ends all jobs because the mount ends; what they have copied so far is kept, and so is what a later mount needs to
+   * take them up. Never throws.
+   */
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    const running = this.all.filter((job) => job.status !== 'concluded');
+    for (const job of running) {
+      job.onChanged = () => undefined;
+      job.onDismissed = () => undefined;
+      if (job.status !== 'aborting') {
+        try {
+          job.cancel({ force: true });
+        } catch {
+          // It ends by itself.
+        }
+      }
+    }
+    await Promise.all(running.map((job) => job.concluded));
+  }
+
+  #refuseClaimed(nodes: readonly Node[]): void {
+    for (const node of nodes) {
+      const other = this.#claims.get(node);
+      if (other === undefined) continue;
+      const what = `Node '${node.name}' (${node.path}) is busy`;
+      throw new JobError(`${what}: job '${other.id}' (${other.type}) uses it`);
+    }
+  }
+
+  #report(job: Job): void {
+    const { offset, len, error } = job.blockJobInfo();
+    const done = `${job.type}: ${offset} of ${len} bytes`;
+    if (job.isCancelled) this.#log.info(job.id, `cancelled, ${done}`);
+    else if (error === undefined) this.#log.info(job.id, `completed, ${done}`);
+    else this.#log.error(job.id, `failed, ${done}: ${error}`);
+  }
+
+  #emit(...[name, data]: Parameters<JobEventSink>): void {
+    for (const listener of this.#listeners) listener(name, data);
+  }
+}
+
+/** QEMU's `id_wellformed`: a letter, then letters, digits, `-`, `.`, `_`. */
+export const isWellFormed = (id: string): boolean => /^[A-Za-z][A-Za-z0-9._-]*$/.test(id);

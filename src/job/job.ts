@@ -1,0 +1,429 @@
+/**
+ * A job: work in the background with QEMU's states, verbs and events.
+ *
+ * It owns the state machine, pausing, the speed limit and the error policy. What is done is a `JobWork`, which comes to a
+ * pause point between its steps: there it waits while paused, and ends when cancelled.
+ *
+ * Concurrency: verbs may come at any moment. They change what the job wants; the work sees it at its next pause point.
+ */
+import { BlockError, toBlockError } from '../base/block-error.ts';
+import { JobCancelled, JobError } from './job-error.ts';
+import { assertFollows, isAllowed, isAtWork, type JobStatus, type JobVerb } from './job-state.ts';
+import type { JobResult } from './job-store.ts';
+import { RateLimit } from './rate-limit.ts';
+
+export type JobType = 'stream' | 'mirror' | 'commit' | 'backup';
+
+/** What to do when a read or write of the job fails: QEMU's `BlockdevOnError`. */
+export type ErrorPolicy = 'report' | 'ignore' | 'enospc' | 'stop' | 'auto';
+
+export type IoStatus = 'ok' | 'failed' | 'nospace';
+
+export type JobEventName =
+  | 'JOB_STATUS_CHANGE'
+  | 'BLOCK_JOB_READY'
+  | 'BLOCK_JOB_PENDING'
+  | 'BLOCK_JOB_COMPLETED'
+  | 'BLOCK_JOB_CANCELLED'
+  | 'BLOCK_JOB_ERROR';
+
+export type JobEventSink = (name: JobEventName, data: Readonly<Record<string, unknown>>) => void;
+
+/** What the work is given. */
+export interface JobControl {
+  /** Waits while the job is paused. Errors: JobCancelled. */
+  pausePoint(): Promise<void>;
+  /** As `pausePoint`, and waits until the speed limit allows these bytes. Errors: JobCancelled. */
+  throttle(bytes: number): Promise<void>;
+  /** Bytes that are done, and that there are; neither ever goes backwards. */
+  progress(offset: number, lengthBytes: number): void;
+  /** Says what comes of a failed read or write: with `stop` the job pauses, and the work tries again afterwards. */
+  failed(error: BlockError, operation: 'read' | 'write', policy: ErrorPolicy): ErrorAction;
+  /** Everything is copied: waits for `complete` (pivot) or for a cancel that is not forced (stop). Errors: JobCancelled. */
+  ready(whileReady: () => Promise<void>): Promise<'complete' | 'stop'>;
+  readonly isCancelled: boolean;
+  /** Bytes a second that are allowed; 0 for any. */
+  readonly speed: number;
+  /** Aborted when the job is cancelled: for waits of the work's own. */
+  readonly signal: AbortSignal;
+}
+
+export type ErrorAction = 'report' | 'ignore' | 'stop';
+
+export interface JobWork {
+  /** All of the work. Errors end the job with that error. */
+  run(control: JobControl): Promise<void>;
+  /** The change that makes the result count, after `finalize`. Errors: the job is aborted. */
+  prepare?(): Promise<void>;
+  /** Gives back what the job has held; called once whatever came of it. */
+  clean?(): Promise<void>;
+}
+
+export interface JobFields {
+  readonly id: string;
+  readonly type: JobType;
+  readonly speed: number;
+  readonly autoFinalize: boolean;
+  readonly autoDismiss: boolean;
+  readonly work: JobWork;
+  readonly emit: JobEventSink;
+}
+
+/** QEMU's BlockJobInfo. */
+export interface BlockJobInfo {
+  readonly type: JobType;
+  readonly device: string;
+  readonly len: number;
+  readonly offset: number;
+  readonly busy: boolean;
+  readonly paused: boolean;
+  readonly speed: number;
+  readonly 'io-status': IoStatus;
+  readonly ready: boolean;
+  readonly status: JobStatus;
+  readonly 'auto-finalize': boolean;
+  readonly 'auto-dismiss': boolean;
+  readonly error?: string;
+}
+
+/** QEMU's JobInfo. */
+export interface JobInfo {
+  readonly id: string;
+  readonly type: JobType;
+  readonly status: JobStatus;
+  readonly 'current-progress': number;
+  readonly 'total-progress': number;
+  readonly error?: string;
+}
+
+export class Job implements JobControl {
+  readonly id: string;
+  readonly type: JobType;
+  readonly autoDismiss: boolean;
+  readonly autoFinalize: boolean;
+  readonly #work: JobWork;
+  readonly #emit: JobEventSink;
+  readonly #limit = new RateLimit();
+  readonly #abort = new AbortController();
+  readonly #wakers = new Set<() => void>();
+  readonly #concluded: Promise<void>;
+  #resolveConcluded: () => void = () => undefined;
+  /** Called when the job goes to `null`, and whenever what should survive an engine has changed. */
+  onDismissed: () => void = () => undefined;
+  onChanged: () => void = () => undefined;
+  #status: JobStatus = 'undefined';
+  #userPaused = false;
+  #asleep = false;
+  #cancelled = false;
+  #completion: 'complete' | 'stop' | null = null;
+  #finalized = false;
+  #offset = 0;
+  #lengthBytes = 0;
+  #ioStatus: IoStatus = 'ok';
+  #error: string | null = null;
+
+  constructor(fields: JobFields) {
+    this.id = fields.id;
+    this.type = fields.type;
+    this.autoFinalize = fields.autoFinalize;
+    this.autoDismiss = fields.autoDismiss;
+    this.#work = fields.work;
+    this.#emit = fields.emit;
+    this.#limit.bytesPerSecond = fields.speed;
+    this.#concluded = new Promise((resolve) => {
+      this.#resolveConcluded = resolve;
+    });
+    this.#to('created');
+  }
+
+  get status(): JobStatus {
+    return this.#status;
+  }
+
+  get speed(): number {
+    return this.#limit.bytesPerSecond;
+  }
+
+  /** Asked for by a person, or by a stop after an error: what a later engine keeps. */
+  get isPaused(): boolean {
+    return this.#userPaused;
+  }
+
+  get error(): string | null {
+    return this.#error;
+  }
+
+  get isCancelled(): boolean {
+    return this.#cancelled;
+  }
+
+  get signal(): AbortSignal {
+    return this.#abort.signal;
+  }
+
+  /** Resolves when the job has ended, whatever came of it. */
+  get concluded(): Promise<void> {
+    return this.#concluded;
+  }
+
+  /** A job that ended under an earlier engine, and was not dismissed. Instead of `start`; sends no events. */
+  restoreConcluded(result: JobResult): void {
+    this.#offset = result.offset;
+    this.#lengthBytes = result.lengthBytes;
+    this.#error = result.error;
+    this.#status = 'concluded';
+    this.#resolveConcluded();
+  }
+
+  /** What came of it; null while it has not ended. */
+  get result(): JobResult | null {
+    if (this.#status !== 'concluded') return null;
+    return { error: this.#error, offset: this.#offset, lengthBytes: this.#lengthBytes };
+  }
+
+  /** Runs the work. Never throws. Called once. */
+  async start(): Promise<void> {
+    this.#to('running');
+    let failure: unknown = null;
+    try {
+      await this.pausePoint();
+      await this.#work.run(this);
+      await this.#finish();
+    } catch (error) {
+      failure = error;
+      this.#to('aborting');
+    }
+    await this.#work.clean?.().catch((error: unknown) => {
+      failure ??= error;
+    });
+    this.#conclude(failure);
+  }
+
+  blockJobInfo(): BlockJobInfo {
+    return {
+      type: this.type,
+      device: this.id,
+      len: this.#lengthBytes,
+      offset: this.#offset,
+      busy: isAtWork(this.#status) && !this.#asleep,
+      paused: this.#userPaused,
+      speed: this.speed,
+      'io-status': this.#ioStatus,
+      ready: this.#status === 'ready' || this.#status === 'standby',
+      status: this.#status,
+      'auto-finalize': this.autoFinalize,
+      'auto-dismiss': this.autoDismiss,
+      ...(this.#error === null ? {} : { error: this.#error }),
+    };
+  }
+
+  jobInfo(): JobInfo {
+    return {
+      id: this.id,
+      type: this.type,
+      status: this.#status,
+      'current-progress': this.#offset,
+      'total-progress': this.#lengthBytes,
+      ...(this.#error === null ? {} : { error: this.#error }),
+    };
+  }
+
+  /** Errors: JobError when already paused, or in a state without that verb. So with all verbs. */
+  pause(): void {
+    this.#allow('pause');
+    if (this.#userPaused) throw new JobError('Job is already paused');
+    this.#userPaused = true;
+    this.#changed();
+  }
+
+  resume(): void {
+    this.#allow('resume');
+    if (!this.#userPaused) throw new JobError("Can't resume a job that was not paused");
+    this.#ioStatus = 'ok';
+    this.#userPaused = false;
+    this.#changed();
+  }
+
+  /** Bytes a second; 0 for no limit. */
+  setSpeed(bytesPerSecond: number): void {
+    this.#allow('set-speed');
+    if (!Number.isSafeInteger(bytesPerSecond) || bytesPerSecond < 0) {
+      throw new JobError("Parameter 'speed' expects a non-negative value");
+    }
+    this.#limit.bytesPerSecond = bytesPerSecond;
+    this.#changed();
+  }
+
+  /** Not forced, a job that is ready ends as completed, without its pivot. */
+  cancel({ force }: { readonly force: boolean }): void {
+    this.#allow('cancel');
+    const isReady = this.#status === 'ready' || this.#status === 'standby';
+    if (isReady && !force) this.#completion = 'stop';
+    else this.#cancelled = true;
+    this.#userPaused = false;
+    this.#changed();
+    if (this.#cancelled) this.#abort.abort(new JobCancelled());
+  }
+
+  complete(): void {
+    this.#allow('complete');
+    if (this.#userPaused || this.#cancelled || this.#completion !== null) {
+      throw new JobError(`The active block job '${this.id}' cannot be completed`);
+    }
+    this.#completion = 'complete';
+    this.#changed();
+  }
+
+  finalize(): void {
+    this.#allow('finalize');
+    this.#finalized = true;
+    this.#changed();
+  }
+
+  dismiss(): void {
+    this.#allow('dismiss');
+    this.#to('null');
+    this.onDismissed();
+  }
+
+  // Several parts of the work may wait here at once.
+  async pausePoint(): Promise<void> {
+    while (this.#userPaused && !this.#cancelled) {
+      if (this.#status === 'running') this.#to('paused');
+      else if (this.#status === 'ready') this.#to('standby');
+      await this.#sleep(null);
+    }
+    if (this.#status === 'paused') this.#to('running');
+    else if (this.#status === 'standby') this.#to('ready');
+    if (this.#cancelled) throw new JobCancelled();
+  }
+
+  async throttle(bytes: number): Promise<void> {
+    for (;;) {
+      await this.pausePoint();
+      const delayMs = this.#limit.delayMs();
+      if (delayMs === 0) break;
+      await this.#sleep(delayMs);
+    }
+    this.#limit.use(bytes);
+  }
+
+  progress(offset: number, lengthBytes: number): void {
+    this.#offset = Math.max(this.#offset, offset);
+    this.#lengthBytes = Math.max(this.#lengthBytes, lengthBytes, this.#offset);
+  }
+
+  failed(error: BlockError, operation: 'read' | 'write', policy: ErrorPolicy): ErrorAction {
+    const isFull = error.kind === 'no-space';
+    const action = actionOf(policy, isFull);
+    this.#emit('BLOCK_JOB_ERROR', { device: this.id, operation, action });
+    if (action === 'stop') {
+      this.#ioStatus = isFull ? 'nospace' : 'failed';
+      this.#userPaused = true;
+      this.#changed();
+    }
+    return action;
+  }
+
+  async ready(whileReady: () => Promise<void>): Promise<'complete' | 'stop'> {
+    this.#to('ready');
+    this.#emit('BLOCK_JOB_READY', this.#eventData());
+    while (this.#completion === null) {
+      await this.pausePoint();
+      await whileReady();
+      if (this.#completion === null) await this.#sleep(100);
+    }
+    if (this.#cancelled) throw new JobCancelled();
+    return this.#completion;
+  }
+
+  async #finish(): Promise<void> {
+    await this.pausePoint();
+    this.#to('waiting');
+    this.#to('pending');
+    if (!this.autoFinalize) {
+      this.#emit('BLOCK_JOB_PENDING', { type: this.type, id: this.id });
+      while (!this.#finalized && !this.#cancelled) await this.#sleep(null);
+    }
+    if (this.#cancelled) throw new JobCancelled();
+    await this.#work.prepare?.();
+  }
+
+  #conclude(failure: unknown): void {
+    const isCancel = this.#cancelled && failure instanceof JobCancelled;
+    if (failure !== null && !isCancel) this.#error = describe(failure);
+    // QEMU reports a cancelled job with the text of ECANCELED in query-jobs.
+    if (isCancel) this.#error = 'Operation canceled';
+    const data = this.#eventData();
+    if (isCancel) this.#emit('BLOCK_JOB_CANCELLED', data);
+    else
+      this.#emit(
+        'BLOCK_JOB_COMPLETED',
+        this.#error === null ? data : { ...data, error: this.#error },
+      );
+    this.#to('concluded');
+    this.#resolveConcluded();
+    if (this.autoDismiss) this.dismiss();
+  }
+
+  #eventData(): Record<string, unknown> {
+    return {
+      type: this.type,
+      device: this.id,
+      len: this.#lengthBytes,
+      offset: this.#offset,
+      speed: this.speed,
+    };
+  }
+
+  #allow(verb: JobVerb): void {
+    if (isAllowed(verb, this.#status)) return;
+    throw new JobError(
+      `Job '${this.id}' in state '${this.#status}' cannot accept command verb '${verb}'`,
+    );
+  }
+
+  #to(status: JobStatus): void {
+    assertFollows(this.#status, status);
+    this.#status = status;
+    this.#emit('JOB_STATUS_CHANGE', { id: this.id, status });
+    this.onChanged();
+  }
+
+  #changed(): void {
+    for (const wake of this.#wakers) wake();
+    this.onChanged();
+  }
+
+  /** Until something about the job changes, or so many ms have passed. */
+  async #sleep(ms: number | null): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    let wake: () => void = () => undefined;
+    this.#asleep = true;
+    await new Promise<void>((resolve) => {
+      wake = resolve;
+      this.#wakers.add(resolve);
+      if (ms !== null) timer = setTimeout(resolve, ms);
+    });
+    this.#asleep = false;
+    clearTimeout(timer);
+    this.#wakers.delete(wake);
+  }
+}
+
+const actionOf = (policy: ErrorPolicy, isFull: boolean): ErrorAction => {
+  switch (policy) {
+    case 'report':
+    case 'ignore':
+    case 'stop':
+      return policy;
+    case 'enospc':
+    case 'auto':
+      return isFull ? 'stop' : 'report';
+  }
+};
+
+const describe = (failure: unknown): string =>
+  failure instanceof BlockError || !(failure instanceof JobError)
+    ? toBlockError(failure).describe()
+    : failure.message;

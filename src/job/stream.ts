@@ -1,0 +1,211 @@
+/**
+ * Stream: copies what is allocated in the layers between an image and a base into the image, then drops these layers.
+ * Without a base, all of its chain.
+ *
+ * What was copied stays copied: a stream that was ended begins anew with what is still missing. The guest's writes win
+ * (`Node.populate`), and its reads never wait for a copy. The backing link is changed last, when everything is durable.
+ */
+import { basename, dirname } from 'node:path';
+import { toBlockError } from '../base/block-error.ts';
+import { alignDown, alignUp, isAllZero } from '../base/range.ts';
+import { guestOffset } from '../base/units.ts';
+import type { BackingLink } from '../block/driver.ts';
+import type { Node } from '../block/node.ts';
+import type { View } from '../block/view.ts';
+import { Copies } from './copies.ts';
+import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
+
+const COPY_BYTES = 1 << 20;
+const COPIES_AT_ONCE = 6;
+/** With a speed limit, pieces are as small as a tenth of a second allows. */
+const PIECES_PER_SECOND = 10;
+
+export interface StreamOptions {
+  readonly view: View;
+  /** The view's root, which no other job changes meanwhile. */
+  readonly root: Node;
+  /** A layer of its chain, which stays; null for none. */
+  readonly base: Node | null;
+  /** What the header shall say instead of the base's own path; null for that. */
+  readonly backingFile: string | null;
+  readonly onError: ErrorPolicy;
+  /** See `Graph.replaceBacking`. */
+  readonly replaceBacking: (overlay: Node, base: Node | null) => Promise<void>;
+  /** Called once, whatever came of it. */
+  readonly ended: (outcome: { readonly chainChanged: boolean }) => Promise<void>;
+}
+
+/** What comes next from an offset on. */
+interface Piece {
+  readonly lengthBytes: number;
+  readonly what: 'skip' | 'copy' | 'zero';
+}
+
+export class Stream implements JobWork {
+  readonly #options: StreamOptions;
+  #doneBytes = 0;
+  #ignored: unknown = null;
+  #chainChanged = false;
+
+  constructor(options: StreamOptions) {
+    this.#options = options;
+  }
+
+  async run(control: JobControl): Promise<void> {
+    const { view, root, base } = this.#options;
+    control.progress(0, root.lengthBytes);
+    // Nothing lies in between.
+    if (root.backing === null || root.backing === base) {
+      control.progress(root.lengthBytes, root.lengthBytes);
+      return;
+    }
+    const copies = new Copies(COPIES_AT_ONCE);
+    try {
+      for (let at = 0; at < root.lengthBytes; ) {
+        await control.pausePoint();
+        const piece = await this.#next(control, at);
+        if (piece === null) break;
+        const from = at;
+        at += piece.lengthBytes;
+        if (piece.what === 'skip') this.#done(control, piece.lengthBytes);
+        else {
+          await control.throttle(piece.what === 'copy' ? piece.lengthBytes : 0);
+          await copies.begin(() => this.#copy(control, from, piece));
+        }
+      }
+      await copies.finish();
+    } finally {
+      await copies.settled();
+    }
+    if (this.#ignored !== null) throw this.#ignored;
+    await view.withRoot((now) => now.flush());
+    control.progress(root.lengthBytes, root.lengthBytes);
+  }
+
+  async prepare(): Promise<void> {
+    const { view, root, base, replaceBacking } = this.#options;
+    if (root.backing === base) return;
+    await view.drained(async () => {
+      await root.changeBacking(this.#link());
+      await replaceBacking(root, base);
+      this.#chainChanged = true;
+      root.notifyMappingChanged({ start: guestOffset(0), lengthBytes: root.lengthBytes });
+    });
+  }
+
+  async clean(): Promise<void> {
+    await this.#options.ended({ chainChanged: this.#chainChanged });
+  }
+
+  #link(): BackingLink | null {
+    const { root, base, backingFile } = this.#options;
+    if (base === null) return null;
+    const isBeside = dirname(base.path) === dirname(root.path);
+    const filename = backingFile ?? (isBeside ? basename(base.path) : base.path);
+    return { filename, format: base.descriptor.name };
+  }
+
+  /** What is to be done from a cluster's start on; null at the end. Metadata that cannot be read is a failed read. */
+  async #next(control: JobControl, at: number): Promise<Piece | null> {
+    for (;;) {
+      try {
+        return await this.#options.view.withRoot((root) => this.#look(root, at, control.speed));
+      } catch (error) {
+        if (!(await this.#goesOn(control, error, 'read'))) {
+          return { lengthBytes: this.#options.root.driver.clusterBytes, what: 'skip' };
+        }
+      }
+    }
+  }
+
+  async #look(root: Node, at: number, speed: number): Promise<Piece | null> {
+    const { clusterBytes } = root.driver;
+    const rest = root.lengthBytes - at;
+    if (rest <= 0) return null;
+    const m = await root.mapping(guestOffset(at), rest);
+    if (m.kind !== 'unallocated') return { lengthBytes: m.lengthBytes, what: 'skip' };
+    const status = await root.blockStatus(guestOffset(at), m.lengthBytes, this.#options.base);
+    const what = this.#whatOf(status, at);
+    const isEnd = status.lengthBytes === m.lengthBytes;
+    const wanted = what === 'skip' ? m.lengthBytes : copyBytes(speed, clusterBytes);
+    const run = Math.min(status.lengthBytes, wanted);
+    if (what === 'copy') {
+      return { lengthBytes: Math.min(alignUp(run, clusterBytes), m.lengthBytes), what };
+    }
+    const whole = isEnd && run === m.lengthBytes ? run : alignDown(run, clusterBytes);
+    // Only a part of the cluster is zero, or missing below: the cluster is copied as it is read.
+    if (whole === 0) return { lengthBytes: Math.min(clusterBytes, m.lengthBytes), what: 'copy' };
+    return { lengthBytes: whole, what };
+  }
+
+  #whatOf(
+    status: { readonly allocated: boolean; readonly zero: boolean },
+    at: number,
+  ): Piece['what'] {
+    const { root, base } = this.#options;
+    // Unallocated without a backing image reads as zeros.
+    if (base === null) return status.zero ? 'skip' : 'copy';
+    if (status.allocated) return status.zero ? 'zero' : 'copy';
+    // Past the end of a layer in between it reads as zeros; the base would show there.
+    for (let node = root.backing; node !== null && node !== base; node = node.backing) {
+      if (at >= node.lengthBytes && at < base.lengthBytes) return 'zero';
+    }
+    return 'skip';
+  }
+
+  async #copy(control: JobControl, at: number, piece: Piece): Promise<void> {
+    for (;;) {
+      let operation: 'read' | 'write' = 'read';
+      try {
+        await this.#options.view.withRoot(async (root) => {
+          const length = Math.min(piece.lengthBytes, root.lengthBytes - at);
+          if (length <= 0 || root.backing === null) return;
+          if (piece.what === 'zero') {
+            operation = 'write';
+            await root.populate(guestOffset(at), length, null);
+            return;
+          }
+          const bytes = Buffer.allocUnsafeSlow(length);
+          await root.backing.readClipped(guestOffset(at), bytes);
+          operation = 'write';
+          const isZero = isAllZero(bytes);
+          if (isZero && this.#options.base === null) return;
+          await root.populate(guestOffset(at), length, isZero ? null : bytes);
+        });
+        break;
+      } catch (error) {
+        if (!(await this.#goesOn(control, error, operation))) break;
+      }
+    }
+    this.#done(control, piece.lengthBytes);
+  }
+
+  /** True: try again. False: leave it out. Errors: the same one, to end the job with. */
+  async #goesOn(
+    control: JobControl,
+    error: unknown,
+    operation: 'read' | 'write',
+  ): Promise<boolean> {
+    const failure = toBlockError(error);
+    switch (control.failed(failure, operation, this.#options.onError)) {
+      case 'report':
+        throw failure;
+      case 'ignore':
+        this.#ignored ??= failure;
+        return false;
+      case 'stop':
+        await control.pausePoint();
+        return true;
+    }
+  }
+
+  #done(control: JobControl, lengthBytes: number): void {
+    this.#doneBytes += lengthBytes;
+    control.progress(this.#doneBytes, this.#options.root.lengthBytes);
+  }
+}
+
+const copyBytes = (speed: number, clusterBytes: number): number => {
+  const limited = speed === 0 ? COPY_BYTES : Math.min(COPY_BYTES, speed / PIECES_PER_SECOND);
+  return Math.max(clusterBytes, alignDown(limited, clusterBytes));
+};
