@@ -1,8 +1,8 @@
 /** `vdiskfs status` for people: a mount in one line, and a table of its images. */
 import { printable } from '../base/log.ts';
 import { formatSize } from '../base/size.ts';
-import { alignColumns } from './table.ts';
 import type { MountStatus, ViewStatusDocument } from '../daemon/control-client.ts';
+import { alignColumns } from './table.ts';
 
 /** What happened since the last look. */
 export interface Rates {

@@ -54,12 +54,7 @@ const imageInfo = async (node: Node): Promise<object> => {
   const { inspect, name } = node.descriptor;
   assert(node.file !== null && inspect !== undefined, `${name} is a format with a header`);
   const description = await inspect(node.file, node.path);
-  const info = toInfo(
-    node.path,
-    description,
-    node.lengthBytes,
-    await node.driver.allocatedBytes(),
-  );
+  const info = toInfo(node.path, description, node.lengthBytes, await node.driver.allocatedBytes());
   const { backing } = node;
 
   return backing === null ? info : { ...info, 'backing-image': await imageInfo(backing) };

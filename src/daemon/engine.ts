@@ -4,6 +4,7 @@
  *
  * It may be killed at any instruction; nothing that must survive lives here alone.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { drivers } from '../../drivers/index.ts';
 import type { Backend } from '../../mount/backend.ts';
 import { type Catalog, openCatalog, sourceGate } from '../../mount/catalog.ts';
@@ -33,6 +34,9 @@ const TABLE_SWITCH = 'VDISKFS_TRANSLATION_TABLE';
 const TABLE_SHARE = 1 / 2;
 /** And that each image gets for its own tables. */
 const IMAGE_SHARE = 1 - TABLE_SHARE;
+
+/** The control socket opens at the latest after this. */
+const JOBS_PATIENCE_MS = 2000;
 
 const send = (message: EngineMessage): void => {
   process.send?.(message);
@@ -85,8 +89,12 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   const store = new JobStore(config.stateDirectory, log);
   const quit = (): void => send({ type: 'quit' });
   const context = controlContext({ config, catalog, backend, graph, jobs, store, log, quit });
+  if (config.resume || config.generation > 0) {
+    // A client that asks at once finds the jobs; but an image that hangs keeps nobody from asking.
+    const patience = sleep(JOBS_PATIENCE_MS, undefined, { ref: false });
+    await Promise.race([takeUpJobs(context, log), patience]);
+  }
   const closeSocket = await serveMonitor(config.socketPath, createMonitor(context), log);
-  if (config.resume || config.generation > 0) await takeUpJobs(context, log);
   const closeMetrics = await startMetrics(config, { config, catalog, backend }, log);
   const closeServers = async (): Promise<void> => {
     closeSocket();

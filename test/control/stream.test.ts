@@ -1,9 +1,10 @@
 /** Streams of a mount: what a guest sees, what QEMU finds afterwards, and what survives the engine and the mount. */
 import assert from 'node:assert/strict';
-import { open, readdir } from 'node:fs/promises';
+import { open, readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { eventually } from '../support/mounted.ts';
 import { assertClean, contentSha256, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
 import { run, vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 import { type ControlMount, controlMount } from './control-mount.ts';
@@ -65,6 +66,9 @@ test('events of a stream come in the order in which QEMU sends them', async (t) 
   const [job] = (await c.execute('query-jobs')) as { status: string }[];
   assert.equal(job?.status, 'concluded');
   // The result waits for its client, also over a restart of the engine.
+  await eventually('the result is on disk', async () =>
+    (await readFile(join(m.stateDirectory, 'vm.job'), 'utf8')).includes('"result":{'),
+  );
   process.kill(await m.enginePid(), 'SIGKILL');
   await sleep(200);
   const again = await m.qmp();

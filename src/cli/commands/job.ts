@@ -91,15 +91,20 @@ const jobOfView = async (path: string): Promise<FoundJob> => {
   throw new BlockError({ kind: 'not-found', message, path, hint: 'vdiskfs jobs lists them' });
 };
 
+/** A mount that does not answer has no job to offer. */
+const lookIn = async (mountpoint: string, id: string): Promise<FoundJob | null> => {
+  const client = await connectToMount(mountpoint).catch(() => null);
+  if (client === null) return null;
+  const jobs = await jobsOf(client).catch(() => []);
+  if (jobs.some((job) => job.device === id)) return { client, id };
+  client.close();
+  return null;
+};
+
 /** Errors: ENOENT when no mount has it, EINVAL when several have. */
 const jobById = async (id: string): Promise<FoundJob> => {
-  const found: FoundJob[] = [];
-  for (const { mountpoint } of vdiskfsMounts()) {
-    const client = await connectToMount(mountpoint).catch(() => null);
-    if (client === null) continue;
-    if ((await jobsOf(client)).some((job) => job.device === id)) found.push({ client, id });
-    else client.close();
-  }
+  const looked = await Promise.all(vdiskfsMounts().map(({ mountpoint }) => lookIn(mountpoint, id)));
+  const found = looked.filter((job) => job !== null);
   const [only] = found;
   if (only !== undefined && found.length === 1) return only;
   for (const { client } of found) client.close();
