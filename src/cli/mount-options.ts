@@ -12,14 +12,7 @@ import { declareSecrets } from './secrets.ts';
 import { parseSize } from './size.ts';
 
 /** Of the contract, with what they wait for: named here so that they are refused by name and not as typing errors. */
-const NOT_YET = [
-  'copy-on-read',
-  'stream',
-  'inactive',
-  'detect-zeroes',
-  'record',
-  'prefetch',
-];
+const NOT_YET = ['copy-on-read', 'stream', 'inactive', 'detect-zeroes', 'record', 'prefetch'];
 
 const BOOLEANS = ['read-only', 'allow-other', 'allow-shrink', 'passthrough', 'no-resume'] as const;
 const VALUES = [

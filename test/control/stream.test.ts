@@ -96,7 +96,7 @@ test('a limited stream is paused, resumed, sped up, and refuses a second one on 
   await sleep(300);
   assert.equal((await jobsOf(m))[0]?.offset, paused.offset, 'nothing is copied meanwhile');
   assert.ok(paused.offset < paused.len);
-  assert.equal((await vdiskfs(['job', 'speed', 'vm', '0'])).status, 0);
+  assert.equal((await vdiskfs(['job', 'speed', m.view, '0'])).status, 0);
   assert.equal((await vdiskfs(['job', 'resume', 'vm'])).status, 0);
   await untilNoJobs(m);
   const info = (await qemuImgJson('info', ['-U', m.overlay])) as { 'backing-filename'?: string };
@@ -155,7 +155,7 @@ test('SIGKILL of the engine in the middle: the stream goes on and ends right', a
   }
   const [job] = await jobsOf(m);
   assert.equal(job?.device, 'vm', 'taken up by the new engine');
-  assert.equal((await vdiskfs(['job', 'speed', 'vm', '0'])).status, 0);
+  assert.equal((await vdiskfs(['job', 'speed', m.view, '0'])).status, 0);
   await untilNoJobs(m);
   await assertIndependent(m, before);
 });
@@ -172,7 +172,7 @@ test('a mount that ends pauses its stream, and the next one goes on, unless it s
   assert.equal((await vdiskfs(['umount', m.mountpoint])).status, 0);
   await m.mount();
   assert.equal((await jobsOf(m))[0]?.device, 'vm');
-  assert.equal((await vdiskfs(['job', 'speed', 'vm', '0'])).status, 0);
+  assert.equal((await vdiskfs(['job', 'speed', m.view, '0'])).status, 0);
   await untilNoJobs(m);
   await assertIndependent(m, before);
   assert.deepEqual(await readdir(m.root).then((names) => names.includes('state')), false);
@@ -219,6 +219,6 @@ test('readers during a stream are served although one of them is killed', async 
   const buffer = Buffer.alloc(4096);
   for (let i = 0; i < 200; i++) await file.read(buffer, 0, 4096, ((i * 7919) % 16_000) * 4096);
   await killed;
-  assert.equal((await vdiskfs(['job', 'speed', 'vm', '0'])).status, 0);
+  assert.equal((await vdiskfs(['job', 'speed', m.view, '0'])).status, 0);
   await untilNoJobs(m);
 });
