@@ -144,6 +144,13 @@ export class ReferenceWalk {
   #compressed(e: L2Entry): void {
     const { totals, shape } = this.#state;
     const times = e.names.active + e.names.snapshot;
+    if (shape.hasDataFile) {
+      this.#state.corruption(
+        `${describe(e)}: a compressed cluster, but there is a data file`,
+        times,
+      );
+      return;
+    }
     if ((e.high & HIGH.copied) !== 0) {
       this.#state.corruption(`${describe(e)}: a compressed cluster has the COPIED flag`, times);
     }
@@ -171,7 +178,10 @@ export class ReferenceWalk {
       this.#state.corruption(`${describe(e)}: reserved bits are set (${bits})`, times);
     }
     const offset = offsetOf(e.high, e.low);
-    if (offset === 0) {
+    const isCopied = (e.high & HIGH.copied) !== 0;
+    // In a data file the offset may be 0: the flag says that there is a cluster.
+    const isThere = shape.hasDataFile && isCopied && (e.low & LOW.zero) === 0;
+    if (offset === 0 && !isThere) {
       if (e.allocated === 0) return;
       const what = 'subclusters are allocated, but no cluster is';
       this.#state.corruption(`${describe(e)}: ${what}`, times);
@@ -188,9 +198,14 @@ export class ReferenceWalk {
     totals.allocatedClusters += e.names.active;
     if (run.next !== 0 && offset !== run.next) totals.fragmentedClusters += e.names.active;
     run.next = offset + shape.clusterBytes;
+    if (shape.hasDataFile) {
+      const flag = `${describe(e)}: a cluster of the data file without the COPIED flag`;
+      if (!isCopied && e.names.active > 0) this.#state.corruption(flag, e.names.active);
+      return;
+    }
     this.#state.reference(offset, shape.clusterBytes, times, () => describe(e));
     if (e.names.active > 0 && e.areFlagsChecked) {
-      this.#state.countCopied(offset, (e.high & HIGH.copied) !== 0, e.names.active);
+      this.#state.countCopied(offset, isCopied, e.names.active);
     }
   }
 }

@@ -17,6 +17,8 @@ export interface CheckShape {
   readonly l2EntryBytes: number;
   readonly virtualSizeBytes: number;
   readonly refcountBits: number;
+  /** Guest clusters lie in another file, where nothing is counted. */
+  readonly hasDataFile: boolean;
   readonly l1: TablePlace;
   readonly refcountTable: TablePlace;
 }

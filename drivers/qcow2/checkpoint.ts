@@ -5,7 +5,7 @@
  *     1  refcount blocks, as they are now, with every cluster that step 3 names counted; where the refcount table gets
  *        new words, a sync, then those words
  *     2  new L2 tables as they were made (zeros, or a copy of the shared table): nothing names them yet; sync, which
- *        brings the guest's data too
+ *        brings the guest's data too (an external data file is synced with it)
  *     3  L2 entries and L1 words; sync
  *     4  the journal forgets what it had before 1
  *     5  what was unmapped before 1 is given back, later and by itself (release.ts)
@@ -47,7 +47,7 @@ export const runCheckpoint = async (
     for (const [offset, content] of covered.tables) {
       await file.write(guestOffset(offset), content ?? new Uint8Array(state.clusterBytes));
     }
-    await file.flush();
+    await Promise.all([file.flush(), state.flushClusters()]);
     await writeMapping(state, covered);
     if (covered.slices.length + covered.l1.length > 0) await file.flush();
   } catch (error) {

@@ -3,7 +3,7 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { divideUp } from '../../src/base/range.ts';
 import type { BackingLink } from '../../src/block/driver.ts';
-import { CRYPT_METHOD, EXTENSION, INCOMPATIBLE } from './layout.ts';
+import { AUTOCLEAR, CRYPT_METHOD, EXTENSION, INCOMPATIBLE } from './layout.ts';
 
 const HEADER_BYTES = { 2: 72, 3: 112 } as const;
 const MAX_BACKING_NAME_BYTES = 1023;
@@ -22,6 +22,8 @@ export interface Layout {
   readonly refcountBits: number;
   readonly lazyRefcounts: boolean;
   readonly compressionType: number;
+  /** Null: guest clusters lie in the image. */
+  readonly dataFile: { readonly name: string; readonly isRaw: boolean } | null;
   readonly virtualSizeBytes: number;
   readonly l1Entries: number;
   readonly refcountTable: Run;
@@ -31,6 +33,8 @@ export interface Layout {
   readonly encryption: { readonly run: Run; readonly lengthBytes: number } | null;
   readonly l2: Run;
   readonly data: Run;
+  /** Guest clusters that the tables map from the start. */
+  readonly mappedClusters: number;
   /** Clusters in use, all from 0 on. */
   readonly clusters: number;
 }
@@ -49,7 +53,9 @@ export const encodeHeader = (l: Layout, backing: BackingLink | null, path: strin
   writeU64BE(view, 48, l.refcountTable.first * l.clusterBytes);
   view.setUint32(56, l.refcountTable.clusters);
   if (l.version === 3) {
-    writeU64BE(view, 72, l.compressionType === 0 ? 0 : INCOMPATIBLE.compressionType);
+    const packing = l.compressionType === 0 ? 0 : INCOMPATIBLE.compressionType;
+    writeU64BE(view, 72, packing | (l.dataFile === null ? 0 : INCOMPATIBLE.dataFile));
+    writeU64BE(view, 88, l.dataFile?.isRaw === true ? AUTOCLEAR.rawDataFile : 0);
     writeU64BE(view, 80, l.lazyRefcounts ? 1 : 0);
     view.setUint32(96, Math.log2(l.refcountBits));
     view.setUint32(100, HEADER_BYTES[3]);
@@ -69,7 +75,7 @@ export const encodeHeader = (l: Layout, backing: BackingLink | null, path: strin
     throw wrongOption(
       path,
       'backing_file',
-      `its name does not fit a cluster of ${l.clusterBytes} bytes`,
+      `the names do not fit a cluster of ${l.clusterBytes} bytes`,
     );
   }
   header.set(extensions, HEADER_BYTES[l.version]);
@@ -102,6 +108,8 @@ const encodeExtensions = (l: Layout, backing: BackingLink | null): Uint8Array =>
   if (backing !== null && backing.format !== null) {
     parts.push(encodeExtension(EXTENSION.backingFormat, encoder.encode(backing.format)));
   }
+  if (l.dataFile !== null)
+    parts.push(encodeExtension(EXTENSION.dataFile, encoder.encode(l.dataFile.name)));
   if (l.encryption !== null) {
     const pointer = new Uint8Array(16);
     writeU64BE(viewOf(pointer), 0, l.encryption.run.first * l.clusterBytes);

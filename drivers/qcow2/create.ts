@@ -8,7 +8,12 @@
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { divideUp, isPowerOfTwo } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type { CreateOption, CreatePlan, CreateRequest } from '../../src/block/driver.ts';
+import type {
+  CreateOption,
+  CreatePlan,
+  CreateRequest,
+  DataFilePlan,
+} from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
 import { COMPRESSION } from './compression.ts';
 import { encodeHeader, type Layout, type Run, wrongOption } from './create-header.ts';
@@ -44,6 +49,16 @@ export const createOptions: readonly CreateOption[] = [
     help: 'Let writers postpone refcounts, at the price of a repair after a crash [off]',
   },
   {
+    name: 'data_file',
+    type: 'string',
+    help: "Name of a file for the guest's data, beside the image unless absolute; made, or there and empty",
+  },
+  {
+    name: 'data_file_raw',
+    type: 'boolean',
+    help: 'The data file is a raw image of its own at any time [off]',
+  },
+  {
     name: 'compression_type',
     type: 'choice',
     choices: ['zlib', 'zstd'],
@@ -62,6 +77,14 @@ const WRITE_BYTES = 1 << 20;
 /** Refuses (EINVAL) options and sizes that no image can have. */
 export const checkCreate = (plan: CreatePlan): void => {
   encodeHeader(layOut(plan), plan.backing, plan.path);
+};
+
+/** The file that `data_file` names. */
+export const createDataFile = (options: ReadonlyMap<string, string>): DataFilePlan | null => {
+  const filename = options.get('data_file');
+  return filename === undefined
+    ? null
+    : { link: { filename, format: 'raw' }, isMade: true, isEmpty: true };
 };
 
 /** Writes an empty image. Errors: as `checkCreate`; ENOSPC, EIO. */
@@ -91,10 +114,14 @@ export const create = async (request: CreateRequest): Promise<void> => {
   await writePointers({
     ...sequence,
     at: l2.first * clusterBytes,
-    count: data.clusters,
-    target: data.first * clusterBytes,
+    count: layout.mappedClusters,
+    target: layout.dataFile === null ? data.first * clusterBytes : 0,
     copied: true,
   });
+  if (request.dataFile !== null) {
+    await request.dataFile.resize(request.virtualSizeBytes);
+    await request.dataFile.flush();
+  }
   await file.flush();
   await file.write(guestOffset(0), header);
 };
@@ -134,24 +161,44 @@ const layOut = (plan: CreatePlan): Layout => {
   const compressionType = COMPRESSION[options.get('compression_type') === 'zstd' ? 'zstd' : 'zlib'];
   if (version === 2 && compressionType !== COMPRESSION.zlib)
     throw wrongOption(path, 'compression_type', 'zstd needs compat 1.1');
-  const preallocate = options.get('preallocation') === 'metadata';
+  const dataFile = dataFileOf(plan, version);
+  // A raw data file is what the guest sees, so the tables map all of it.
+  const preallocate = options.get('preallocation') === 'metadata' || dataFile?.isRaw === true;
   if (preallocate && plan.backing !== null) {
     // Every cluster would be allocated, and the backing image never seen.
     throw wrongOption(path, 'preallocation', 'it cannot be used with a backing image');
   }
   const { virtualSizeBytes } = plan;
-  const features = { lazyRefcounts, compressionType };
+  const features = { lazyRefcounts, compressionType, dataFile };
   const shape = { clusterBits, clusterBytes, version, refcountBits, ...features } as const;
-  const runs = layOutClusters(plan, clusterBytes, refcountBits, preallocate);
-  return { ...shape, ...runs, virtualSizeBytes };
+  const room = { clusterBytes, refcountBits, preallocate, isDataOutside: dataFile !== null };
+  return { ...shape, ...layOutClusters(plan, room), virtualSizeBytes };
 };
 
-const layOutClusters = (
-  plan: CreatePlan,
-  clusterBytes: number,
-  refcountBits: number,
-  preallocate: boolean,
-) => {
+const dataFileOf = ({ options, path, backing }: CreatePlan, version: 2 | 3) => {
+  const name = options.get('data_file');
+  const isRaw = options.get('data_file_raw') === 'on';
+  if (name === undefined) {
+    if (isRaw) throw wrongOption(path, 'data_file_raw', 'it needs a data_file');
+    return null;
+  }
+  if (name === '') throw wrongOption(path, 'data_file', 'its name is empty');
+  if (version === 2) throw wrongOption(path, 'data_file', 'it needs compat 1.1');
+  if (isRaw && backing !== null)
+    throw wrongOption(path, 'data_file_raw', 'it cannot be used with a backing image');
+  return { name, isRaw };
+};
+
+interface ClusterRoom {
+  readonly clusterBytes: number;
+  readonly refcountBits: number;
+  readonly preallocate: boolean;
+  /** Guest clusters take no room here. */
+  readonly isDataOutside: boolean;
+}
+
+const layOutClusters = (plan: CreatePlan, room: ClusterRoom) => {
+  const { clusterBytes, refcountBits, preallocate, isDataOutside } = room;
   const guestClusters = divideUp(plan.virtualSizeBytes, clusterBytes);
   const l1Entries = divideUp(guestClusters, clusterBytes / 8);
   if (l1Entries * 8 > MAX_L1_BYTES) {
@@ -167,7 +214,8 @@ const layOutClusters = (
   const encryptionBytes = luks === null ? 0 : newLuksBytes(luks.cipher);
   const encryptionClusters = divideUp(encryptionBytes, clusterBytes);
   const l2Clusters = preallocate ? l1Entries : 0;
-  const dataClusters = preallocate ? guestClusters : 0;
+  const mappedClusters = preallocate ? guestClusters : 0;
+  const dataClusters = isDataOutside ? 0 : mappedClusters;
   const others = 1 + l1Clusters + encryptionClusters + l2Clusters + dataClusters;
   const perBlock = (clusterBytes * 8) / refcountBits;
   // Refcounts count themselves: grow until they cover what they add. Each round adds less than the one before.
@@ -195,7 +243,8 @@ const layOutClusters = (
   const data = after(l2, dataClusters);
   const clusters = data.first + data.clusters;
   const encryption = luks === null ? null : { run, lengthBytes: encryptionBytes };
-  return { l1Entries, refcountTable, refcountBlocks, l1, encryption, l2, data, clusters };
+  const tableRuns = { refcountTable, refcountBlocks, l1, encryption, l2 };
+  return { l1Entries, ...tableRuns, data, clusters, mappedClusters };
 };
 
 const after = (run: Run, clusters: number): Run => ({ first: run.first + run.clusters, clusters });

@@ -43,6 +43,13 @@ export const backingFormatOf = (extensions: readonly Extension[]): string | null
   return Buffer.from(content.subarray(0, MAX_FORMAT_BYTES)).toString('latin1');
 };
 
+/** The name of the external data file; null when the header has none. */
+export const dataFileNameOf = (extensions: readonly Extension[]): string | null => {
+  const content = extensions.find((e) => e.type === EXTENSION.dataFile)?.content;
+  if (content === undefined || content.length === 0) return null;
+  return Buffer.from(content).toString('utf8');
+};
+
 /** What the image calls an incompatible feature bit; null when it does not say. */
 export const featureName = (extensions: readonly Extension[], bit: number): string | null => {
   const table = extensions.find((e) => e.type === EXTENSION.featureNames)?.content;

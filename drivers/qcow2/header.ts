@@ -18,6 +18,7 @@ import {
   readExtensions,
 } from './header-extensions.ts';
 import {
+  AUTOCLEAR,
   ENTRY_BYTES,
   EXTENDED_ENTRY_BYTES,
   HEADER,
@@ -284,6 +285,9 @@ const checkTables = (h: Qcow2Header, fileBytes: number, bad: Bad): void => {
   if (h.snapshots > MAX_SNAPSHOTS)
     throw bad('snapshots', h.snapshots, `more than ${MAX_SNAPSHOTS}`);
   if (h.snapshots > 0) place('snapshotsOffset', 0);
+  const hasDataFile = (h.incompatible & INCOMPATIBLE.dataFile) !== 0;
+  if ((h.autoclear & AUTOCLEAR.rawDataFile) !== 0 && !hasDataFile)
+    throw bad('autoclear', h.autoclear, 'a raw external data file, but there is no data file');
   const isMarked = (h.incompatible & INCOMPATIBLE.compressionType) !== 0;
   if (isMarked !== (h.compressionType !== COMPRESSION.zlib)) {
     const found = isMarked ? 'set' : 'not set';
@@ -319,7 +323,6 @@ export const refuseUnsupported = (header: Qcow2Header, path: string): void => {
     );
     refuse(names.map((n) => `'${n}'`).join(', '));
   }
-  if ((header.incompatible & INCOMPATIBLE.dataFile) !== 0) refuse('an external data file');
   if (header.compressionType > COMPRESSION.zstd)
     refuse(`compression type ${header.compressionType}`);
 };
@@ -333,6 +336,7 @@ export const checkShapeOf = (header: Qcow2Header): CheckShape => ({
   l2EntryBytes: header.l2EntryBytes,
   virtualSizeBytes: header.virtualSizeBytes,
   refcountBits: header.refcountBits,
+  hasDataFile: (header.incompatible & INCOMPATIBLE.dataFile) !== 0,
   l1: { offset: header.l1Offset, lengthBytes: header.l1Entries * ENTRY_BYTES },
   refcountTable: {
     offset: header.refcountTableOffset,

@@ -269,9 +269,13 @@ export class Qcow2Image implements DriverInstance {
   async changeBacking(link: BackingLink | null): Promise<void> {
     await this.#prepare();
     await this.flush();
-    const { request, file, clusterBytes } = this.#state;
+    const { request, file, clusterBytes, isDataFileRaw } = this.#state;
     // As they are on disk: bitmaps may have been saved since the image was opened.
     const header = await readHeader(file, request.path);
+    if (link !== null && isDataFileRaw) {
+      const message = 'has a raw external data file, and so no backing file';
+      throw new BlockError({ kind: 'bad-request', message, path: file.path });
+    }
     const extensions = withBackingFormat(header.extensions, link?.format ?? null);
     const shape = { clusterBytes, headerBytes: header.headerBytes };
     await rewriteHeaderCluster(file, shape, extensions, link);
@@ -301,7 +305,7 @@ export class Qcow2Image implements DriverInstance {
   // Workers write in place behind this driver: the file is synced also when no metadata is dirty.
   async flush(): Promise<void> {
     if (this.#state.isDirty) await this.#state.schedule.request();
-    else await this.#state.file.flush();
+    else await Promise.all([this.#state.file.flush(), this.#state.flushClusters()]);
   }
 
   async resize(lengthBytes: number): Promise<void> {
@@ -312,7 +316,9 @@ export class Qcow2Image implements DriverInstance {
   }
 
   async allocatedBytes(): Promise<number> {
-    return this.#state.file.driver.allocatedBytes();
+    const { file, dataFile } = this.#state;
+    const own = await file.driver.allocatedBytes();
+    return own + ((await dataFile?.driver.allocatedBytes()) ?? 0);
   }
 
   async holesMeanZero(): Promise<boolean> {
@@ -337,7 +343,7 @@ export class Qcow2Image implements DriverInstance {
       request.log.error(request.path, `dirty bitmaps are lost, they could not be saved: ${reason}`);
     });
     await this.#settle();
-    await this.#state.file.flush();
+    await Promise.all([this.#state.file.flush(), this.#state.flushClusters()]);
     request.journal?.close();
   }
 
@@ -381,7 +387,8 @@ export class Qcow2Image implements DriverInstance {
 
   async #writeAutoclear(): Promise<void> {
     const { header, file } = this.#state;
-    const kept = this.#bitmaps.isValid ? AUTOCLEAR.bitmaps : 0;
+    const raw = this.#state.isDataFileRaw ? AUTOCLEAR.rawDataFile : 0;
+    const kept = raw | (this.#bitmaps.isValid ? AUTOCLEAR.bitmaps : 0);
     if (!header.hasAutoclear || (header.autoclear === kept && header.autoclearHigh === 0)) return;
     await this.#state.writeHeaderRange(HEADER.autoclear, (view) => view.setUint32(4, kept), 8);
     await file.flush();

@@ -4,13 +4,22 @@ import type { DriverDescriptor, ImageDescription } from '../../src/block/driver.
 import type { Node } from '../../src/block/node.ts';
 import { describeBitmaps, readBitmapDirectory, type StoredBitmap } from './bitmap-directory.ts';
 import { checkImageFile } from './check-image.ts';
-import { checkCreate, create, createOptions } from './create.ts';
+import { checkCreate, create, createDataFile, createOptions } from './create.ts';
+import { hasDataFile } from './data-clusters.ts';
 import { describeEncryption } from './encryption/describe.ts';
 import type { LuksHeader } from './encryption/luks-header.ts';
 import { readLuks } from './encryption/open.ts';
 import { type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
+import { dataFileNameOf } from './header-extensions.ts';
 import { openQcow2 } from './image.ts';
-import { AES_READ_ONLY, COMPATIBLE, CRYPT_METHOD, INCOMPATIBLE, MAGIC } from './layout.ts';
+import {
+  AES_READ_ONLY,
+  AUTOCLEAR,
+  COMPATIBLE,
+  CRYPT_METHOD,
+  INCOMPATIBLE,
+  MAGIC,
+} from './layout.ts';
 import { readSnapshotTable } from './snapshot-table.ts';
 
 // Version 1 is the format qcow, which is another. Later versions than are known are claimed, and then refused by name.
@@ -35,15 +44,24 @@ const formatSpecific = (
     'lazy-refcounts': (h.compatible & COMPATIBLE.lazyRefcounts) !== 0,
     ...(bitmaps.length === 0 ? {} : { bitmaps: describeBitmaps(bitmaps) }),
     'refcount-bits': h.refcountBits,
+    ...dataFileInfo(h),
     ...encrypt,
     corrupt: (h.incompatible & INCOMPATIBLE.corrupt) !== 0,
     'extended-l2': (h.incompatible & INCOMPATIBLE.extendedL2) !== 0,
   };
 };
 
+const dataFileInfo = (h: Qcow2Header): Record<string, unknown> => {
+  if (!hasDataFile(h)) return {};
+  const name = dataFileNameOf(h.extensions);
+  const raw = { 'data-file-raw': (h.autoclear & AUTOCLEAR.rawDataFile) !== 0 };
+  return name === null ? raw : { 'data-file': name, ...raw };
+};
+
 const inspect = async (file: Node, path: string): Promise<ImageDescription> => {
   const header = await readHeader(file, path);
   refuseUnsupported(header, path);
+  const dataFile = hasDataFile(header) ? dataFileNameOf(header.extensions) : null;
   const { snapshots } = await readSnapshotTable(file, header, path);
   const luks = await readLuks(header, file, path);
   return {
@@ -51,7 +69,7 @@ const inspect = async (file: Node, path: string): Promise<ImageDescription> => {
     virtualSizeBytes: header.virtualSizeBytes,
     clusterBytes: header.clusterBytes,
     backing: header.backing,
-    dataFiles: [],
+    dataFiles: dataFile === null ? [] : [{ filename: dataFile, format: 'raw' }],
     dirty: (header.incompatible & INCOMPATIBLE.dirty) !== 0,
     corrupt: (header.incompatible & INCOMPATIBLE.corrupt) !== 0,
     encrypted: header.cryptMethod !== CRYPT_METHOD.none,
@@ -87,6 +105,7 @@ export const qcow2: DriverDescriptor = {
   open: openQcow2,
   createOptions,
   checkCreate,
+  createDataFile,
   create,
   check: checkImageFile,
 };

@@ -47,13 +47,22 @@ export class EntryLookup {
 
   #kind(entry: L2Entry, subcluster: number): EntryKind {
     if (isCompressed(entry.high)) return 'compressed';
-    if (this.#state.map.hasSubclusters) return subclusterKind(entry, subcluster);
+    const isPlaced = this.#isPlaced(entry);
+    if (this.#state.map.hasSubclusters) return subclusterKind(entry, subcluster, isPlaced);
     const isZero = (entry.low & ZERO_LOW) !== 0;
-    if (entryOffset(entry.high, entry.low) === 0) return isZero ? 'zero' : 'unallocated';
+    if (entryOffset(entry.high, entry.low) === 0 && (isZero || !isPlaced))
+      return isZero ? 'zero' : 'unallocated';
     return isZero ? 'zero-allocated' : 'data';
   }
 
-  #problemOf({ high, low, zeroes, allocated }: L2Entry): string | null {
+  /** There is a cluster for it; in an external data file also at offset 0, which the COPIED flag tells. */
+  #isPlaced({ high, low }: L2Entry): boolean {
+    return entryOffset(high, low) !== 0 || (this.#state.dataFile !== null && isCopied(high));
+  }
+
+  #problemOf(entry: L2Entry): string | null {
+    if (this.#state.dataFile !== null) return this.#problemOutside(entry);
+    const { high, low, zeroes, allocated } = entry;
     if (isCompressed(high)) return null;
     const { clusterBytes, file, metadata, header, map } = this.#state;
     if ((low & ZERO_LOW) !== 0 && header.version < 3 && !map.hasSubclusters)
@@ -70,6 +79,17 @@ export class EntryLookup {
     return metadata.has(offset / clusterBytes) ? 'points to metadata' : null;
   }
 
+  /** Of an entry that places its cluster in an external data file. */
+  #problemOutside(entry: L2Entry): string | null {
+    const { high, low, zeroes, allocated } = entry;
+    if (isCompressed(high)) return 'is compressed, in an image with an external data file';
+    if ((zeroes & allocated) !== 0) return 'has subclusters that are both allocated and zero';
+    if (allocated !== 0 && !this.#isPlaced(entry))
+      return 'has allocated subclusters, but no cluster';
+    if (isAligned(entryOffset(high, low), this.#state.clusterBytes)) return null;
+    return 'is not a multiple of the cluster size';
+  }
+
   #withoutTable(offset: number, lengthBytes: number, l1Index: number): Mapping {
     const { map } = this.#state;
     let next = l1Index + 1;
@@ -81,13 +101,20 @@ export class EntryLookup {
   }
 
   #inSlice(slice: CachedTable, index: number, offset: number, lengthBytes: number): Mapping {
-    const { clusterBytes, map, file } = this.#state;
+    const { clusterBytes, map, clusterFile: file, dataFile } = this.#state;
     const inCluster = offset % clusterBytes;
     const subcluster = map.subclusterOf(offset);
     const kind = this.kindOf(slice, index, subcluster);
     const entry = map.entry(slice, index);
     const first = entryOffset(entry.high, entry.low);
     const copied = isCopied(entry.high);
+    if (
+      dataFile !== null &&
+      this.#isPlaced(entry) &&
+      kind !== 'zero' &&
+      first !== offset - inCluster
+    )
+      throw this.#bad(slice, index, 'is not the guest offset, as it must be with a data file');
     const limit = Math.min(
       map.sliceEntries - index,
       Math.ceil((inCluster + lengthBytes) / clusterBytes),
@@ -110,11 +137,11 @@ export class EntryLookup {
       case 'unallocated':
         return { kind: 'unallocated', ...run };
       case 'reserved':
-        return { kind: 'unallocated', ...run, hostOffset: at };
+        return { kind: 'unallocated', ...run, file, hostOffset: at };
       case 'zero':
         return { kind: 'zero', ...run, allocated: false };
       case 'zero-allocated':
-        return { kind: 'zero', ...run, allocated: true, hostOffset: at };
+        return { kind: 'zero', ...run, allocated: true, file, hostOffset: at };
       case 'compressed':
         return { kind: 'opaque', ...run };
       case 'data':
@@ -130,11 +157,11 @@ export class EntryLookup {
     const { map, clusterBytes, subclusterBytes } = this.#state;
     if (kind === 'compressed') return clusterBytes;
     const entry = map.entry(slice, index);
-    const place = entryOffset(entry.high, entry.low);
+    const place = this.#isPlaced(entry) ? entryOffset(entry.high, entry.low) : null;
     let end = subcluster + equalSubclusters(entry, subcluster);
     for (let i = 1; i < limit && end === i * SUBCLUSTERS; i++) {
       const next = map.entry(slice, index + i);
-      const expected = place === 0 ? 0 : place + i * clusterBytes;
+      const expected = place === null ? 0 : place + i * clusterBytes;
       if (entryOffset(next.high, next.low) !== expected) break;
       if (isCopied(next.high) !== isCopied(entry.high)) break;
       if (this.#problemOf(next) !== null || this.#kind(next, 0) !== kind) break;
@@ -160,7 +187,8 @@ export class EntryLookup {
     if (entryOffset(high, low) !== expected || isCopied(high) !== copied) return false;
     const isZero = (low & ZERO_LOW) !== 0;
     if (isZero !== (kind === 'zero-allocated')) return false;
-    const { clusterBytes, file, metadata } = this.#state;
+    const { clusterBytes, file, metadata, dataFile } = this.#state;
+    if (dataFile !== null) return true;
     return (
       (expected < file.lengthBytes || this.#isAllocatedHere(expected)) &&
       !metadata.has(expected / clusterBytes)

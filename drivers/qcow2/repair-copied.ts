@@ -69,7 +69,8 @@ const correctTable = async (
     const offset = (high & HIGH_OFFSET) * TWO_32 + ((low & LOW_OFFSET) >>> 0);
     const isCompressed = !table.isL1 && (high & COMPRESSED) !== 0;
     if (!isCompressed && !isUsable(state, offset)) continue;
-    const wants = !isCompressed && referencesAt(state, offset) === 1;
+    const isOutside = state.shape.hasDataFile && !table.isL1;
+    const wants = !isCompressed && (isOutside || referencesAt(state, offset) === 1);
     const has = (high & COPIED) !== 0;
     if (wants === has || wants !== (direction === 'set')) continue;
     view.setUint32(at, (wants ? high | COPIED : high & ~COPIED) >>> 0);

@@ -48,6 +48,7 @@ export class Resizer {
     await state.writeHeaderRange(HEADER.size, (view) => writeU64BE(view, 0, now), 8);
     await state.file.flush();
     state.lengthBytes = now;
+    if (now < old) await state.dataFile?.resize(now);
   }
 
   async #prepareGrowth(old: number, now: number): Promise<void> {
@@ -64,14 +65,24 @@ export class Resizer {
       });
     }
     if (entries > state.map.l1Entries) await this.#enlargeL1(entries);
+    await this.#growDataFile(old, now);
     state.lengthBytes = now;
     try {
       const zeroEnd = Math.min(now, Math.max(alignUp(old, clusterBytes), state.backingBytes));
       if (zeroEnd > old) await this.#zeroes.zero(old, zeroEnd - old, 'unmap');
+      if (state.isDataFileRaw) await this.#zeroes.mapInPlace(old, now);
     } catch (error) {
       state.lengthBytes = old;
       throw error;
     }
+  }
+
+  /** To the end that guests see, and zeros from the old one on whatever lay there. */
+  async #growDataFile(old: number, now: number): Promise<void> {
+    const { dataFile } = this.#state;
+    if (dataFile === null) return;
+    if (dataFile.lengthBytes > old) await dataFile.resize(old);
+    await dataFile.resize(now);
   }
 
   /**

@@ -9,11 +9,13 @@ import type { Node } from '../../src/block/node.ts';
 import { RangeLocks } from '../../src/block/range-locks.ts';
 import type { ClusterRun } from './allocator.ts';
 import { ClusterMap } from './cluster-map.ts';
+import { openExternalDataFile } from './data-clusters.ts';
 import { encryptionHeaderPlace, openData } from './encryption/open.ts';
 import { compressedPlace, entryOffset, isCompressed, type TableEntry } from './entry.ts';
 import type { Qcow2Header } from './header.ts';
 import type { HostData } from './host-data.ts';
 import { type Change, encodeChanges } from './journal-records.ts';
+import { AUTOCLEAR } from './layout.ts';
 import { MetadataClusters } from './metadata-clusters.ts';
 import { Refcounts } from './refcounts.ts';
 
@@ -29,6 +31,8 @@ export class ImageState {
   readonly file: Node;
   /** Guest data goes through it, metadata through `file`. */
   readonly data: HostData;
+  /** The external data file, in which guest clusters lie at the guest's offset; null: they lie in `file`. */
+  readonly dataFile: Node | null;
   readonly clusterBytes: number;
   /** The unit that is unallocated, zero or data: the cluster, or its 32nd part. */
   readonly subclusterBytes: number;
@@ -55,6 +59,7 @@ export class ImageState {
     map: ClusterMap;
     metadata: MetadataClusters;
     data: HostData;
+    dataFile: Node | null;
     checkpoint: () => Promise<void>;
   }) {
     const { request, header } = parts;
@@ -62,6 +67,7 @@ export class ImageState {
     this.header = header;
     this.file = request.file;
     this.data = parts.data;
+    this.dataFile = parts.dataFile;
     this.clusterBytes = header.clusterBytes;
     this.subclusterBytes = header.subclusterBytes;
     this.lengthBytes = header.virtualSizeBytes;
@@ -85,6 +91,7 @@ export class ImageState {
     checkpoint: () => Promise<void>,
   ): Promise<ImageState> {
     const { file, path, cacheBytes } = request;
+    const dataFile = await openExternalDataFile(request, header);
     const metadata = new MetadataClusters();
     const share = cacheBytes / 2;
     const refcounts = await Refcounts.open(file, header, path, share);
@@ -105,8 +112,24 @@ export class ImageState {
         metadata.add(cluster, 'table');
     }
     // Last: it is closed with the image.
-    const data = await openData(request, header);
-    return new ImageState({ request, header, refcounts, map, metadata, data, checkpoint });
+    const data = await openData(request, header, dataFile ?? file);
+    const parts = { refcounts, map, metadata, data, dataFile };
+    return new ImageState({ request, header, ...parts, checkpoint });
+  }
+
+  /** The file of guest clusters. */
+  get clusterFile(): Node {
+    return this.dataFile ?? this.file;
+  }
+
+  /** Guests see the data file's bytes whatever the tables say, so that they are what others read there. */
+  get isDataFileRaw(): boolean {
+    return this.dataFile !== null && (this.header.autoclear & AUTOCLEAR.rawDataFile) !== 0;
+  }
+
+  /** Guest data that was written, also by workers, survives a power cut when it returns. */
+  async flushClusters(): Promise<void> {
+    await this.dataFile?.flush();
   }
 
   get isDirty(): boolean {
@@ -160,6 +183,8 @@ export class ImageState {
 
   /** What an entry stood for is not used by it any more: its clusters are given back after the next checkpoint. */
   unmapEntry(old: TableEntry): void {
+    // A data file's clusters are counted nowhere.
+    if (this.dataFile !== null) return;
     if (isCompressed(old.high)) {
       const { hostOffset, maxBytes } = compressedPlace(old.high, old.low, this.header.clusterBits);
       const first = Math.floor(hostOffset / this.clusterBytes);

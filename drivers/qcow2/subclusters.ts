@@ -37,9 +37,12 @@ export function* runsOf(
   }
 }
 
-/** Of a standard entry whose bitmaps are sound. */
-export const subclusterKind = (entry: L2Entry, subcluster: number): SubclusterKind => {
-  const isPlaced = entryOffset(entry.high, entry.low) !== 0;
+/** Of a standard entry whose bitmaps are sound. `isPlaced`: there is a host cluster for it. */
+export const subclusterKind = (
+  entry: L2Entry,
+  subcluster: number,
+  isPlaced = entryOffset(entry.high, entry.low) !== 0,
+): SubclusterKind => {
   if (((entry.zeroes >>> subcluster) & 1) === 1) return isPlaced ? 'zero-allocated' : 'zero';
   if (!isPlaced) return 'unallocated';
   return ((entry.allocated >>> subcluster) & 1) === 1 ? 'data' : 'reserved';

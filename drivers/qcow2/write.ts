@@ -13,6 +13,7 @@ import type { Mapping } from '../../src/block/driver.ts';
 import type { Allocation, Allocator } from './allocator.ts';
 import { BufferPool } from './buffer-pool.ts';
 import { CompressedWriter } from './compressed-write.ts';
+import { DataClusters } from './data-clusters.ts';
 import { copiedEntry, entryOffset, isCopied, plainEntry } from './entry.ts';
 import type { Change } from './journal-records.ts';
 import type { EntryLookup } from './lookup.ts';
@@ -41,7 +42,7 @@ interface Target {
 export class Writer {
   readonly #state: ImageState;
   readonly #lookup: EntryLookup;
-  readonly #allocator: Allocator;
+  readonly #clusters: DataClusters;
   readonly #tables: OwnTables;
   readonly #compressed: CompressedWriter;
   readonly #buffers = new BufferPool();
@@ -49,7 +50,7 @@ export class Writer {
   constructor(state: ImageState, lookup: EntryLookup, allocator: Allocator, tables: OwnTables) {
     this.#state = state;
     this.#lookup = lookup;
-    this.#allocator = allocator;
+    this.#clusters = new DataClusters(state, allocator);
     this.#tables = tables;
     this.#compressed = new CompressedWriter(state, allocator);
     state.compressedUnmapped = (first, last) => this.#compressed.forget(first, last);
@@ -82,9 +83,13 @@ export class Writer {
    * are zeros. Errors: as `write`.
    */
   async writeCompressed(offset: number, buffer: Uint8Array): Promise<void> {
-    const { clusterBytes, locks, file, map, request } = this.#state;
+    const { clusterBytes, locks, file, map, request, dataFile } = this.#state;
     assert(offset % clusterBytes === 0, 'a compressed write begins at a cluster');
     if (this.#state.data.isEncrypted) throw this.#packedPlain();
+    if (dataFile !== null) {
+      const message = 'has an external data file, and so no compressed clusters';
+      throw new BlockError({ kind: 'unsupported', message, path: request.path });
+    }
     const cluster = buffer.length === clusterBytes ? buffer : new Uint8Array(clusterBytes);
     if (cluster !== buffer) cluster.set(buffer);
     const packed = await this.#compressed.pack(cluster);
@@ -221,7 +226,7 @@ export class Writer {
     }
     let clusters = 1;
     while (clusters < wanted && this.#needsCluster(slice, place.index + clusters)) clusters++;
-    const allocation = await this.#allocator.allocate(clusters);
+    const allocation = await this.#clusters.allocate(start, clusters);
     const target = targetOf(allocation, start, clusterBytes);
     const part = buffer.subarray(
       0,
@@ -251,7 +256,7 @@ export class Writer {
   }
 
   async #allocateUnwritten(start: number, lengthBytes: number): Promise<number> {
-    const { clusterBytes, map, header, file, lengthBytes: end } = this.#state;
+    const { clusterBytes, map, header, clusterFile, lengthBytes: end } = this.#state;
     if (start >= end) return lengthBytes;
     const m = await this.#lookup.mapping(guestOffset(start), Math.min(lengthBytes, end - start));
     const isOwned = m.kind === 'data' || m.kind === 'opaque' || (m.kind === 'zero' && m.allocated);
@@ -265,11 +270,11 @@ export class Writer {
     );
     while (clusters < wanted && this.#needsCluster(slice, place.index + clusters)) clusters++;
     const readsZero = this.#readsZero(m, start, Math.min(clusters * clusterBytes, m.lengthBytes));
-    const allocation = await this.#allocator.allocate(clusters);
+    const allocation = await this.#clusters.allocate(start, clusters);
     const target = targetOf(allocation, start, clusterBytes);
     const asZeros = readsZero && header.version >= 3;
     await this.#undoingOnFailure(allocation, async () => {
-      await file.allocate(guestOffset(target.hostOffset), allocation.count * clusterBytes);
+      await clusterFile.allocate(guestOffset(target.hostOffset), allocation.count * clusterBytes);
       if (!asZeros) await this.#fill({ ...target, isFresh: false }, start, new Uint8Array(0));
     });
     await this.#publish(target, allocation.changes, asZeros);
@@ -280,7 +285,7 @@ export class Writer {
     try {
       await run();
     } catch (error) {
-      await this.#allocator.giveBack(allocation);
+      await this.#clusters.giveBack(allocation);
       throw error;
     }
   }

@@ -7,6 +7,7 @@ import { alignDown, alignUp } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import {
   COPIED_HIGH,
+  copiedEntry,
   entryOffset,
   isCompressed,
   isCopied,
@@ -19,6 +20,7 @@ import {
 import type { Change } from './journal-records.ts';
 import type { EntryKind, EntryLookup } from './lookup.ts';
 import type { ImageState } from './state.ts';
+import { ALL_SUBCLUSTERS } from './subclusters.ts';
 import type { OwnTables } from './tables.ts';
 import type { Writer } from './write.ts';
 
@@ -44,6 +46,8 @@ export class Zeroes {
   async zero(offset: number, lengthBytes: number, mode: ZeroMode): Promise<void> {
     const { clusterBytes, lengthBytes: imageEnd } = this.#state;
     const end = offset + lengthBytes;
+    if (this.#state.isDataFileRaw && !this.#state.data.isEncrypted)
+      return this.#zeroRaw(offset, end, mode);
     const first = alignUp(offset, clusterBytes);
     // The last cluster of the image is whole when all that the guest sees of it is.
     const last = end === imageEnd ? alignUp(end, clusterBytes) : alignDown(end, clusterBytes);
@@ -90,6 +94,36 @@ export class Zeroes {
         lock.release();
       }
       at = next;
+    }
+  }
+
+  /** Maps what is not mapped of a range to the same place of a raw data file. Drained. */
+  async mapInPlace(start: number, end: number): Promise<void> {
+    const { clusterBytes, map } = this.#state;
+    const allocated = map.hasSubclusters ? ALL_SUBCLUSTERS : 0;
+    for (let at = alignDown(start, clusterBytes); at < end; ) {
+      const next = Math.min(end, this.#spanEnd(at));
+      await this.#state.admit();
+      await this.#changeEntries(at, next, (old, kind, offset) =>
+        kind === 'unallocated' ? { ...copiedEntry(offset), zeroes: 0, allocated } : old,
+      );
+      at = next;
+    }
+  }
+
+  /**
+   * Whoever reads the data file beside us must see the zeros: they are written there, and the tables stay. What the tables
+   * do not map reads as zeros already, unless a backing image shows through.
+   */
+  async #zeroRaw(start: number, end: number, mode: ZeroMode): Promise<void> {
+    const { clusterFile, request } = this.#state;
+    const unmap = mode === 'unmap' && request.discard === 'unmap';
+    for (let at = start; at < end; ) {
+      const m = await this.#lookup.mapping(guestOffset(at), end - at);
+      if (m.kind === 'unallocated' && at < this.#state.backingBytes)
+        await this.#zeroPart(at, at + m.lengthBytes);
+      else await clusterFile.writeZeroes(guestOffset(at), m.lengthBytes, { unmap });
+      at += m.lengthBytes;
     }
   }
 
@@ -155,19 +189,48 @@ export class Zeroes {
     const place = map.place(start);
     const slice = await this.#tables.sliceFor(place);
     const changes: Change[] = [];
+    const left: ByteRun[] = [];
     for (let i = 0; start + i * clusterBytes < end; i++) {
       const index = place.index + i;
       const old = map.entry(slice, index);
       const now = change(old, this.#lookup.kindOf(slice, index), start + i * clusterBytes);
       if (isSameEntry(now, old)) continue;
-      if (!keepsPlace(old, now)) this.#state.unmapEntry(old);
+      if (!keepsPlace(old, now)) {
+        this.#state.unmapEntry(old);
+        addTo(left, start + i * clusterBytes, clusterBytes);
+      }
       changes.push(map.setEntry(slice, index, now));
     }
     if (changes.length === 0) return;
     request.mappingChanged({ start: guestOffset(start), lengthBytes: end - start });
     await this.#state.record(changes);
+    await this.#punchDataFile(left);
+  }
+
+  /**
+   * Clusters of an external data file that nothing maps any more. Nobody else can be given them, so they need not wait for
+   * a checkpoint: before it, the old entries read as the zeros that were asked for.
+   */
+  async #punchDataFile(runs: readonly ByteRun[]): Promise<void> {
+    const { dataFile, request } = this.#state;
+    if (dataFile === null || request.discard !== 'unmap') return;
+    for (const { start, end } of runs) {
+      const bytes = Math.min(end, dataFile.lengthBytes) - start;
+      if (bytes > 0) await dataFile.discard(guestOffset(start), bytes);
+    }
   }
 }
+
+interface ByteRun {
+  readonly start: number;
+  readonly end: number;
+}
+
+const addTo = (runs: ByteRun[], start: number, lengthBytes: number): void => {
+  const last = runs.at(-1);
+  if (last?.end === start) runs[runs.length - 1] = { start: last.start, end: start + lengthBytes };
+  else runs.push({ start, end: start + lengthBytes });
+};
 
 const keepsPlace = (old: L2Entry, now: L2Entry): boolean =>
   !isCompressed(old.high) &&

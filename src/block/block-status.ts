@@ -62,7 +62,7 @@ const keptPlace = (
 ): Pick<BlockStatus, 'hostOffset' | 'path'> =>
   m.hostOffset === undefined
     ? { hostOffset: null, path: null }
-    : { hostOffset: m.hostOffset, path: node.file?.path ?? null };
+    : { hostOffset: m.hostOffset, path: (m.file ?? node.file)?.path ?? null };
 
 const backingStatus = async (
   node: Node,

@@ -65,6 +65,8 @@ export type Mapping =
       readonly lengthBytes: number;
       readonly allocated: boolean;
       readonly hostOffset?: HostOffset;
+      /** What `hostOffset` is of, when it is not the image's own file. */
+      readonly file?: Node;
     }
   /**
    * Not in this layer: the backing's bytes, or zeros past its end or without one. `hostOffset`: where space is kept for it
@@ -74,6 +76,7 @@ export type Mapping =
       readonly kind: 'unallocated';
       readonly lengthBytes: number;
       readonly hostOffset?: HostOffset;
+      readonly file?: Node;
     }
   /** In this layer, but only the driver's `read` gives the bytes (compressed, encrypted; a protocol driver's own). */
   | { readonly kind: 'opaque'; readonly lengthBytes: number; readonly encrypted?: boolean };
@@ -397,6 +400,8 @@ export interface DataFilePlan {
   readonly link: DataFileLink;
   /** It is made, empty, when it is not there; else it must be there. */
   readonly isMade: boolean;
+  /** One that is there already must have no bytes: they would be lost. */
+  readonly isEmpty?: boolean;
 }
 
 /** Totals as `qemu-img check --output=json` names them, in camel case. */

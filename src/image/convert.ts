@@ -5,7 +5,7 @@
  * written. A new target that could not be finished is removed.
  */
 import { unlink } from 'node:fs/promises';
-import { resolve } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { alignDown, isAllZero } from '../base/range.ts';
 import { type GuestOffset, guestOffset } from '../base/units.ts';
@@ -84,9 +84,19 @@ export const convertImages = async (
     if (bitmaps.length > 0) await copyBitmaps(target.root, bitmaps);
     return target.root.lengthBytes;
   } catch (error) {
-    if (isOurs) await unlink(request.target).catch(() => undefined);
+    if (isOurs) await removeTarget(request, context);
     throw error;
   }
+};
+
+/** The new image, and the data file that was made for it. */
+const removeTarget = async (request: ConvertRequest, context: OfflineContext): Promise<void> => {
+  const { target, targetFormat, options } = request;
+  const plan = context.registry.format(targetFormat).createDataFile?.(options) ?? null;
+  await unlink(target).catch(() => undefined);
+  // Only one that was not there, or had no bytes, is written without being asked for.
+  if (plan?.isEmpty !== true) return;
+  await unlink(resolve(dirname(target), plan.link.filename)).catch(() => undefined);
 };
 
 interface Source {

@@ -39,6 +39,11 @@ export const openNamedDataFile = async (
   };
   try {
     const opened = await openImage(path, plan.link.format, context, { writable: true });
+    if (plan.isEmpty === true && opened.root.lengthBytes > 0) {
+      await opened[Symbol.asyncDispose]();
+      const message = 'is there already and not empty: its content would be lost';
+      throw new BlockError({ kind: 'bad-request', message, path, op: 'create' });
+    }
     return {
       root: opened.root,
       isNew,

@@ -55,6 +55,17 @@ const withSnapshot = {
   },
 };
 
+const withDataFile = (label: string, o: string, isOverlay = false) => ({
+  label,
+  make: async (path: string, bytes: number): Promise<void> => {
+    const base = `${path}.base`;
+    if (isOverlay) await writeFile(base, new Uint8Array(bytes * 2).fill(0x42));
+    const backing = isOverlay ? ['-b', base, '-F', 'raw'] : [];
+    const args = ['create', '-q', '-f', 'qcow2', '-o', `data_file=${path}.data${o}`];
+    await qemuImg([...args, ...backing, path, String(bytes)]);
+  },
+});
+
 const packedWithZstd = {
   label: 'packed with zstd',
   make: async (path: string, bytes: number): Promise<void> => {
@@ -74,6 +85,9 @@ conformance({
     options('with lazy refcounts', 'lazy_refcounts=on'),
     options('with 2 MiB clusters and refcounts of 64 bits', 'cluster_size=2M,refcount_bits=64'),
     packedWithZstd,
+    withDataFile('with an external data file', ''),
+    withDataFile('with a raw external data file', ',data_file_raw=on'),
+    withDataFile('with an external data file, over a backing image', ',cluster_size=4k', true),
     options('with preallocated metadata', 'preallocation=metadata,cluster_size=4k'),
     overBacking('over a shorter backing image', 'cluster_size=64k', (bytes) => bytes - 100_000),
     overBacking('over a longer backing image', 'cluster_size=4k', (bytes) => bytes * 2),

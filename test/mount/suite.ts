@@ -3,6 +3,7 @@ import { attributeTests } from './suite/attributes.ts';
 import { badInputTests } from './suite/bad-input.ts';
 import { changeTests } from './suite/changes.ts';
 import { contentTests } from './suite/content.ts';
+import { dataFileTests } from './suite/data-files.ts';
 import { fallocateTests } from './suite/fallocate.ts';
 import { fullDiskTests } from './suite/full-disk.ts';
 import { ioTests } from './suite/io.ts';
@@ -15,6 +16,7 @@ export const mountSuite = (subject: MountSubject): void => {
   sizeTests(subject);
   ioTests(subject);
   if (subject.capabilities.fallocate) fallocateTests(subject);
+  dataFileTests(subject);
   changeTests(subject);
   badInputTests(subject);
   fullDiskTests(subject);

@@ -64,12 +64,16 @@ export const readLuks = async (
 };
 
 /**
- * How the image's data is read and written. Errors: EACCES naming the secrets for an encrypted image that none of them
+ * How the image's data is read and written, in `clusterFile`. Errors: EACCES naming the secrets for an encrypted image that none of them
  * opens, or for which there is none; unsupported for ciphers.
  */
-export const openData = async (request: OpenRequest, header: Qcow2Header): Promise<HostData> => {
+export const openData = async (
+  request: OpenRequest,
+  header: Qcow2Header,
+  clusterFile: Node,
+): Promise<HostData> => {
   const { file, path, secrets } = request;
-  if (header.cryptMethod === CRYPT_METHOD.none) return new PlainData(file);
+  if (header.cryptMethod === CRYPT_METHOD.none) return new PlainData(clusterFile);
   const found = await readLuks(header, file, path);
   // Who asks for mapping alone never reads: what they would get is never looked at.
   if (secrets === null) return new LockedData(path);
@@ -78,7 +82,7 @@ export const openData = async (request: OpenRequest, header: Qcow2Header): Promi
   if (found === null) {
     const [secret] = keys;
     if (secret === undefined) throw noKey(path);
-    return new EncryptedData(file, new PooledCipher(aesSpec(secret)), 'guest');
+    return new EncryptedData(clusterFile, new PooledCipher(aesSpec(secret)), 'guest');
   }
   const { luks, place } = found;
   const read = async (offset: number, lengthBytes: number) => {
@@ -89,7 +93,7 @@ export const openData = async (request: OpenRequest, header: Qcow2Header): Promi
   for (const secret of keys) {
     const key = await openLuks(luks, secret, read);
     if (key === null) continue;
-    return new EncryptedData(file, new PooledCipher({ ...luks.cipher, key }), 'host');
+    return new EncryptedData(clusterFile, new PooledCipher({ ...luks.cipher, key }), 'host');
   }
   const names = keys.map(({ id }) => `'${id}'`).join(', ');
   throw new BlockError({

@@ -48,6 +48,7 @@ const makeFlat = async (at: At): Promise<void> => {
     await convert(`rc${bits}.qcow2`, `refcount_bits=${bits}`);
   await convert('compressed.qcow2', 'compat=1.1', '-c');
   await convert('compressed-v2-4k.qcow2', 'compat=0.10,cluster_size=4k', '-c');
+  await convert('zstd.qcow2', 'compression_type=zstd', '-c');
   await convert('metadata.qcow2', 'preallocation=metadata');
   await convert('falloc.qcow2', 'preallocation=falloc');
   await convert('zeroed.qcow2', 'compat=1.1');
