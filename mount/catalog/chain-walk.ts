@@ -103,13 +103,13 @@ export class ChainWalk {
     above: readonly string[],
   ): Promise<{ host: HostFile; file: ChainLayer; description: ImageDescription }> {
     try {
-      const path = await this.#gate.resolve(link.filename, referrer);
+      const { path, format } = await this.#gate.resolveLink(link, referrer);
       const host = await statHostFile(path);
       if (above.includes(host.identity))
         throw chainError(referrer, `its backing chain loops: '${path}' is above itself`);
       if (above.length > MAX_CHAIN_DEPTH)
         throw chainError(referrer, `its backing chain is deeper than ${MAX_CHAIN_DEPTH}`);
-      const { driver, description } = await this.#look(host, link.format);
+      const { driver, description } = await this.#look(host, format);
       return { host, file: { ...fileOf(host), format: driver.name }, description };
     } catch (error) {
       throw toBlockError(error, { op: 'open', path: referrer });

@@ -145,17 +145,17 @@ export class Graph {
     if (link === null || top.node.backing !== null) return;
     // A data file is written, and a backing file must not change: it counts as above what lies below.
     const chain = [...above, ...this.#identitiesOf(top.node)];
-    const identity = await this.#resolve(link, top.node.path, chain);
-    top.node.backing = await this.#shareLayer(identity, link.format, chain);
+    const { identity, format } = await this.#resolve(link, top.node.path, chain);
+    top.node.backing = await this.#shareLayer(identity, format, chain);
   }
 
-  /** The file that a header names. Errors: those of the gate; ELOOP for one of `above`, the referrer among them. */
+  /** The file that a header names, and its format as far as it is declared. Errors: those of the gate; ELOOP for one of `above`, the referrer among them. */
   async #resolve(
     link: BackingLink | DataFileLink,
     referrer: string,
     above: readonly string[],
-  ): Promise<FileIdentity> {
-    const path = await this.#options.gate.resolve(link.filename, referrer);
+  ): Promise<{ readonly identity: FileIdentity; readonly format: string | null }> {
+    const { path, format } = await this.#options.gate.resolveLink(link, referrer);
     const identity = await identify(path);
     if (above.includes(keyOf(identity))) {
       throw chainError(referrer, `its backing chain loops: '${path}' is above itself`);
@@ -163,7 +163,7 @@ export class Graph {
     if (above.length >= MAX_CHAIN_DEPTH) {
       throw chainError(referrer, `its backing chain is deeper than ${MAX_CHAIN_DEPTH}`);
     }
-    return identity;
+    return { identity, format };
   }
 
   /** Of a layer and of the files that hold its guest's bytes. */
@@ -174,14 +174,13 @@ export class Graph {
 
   // Of a read-only image it is read-only too, and may be shared like a backing file.
   async #openDataFile(link: DataFileLink, owner: Node, above: readonly string[]): Promise<Node> {
-    const identity = await this.#resolve(link, owner.path, above);
-    if (owner.readOnly) return this.#shareLayer(identity, link.format, above);
+    const { identity, format } = await this.#resolve(link, owner.path, above);
+    if (owner.readOnly) return this.#shareLayer(identity, format, above);
     const key = keyOf(identity);
     const isOpen = [...this.#nodes].some((n) => this.#identityOf.get(n) === key);
     this.#exclusive.take(key, identity.path, isOpen);
     let layer: OpenedLayer;
     try {
-      const { format } = link;
       layer = await this.#openLayer({ identity, format, readOnly: false, above, exclusive: true });
     } catch (error) {
       this.#exclusive.giveBack(key);

@@ -6,6 +6,7 @@
 import { realpath } from 'node:fs/promises';
 import { dirname, isAbsolute, sep } from 'node:path';
 import { BlockError } from '../base/block-error.ts';
+import { type FileName, readFileName } from './file-name.ts';
 import { isWithin, realPathOutside } from './real-path.ts';
 
 /** The longest protocol name that QEMU's rule recognises before a colon. */
@@ -26,11 +27,31 @@ export class OpenGate {
 
   /**
    * The real path of `filename` as named by the image `referrer`. Errors: EACCES outside the allowed
-   * directories and for protocol names, ENOENT when it does not exist.
+   * directories and for protocol names, ENOENT when it does not exist; those of `readFileName`.
    */
   async resolve(filename: string, referrer: string): Promise<string> {
-    const name = filename.startsWith('file:') ? filename.slice('file:'.length) : filename;
-    const protocol = PROTOCOL_NAME.exec(name)?.[1];
+    const { path } = await this.resolveLink({ filename, format: null }, referrer);
+    return path;
+  }
+
+  /**
+   * As `resolve`, with the format: that of the link where it declares one, else what a `json:` name says; null for none.
+   */
+  async resolveLink(
+    { filename, format }: { readonly filename: string; readonly format: string | null },
+    referrer: string,
+  ): Promise<{ readonly path: string; readonly format: string | null }> {
+    const named = readFileName(filename, referrer);
+    const path = await this.#resolveName(named, filename, referrer);
+    return { path, format: format ?? named.format };
+  }
+
+  async #resolveName(
+    { name, isPath }: FileName,
+    filename: string,
+    referrer: string,
+  ): Promise<string> {
+    const protocol = isPath ? undefined : PROTOCOL_NAME.exec(name)?.[1];
     if (protocol !== undefined) {
       throw this.#refused(
         `names '${filename}', and a header may not name a '${protocol}:' source`,

@@ -11,6 +11,7 @@ import { alignDown, isAllZero } from '../base/range.ts';
 import { type GuestOffset, guestOffset } from '../base/units.ts';
 import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { BackingLink } from '../block/driver.ts';
+import { readFileName } from '../block/file-name.ts';
 import { identify } from '../block/graph.ts';
 import type { Node } from '../block/node.ts';
 import { bitmapsToCopy, copyBitmaps } from './bitmap.ts';
@@ -96,7 +97,8 @@ const removeTarget = async (request: ConvertRequest, context: OfflineContext): P
   await unlink(target).catch(() => undefined);
   // Only one that was not there, or had no bytes, is written without being asked for.
   if (plan?.isEmpty !== true) return;
-  await unlink(resolve(dirname(target), plan.link.filename)).catch(() => undefined);
+  const { name } = readFileName(plan.link.filename, target);
+  await unlink(resolve(dirname(target), name)).catch(() => undefined);
 };
 
 interface Source {

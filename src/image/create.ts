@@ -4,7 +4,7 @@
  */
 import { isUtf8 } from 'node:buffer';
 import { open, stat, unlink } from 'node:fs/promises';
-import { basename, dirname, resolve } from 'node:path';
+import { basename } from 'node:path';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { silentLog } from '../base/log.ts';
 import { alignUp } from '../base/range.ts';
@@ -14,7 +14,7 @@ import { Node } from '../block/node.ts';
 import type { Secret } from '../block/secrets.ts';
 import { chainOf } from './chain.ts';
 import { type NamedDataFile, openNamedDataFile } from './named-data-file.ts';
-import { type OfflineContext, openImage } from './open.ts';
+import { type OfflineContext, openBackingOf } from './open.ts';
 
 export interface CreateImageRequest {
   readonly path: string;
@@ -102,7 +102,7 @@ const openBacking = async (request: CreateImageRequest, context: OfflineContext)
   const { backing, path, withoutOpeningBacking } = request;
   if (backing === null || withoutOpeningBacking) return null;
   // The person names the first one, so it needs no permission; what its header names does.
-  return openImage(resolve(dirname(path), backing.filename), backing.format, context);
+  return openBackingOf(path, backing, context);
 };
 
 // An overlay that outlives a power cut names a chain that has outlived it too.

@@ -2,6 +2,7 @@
 import { present } from '../base/assert.ts';
 import { BlockError } from '../base/block-error.ts';
 import type { ImageDescription, SnapshotDescription } from '../block/driver.ts';
+import { readFileName } from '../block/file-name.ts';
 import { type FileIdentity, identify, MAX_CHAIN_DEPTH } from '../block/graph.ts';
 import type { OpenGate } from '../block/open-gate.ts';
 import { gateFor, type OfflineContext, openFile } from './open.ts';
@@ -90,8 +91,8 @@ const virtualSizeOf = async (
   if (virtualSizeBytes !== null) return virtualSizeBytes;
   const link = present(dataFiles[0], 'an image without a size of its own has a data file');
   if (depth >= MAX_CHAIN_DEPTH) throw chainError(path, `has more than ${depth} files above it`);
-  const below = await context.gate.resolve(link.filename, path);
-  const { description } = await inspectFile(below, link.format, context);
+  const { path: below, format } = await context.gate.resolveLink(link, path);
+  const { description } = await inspectFile(below, format, context);
   return virtualSizeOf(description, below, context, depth + 1);
 };
 
@@ -138,9 +139,10 @@ const linkBelow = async (
 ): Promise<ChainLink | null> => {
   const filename = info['backing-filename'];
   if (filename === undefined) return null;
-  const path = await gate.resolve(filename, above.path);
-  const shown = info['full-backing-filename'] ?? path;
-  return { shown, path, format: info['backing-filename-format'] ?? null };
+  const link = { filename, format: info['backing-filename-format'] ?? null };
+  const { path, format } = await gate.resolveLink(link, above.path);
+  const shown = besidePath(above.shown, readFileName(filename, above.path).name);
+  return { shown, path, format };
 };
 
 /** In the words of `qemu-img`: `actualBytes` is what it takes on its host. */
@@ -186,11 +188,11 @@ export const toSnapshotInfo = (s: SnapshotDescription): SnapshotInfo => ({
 });
 
 /** The name that a header gives, seen from where the program stands: not normalised, as people wrote it. */
-export const backingPath = (imagePath: string, filename: string): string => {
-  const name = filename.startsWith('file:') ? filename.slice('file:'.length) : filename;
-  if (name.startsWith('/') || /^[a-z][a-z0-9+.-]*:/i.test(name)) return name;
-  return imagePath.slice(0, imagePath.lastIndexOf('/') + 1) + name;
-};
+export const backingPath = (imagePath: string, filename: string): string =>
+  /^[a-z][a-z0-9+.-]*:/i.test(filename) ? filename : besidePath(imagePath, filename);
+
+const besidePath = (imagePath: string, name: string): string =>
+  name.startsWith('/') ? name : imagePath.slice(0, imagePath.lastIndexOf('/') + 1) + name;
 
 const chainError = (path: string, message: string): BlockError =>
   new BlockError({ kind: 'invalid-image', errno: 'ELOOP', message, path, op: 'open' });

@@ -3,6 +3,7 @@ import { open, unlink } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { DriverDescriptor } from '../block/driver.ts';
+import { readFileName } from '../block/file-name.ts';
 import type { Node } from '../block/node.ts';
 import { type OfflineContext, openImage } from './open.ts';
 
@@ -27,7 +28,8 @@ export const openNamedDataFile = async (
 ): Promise<NamedDataFile | null> => {
   const plan = descriptor.createDataFile?.(image.options) ?? null;
   if (plan === null) return null;
-  const path = resolve(dirname(image.path), plan.link.filename);
+  const { name } = readFileName(plan.link.filename, image.path);
+  const path = resolve(dirname(image.path), name);
   if (path === resolve(image.path)) {
     const message = 'would be its own data file';
     throw new BlockError({ kind: 'bad-request', message, path, op: 'create' });

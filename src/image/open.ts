@@ -2,9 +2,10 @@
  * Opening images for offline work: through the graph, the gate (the image's own directory and what was allowed) and
  * the locks, like a mount does.
  */
-import { dirname } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { createLog, silentLog } from '../base/log.ts';
-import type { DriverDescriptor } from '../block/driver.ts';
+import type { BackingLink, DriverDescriptor } from '../block/driver.ts';
+import { readFileName } from '../block/file-name.ts';
 import { Graph } from '../block/graph.ts';
 import type { ImageLocks } from '../block/image-locks.ts';
 import { Node } from '../block/node.ts';
@@ -79,6 +80,16 @@ export const openImage = async (
     withoutBacking: options.withoutBacking === true,
   });
   return { root, [Symbol.asyncDispose]: () => graph.close(root) };
+};
+
+/** The image that `path` is to have as backing file. Errors: as `openImage`; those of `readFileName`. */
+export const openBackingOf = (
+  path: string,
+  { filename, format }: BackingLink,
+  context: OfflineContext,
+): Promise<OpenedImage> => {
+  const named = readFileName(filename, path);
+  return openImage(resolve(dirname(path), named.name), format ?? named.format, context);
 };
 
 /** Several opened images; closes them all with `using`. */

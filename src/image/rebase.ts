@@ -6,7 +6,6 @@
  * only the header changes.
  */
 import { open } from 'node:fs/promises';
-import { dirname, resolve } from 'node:path';
 import { BlockError } from '../base/block-error.ts';
 import { isAllZero } from '../base/range.ts';
 import { guestOffset } from '../base/units.ts';
@@ -14,7 +13,7 @@ import type { BackingLink } from '../block/driver.ts';
 import { identify } from '../block/graph.ts';
 import type { Node } from '../block/node.ts';
 import { chainOf } from './chain.ts';
-import { type OfflineContext, openImage } from './open.ts';
+import { type OfflineContext, openBackingOf, openImage } from './open.ts';
 
 export interface RebaseRequest {
   readonly path: string;
@@ -46,10 +45,7 @@ export const rebaseImage = async (
     await root.changeBacking(backing);
     return;
   }
-  await using opened =
-    backing === null
-      ? null
-      : await openImage(resolve(dirname(path), backing.filename), backing.format, context);
+  await using opened = backing === null ? null : await openBackingOf(path, backing, context);
   const below = opened?.root ?? null;
   if (below !== null) await refuseLoop(root, below);
   const old = root.backing;

@@ -90,12 +90,12 @@ describe('convert', () => {
 
   test('what QEMU packs with zstd we read, and QEMU what we pack, at every cluster size', async () => {
     const source = path('zstd.img');
-    const words = Array.from({ length: 100_000 }, (_, i) => `${i * 7919} lorem ipsum\n`).join('');
-    const bytes = Buffer.alloc(5 << 20);
+    const words = Array.from({ length: 60_000 }, (_, i) => `${i * 7919} lorem ipsum\n`).join('');
+    const bytes = Buffer.alloc(4 << 20);
     Buffer.from(words).copy(bytes);
-    randomBytes(300_000).copy(bytes, 3 << 20);
+    randomBytes(300_000).copy(bytes, 2 << 20);
     await writeFile(source, bytes);
-    for (const clusterSize of ['512', '4k', '64k', '2M']) {
+    for (const clusterSize of ['4k', '64k', '2M']) {
       const [theirs, ours] = [path(`theirs-${clusterSize}`), path(`ours-${clusterSize}`)];
       const options = ['-o', `compression_type=zstd,cluster_size=${clusterSize}`];
       const args = ['convert', '-c', '-f', 'raw', '-O', 'qcow2', ...options, source];
@@ -107,7 +107,7 @@ describe('convert', () => {
       const packed = async (image: string): Promise<unknown> =>
         ((await qemuImgJson('check', [image])) as Record<string, unknown>)['compressed-clusters'];
       assert.equal(await packed(ours), await packed(theirs), clusterSize);
-      await qemuIo(ours, ['write -P 3 100k 10k', 'write -c -P 4 4M 1M', 'read -P 4 4M 1M']);
+      await qemuIo(ours, ['write -P 3 100k 10k', 'write -c -P 4 2560k 1M', 'read -P 4 2560k 1M']);
       await assertClean(ours);
     }
   });
