@@ -49,3 +49,27 @@ test('no two overlapping ranges are ever held together, and everybody gets his t
     { seed: SEED, numRuns: countOf(100) },
   );
 });
+
+test('shared ranges are held together, and a lone one waits for them and they for it', async () => {
+  const locks = new RangeLocks();
+  const range = { start: 0, end: 10 };
+  const first = await locks.acquire(range, { shared: true });
+  const second = await locks.acquire(range, { shared: true });
+  const order: string[] = [];
+  const alone = locks.acquire({ start: 5, end: 6 }).then((lock) => {
+    order.push('alone');
+    return lock;
+  });
+  const third = locks.acquire(range, { shared: true }).then((lock) => {
+    order.push('third');
+    return lock;
+  });
+  first.release();
+  await new Promise(setImmediate);
+  assert.deepEqual(order, []);
+  second.release();
+  (await alone).release();
+  (await third).release();
+  assert.deepEqual(order, ['alone', 'third']);
+  assert.equal(locks.size, 0);
+});
