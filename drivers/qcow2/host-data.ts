@@ -5,8 +5,9 @@
  * place on the guest's disk with the old AES encryption (both as QEMU has it).
  *
  * An encrypted sector that is read while it is written would come out as noise, and part of a sector can only be written
- * after the rest was read. So each access holds its sectors: readers together, a writer alone. Lock order: the clusters
- * of `ImageState.locks` first, then these; whoever holds these waits for nothing but the file and the cipher.
+ * after the rest was read. So each access holds its sectors, by guest offset: readers together, a writer alone. That
+ * orders it with a cluster that is filled anew, too: what is read of it and written back is never older. Lock order: the
+ * clusters of `ImageState.locks` first, then these; whoever holds these waits for nothing but the file and the cipher.
  */
 import { alignUp, isAligned } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
@@ -23,8 +24,6 @@ export interface DataPlace {
 
 export interface HostData {
   readonly isEncrypted: boolean;
-  /** Whether `write` only writes: else the caller holds the clusters' locks. */
-  isWholeWrite(at: number, lengthBytes: number): boolean;
   read(at: DataPlace, buffer: Uint8Array): Promise<void>;
   /** The buffer is not changed. */
   write(at: DataPlace, bytes: Uint8Array): Promise<void>;
@@ -39,10 +38,6 @@ export class PlainData implements HostData {
 
   constructor(file: Node) {
     this.#file = file;
-  }
-
-  isWholeWrite(): boolean {
-    return true;
   }
 
   async read({ host }: DataPlace, buffer: Uint8Array): Promise<void> {
@@ -73,10 +68,6 @@ export class EncryptedData implements HostData {
     this.#numberedBy = numberedBy;
   }
 
-  isWholeWrite(at: number, lengthBytes: number): boolean {
-    return isAligned(at, CRYPT_SECTOR_BYTES) && isAligned(lengthBytes, CRYPT_SECTOR_BYTES);
-  }
-
   async read(at: DataPlace, buffer: Uint8Array): Promise<void> {
     for (let done = 0; done < buffer.length; done += PIECE_BYTES) {
       const piece = buffer.subarray(done, done + PIECE_BYTES);
@@ -93,7 +84,7 @@ export class EncryptedData implements HostData {
     for (let done = 0; done < bytes.length; done += PIECE_BYTES) {
       const piece = bytes.subarray(done, done + PIECE_BYTES);
       const from = moved(at, done);
-      if (this.isWholeWrite(from.guest, piece.length)) await this.#writeWhole(from, piece);
+      if (areSectors(from.guest, piece.length)) await this.#writeWhole(from, piece);
       else await this.#writePart(from, piece);
     }
   }
@@ -142,6 +133,9 @@ export class EncryptedData implements HostData {
     return await work();
   }
 }
+
+const areSectors = (start: number, lengthBytes: number): boolean =>
+  isAligned(start, CRYPT_SECTOR_BYTES) && isAligned(lengthBytes, CRYPT_SECTOR_BYTES);
 
 const moved = ({ guest, host }: DataPlace, bytes: number): DataPlace => ({
   guest: guest + bytes,

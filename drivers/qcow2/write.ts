@@ -67,8 +67,7 @@ export class Writer {
           ? m.lengthBytes
           : await this.#allocatingRun(at, buffer.length - done, m);
         const part = buffer.subarray(done, done + length);
-        const isFree = isInPlace(m) && this.#state.data.isWholeWrite(at, length);
-        pieces.push(isFree ? this.#writeInPlace(m, at, part) : this.#writeLocked(at, part));
+        pieces.push(isInPlace(m) ? this.#writeInPlace(m, at, part) : this.#writeLocked(at, part));
         done += length;
       }
     } finally {

@@ -131,10 +131,6 @@ class LockedData implements HostData {
     this.#path = path;
   }
 
-  isWholeWrite(): boolean {
-    return false;
-  }
-
   async read(): Promise<void> {
     throw noKey(this.#path);
   }
