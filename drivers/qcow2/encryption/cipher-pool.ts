@@ -13,7 +13,7 @@ import type { CipherAnswer, CipherMessage } from './cipher-worker.ts';
 import { type CipherSpec, CRYPT_SECTOR_BYTES, SectorCipher } from './sector-cipher.ts';
 
 /** Up to this, the caller's thread does it: about as long as handing it over takes. */
-const INLINE_BYTES = 8 << 10;
+const INLINE_BYTES = 16 << 10;
 const PIECE_BYTES = 128 << 10;
 const MAX_THREADS = 4;
 
