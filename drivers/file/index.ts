@@ -3,7 +3,7 @@
  *
  * Owns one descriptor. Reads past the end are zeros, writes past the end grow the file.
  */
-import { constants } from 'node:fs';
+import { constants, fstatSync } from 'node:fs';
 import { type FileHandle, open, statfs } from 'node:fs/promises';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { type GuestOffset, type HostOffset, hostOffset } from '../../src/base/units.ts';
@@ -77,6 +77,12 @@ class HostFile implements DriverInstance {
   async reloadLength(): Promise<void> {
     const s = await this.#handle.stat();
     if (s.isFile()) this.#lengthBytes = s.size;
+  }
+
+  noticeGrowth(): void {
+    // With direct I/O nobody else writes, and a write in flight may have padding.
+    if (this.#isBlockDevice || this.#direct !== null) return;
+    this.#lengthBytes = Math.max(this.#lengthBytes, fstatSync(this.#handle.fd).size);
   }
 
   mapping(_offset: GuestOffset, lengthBytes: number): Mapping {
@@ -186,6 +192,7 @@ class HostFile implements DriverInstance {
 
   /** Whether the range is a hole now. */
   async #punch(offset: GuestOffset, lengthBytes: number): Promise<boolean> {
+    if (offset + lengthBytes > this.#lengthBytes) this.noticeGrowth();
     const inside = Math.min(lengthBytes, this.#lengthBytes - offset);
     if (inside < lengthBytes) await this.resize(offset + lengthBytes);
     if (inside <= 0) return true;

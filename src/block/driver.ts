@@ -129,6 +129,12 @@ export interface DriverInstance {
   /** Looks at the host file's length again, which a passthrough handle may have changed. Raw images only. */
   reloadLength?(): Promise<void>;
 
+  /**
+   * Takes note of what others have written past the length that this instance knows: workers write a cluster whose end lies
+   * past the end of the file. At once, and never shorter.
+   */
+  noticeGrowth?(): void;
+
   /** Bytes of mapping metadata in memory, which `OpenRequest.cacheBytes` bounds; for `status`. */
   readonly metadataBytes?: number;
 

@@ -132,6 +132,7 @@ export class Node {
    * backing node is read.
    */
   async readClipped(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    if (offset + buffer.length > this.lengthBytes) this.driver.noticeGrowth?.();
     const inside = Math.max(0, Math.min(buffer.length, this.lengthBytes - offset));
     buffer.fill(0, inside);
     await this.read(offset, buffer.subarray(0, inside));
