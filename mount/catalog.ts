@@ -9,10 +9,11 @@ import { statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { BlockError, toBlockError } from '../src/base/block-error.ts';
 import type { Node } from '../src/block/node.ts';
-import { type OpenGate, openGate } from '../src/block/open-gate.ts';
+import { type OpenGate, openGate, placesBeside } from '../src/block/open-gate.ts';
+import { isUrl } from '../src/block/remote-url.ts';
 import type { View } from '../src/block/view.ts';
 import type { KernelPages } from './backend.ts';
-import { rootAttributesOf } from './catalog/attributes.ts';
+import { remoteRootAttributes, rootAttributesOf } from './catalog/attributes.ts';
 import type { CatalogOptions, CatalogStatus, ViewStatus } from './catalog/catalog-options.ts';
 import { type CatalogEntry, EntryTable } from './catalog/entry-table.ts';
 import { statHostFile } from './catalog/host-file.ts';
@@ -27,6 +28,7 @@ import {
   type Source,
 } from './catalog/listing.ts';
 import type { SnapshotScene } from './catalog/live-snapshots.ts';
+import { canBeToldAgain } from './catalog/remote-files.ts';
 import { type ScanResult, scan } from './catalog/scan.ts';
 import { SnapshotEntry } from './catalog/snapshot-entry.ts';
 import { SourceWatch } from './catalog/source-watch.ts';
@@ -43,7 +45,7 @@ const IDLE_SWEEP_MS = 1000;
 const MAX_IDLE_OPEN = 64;
 
 /**
- * The gate of a mount: source directories, the directories of single files, and `--backing-dir`s are allowed;
+ * The gate of a mount: source directories, what lies beside single files and URLs, and `--backing-dir`s are allowed;
  * `mountpoint` (real path, or null) is never entered. Errors: ENOENT and those of the host.
  */
 export const sourceGate = async (options: {
@@ -54,8 +56,8 @@ export const sourceGate = async (options: {
   const sources = await Promise.all(
     options.sources.map((source) => resolveSource(source, options.mountpoint)),
   );
-  const directories = sources.map((s) => (s.isDirectory ? s.path : dirname(s.path)));
-  return openGate([...directories, ...options.backingDirectories], options.mountpoint);
+  const places = sources.flatMap((s) => (s.isDirectory ? [s.path] : placesBeside(s.path)));
+  return openGate([...places, ...options.backingDirectories], options.mountpoint);
 };
 
 /**
@@ -98,7 +100,7 @@ export class Catalog implements Directory {
   constructor(options: CatalogOptions, sources: readonly Source[]) {
     this.#options = options;
     this.#sources = sources;
-    this.#inspector = new Inspector(options);
+    this.#inspector = new Inspector({ ...options, answered: () => this.#rescanSoon() });
     this.#context = this.#createContext();
     this.#watch = new SourceWatch({
       sources,
@@ -109,8 +111,8 @@ export class Catalog implements Directory {
   }
 
   async rootAttributes(): Promise<FileAttributes> {
-    const first = this.#firstSource();
-    return rootAttributesOf(await statHostFile(first));
+    const first = this.#firstDirectory();
+    return first === null ? remoteRootAttributes() : rootAttributesOf(await statHostFile(first));
   }
 
   async rootExtendedAttributes(): Promise<ReadonlyMap<string, string>> {
@@ -124,6 +126,8 @@ export class Catalog implements Directory {
   async lookup(name: string): Promise<Entry | null> {
     await this.#refresh();
     const broken = this.#table.byName(name);
+    const changed = this.#table.images.filter((entry) => entry.noticesChange());
+    if (changed.length > 0) await this.#changedRemotely();
     // One that has been mended gets another node, and this is where a kernel hears of it.
     if (broken !== null && broken.error !== null && (await broken.isMended())) {
       this.#watch.markDirty();
@@ -168,7 +172,8 @@ export class Catalog implements Directory {
   }
 
   async space(): Promise<{ totalBytes: number; freeBytes: number; availableBytes: number }> {
-    const path = this.#firstSource();
+    const path = this.#firstDirectory();
+    if (path === null) return this.#remoteSpace();
     const s = await statfs(path).catch((error: unknown) => {
       throw toBlockError(error, { op: 'statfs', path });
     });
@@ -327,8 +332,12 @@ export class Catalog implements Directory {
 
   #closeIdle(): void {
     const now = performance.now();
+    if (this.#table.images.filter((entry) => entry.noticesChange()).length > 0) {
+      void this.#inBackground('scan', this.#changedRemotely());
+    }
     const idle = this.#table.listed
       .filter((entry) => entry.isOpen && entry.handles === 0 && isIdle(entry.view))
+      .filter((entry) => canBeToldAgain(entry.view.root))
       .sort((a, b) => a.idleSinceMs - b.idleSinceMs);
     const surplus = idle.length - MAX_IDLE_OPEN;
     idle.forEach((entry, index) => {
@@ -345,16 +354,29 @@ export class Catalog implements Directory {
       log,
       readOnly,
       allowShrink,
-      inspect: async (candidate) => {
-        const inspection = await this.#inspector.inspect(candidate, format);
+      inspect: async (candidate, patient) => {
+        const inspection = await this.#inspector.inspect(candidate, { format, patient });
         return 'ignored' in inspection ? null : inspection;
       },
       writerBelow: (entry) => this.#writerBelow(entry),
       outdated: () => {
-        this.#watch.markDirty();
-        void this.#inBackground('scan', this.#scanIfChanged());
+        this.#inspector.forgetRemote();
+        this.#rescanSoon();
       },
     };
+  }
+
+  #rescanSoon(): void {
+    if (this.#closed) return;
+    this.#watch.markDirty();
+    void this.#inBackground('scan', this.#scanIfChanged());
+  }
+
+  /** A server has said that it has other content now. */
+  async #changedRemotely(): Promise<void> {
+    this.#inspector.forgetRemote();
+    this.#watch.markDirty();
+    await this.#refresh();
   }
 
   async #writerBelow(entry: ImageEntry): Promise<ImageEntry | null> {
@@ -376,10 +398,18 @@ export class Catalog implements Directory {
     return task;
   }
 
-  #firstSource(): string {
-    const [source] = this.#sources;
-    if (source === undefined) return '/';
+  /** Of the first source on this machine; null when all of them are URLs. */
+  #firstDirectory(): string | null {
+    const source = this.#sources.find(({ path }) => !isUrl(path));
+    if (source === undefined) return null;
     return source.isDirectory ? source.path : dirname(source.path);
+  }
+
+  /** Servers do not tell how much room they have: what is there is all there is. */
+  async #remoteSpace(): Promise<{ totalBytes: number; freeBytes: number; availableBytes: number }> {
+    const { views } = await this.status();
+    const totalBytes = views.reduce((sum, view) => sum + view.allocatedBytes, 0);
+    return { totalBytes, freeBytes: 0, availableBytes: 0 };
   }
 }
 

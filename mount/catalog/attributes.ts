@@ -44,6 +44,21 @@ export const rootAttributesOf = (host: HostFile): FileAttributes => ({
   changeTimeMs: host.changeTimeMs,
 });
 
+const REMOTE_ROOT_MODE = 0o755;
+const STARTED_MS = Date.now();
+
+/** The mount's root where no source is a file of this machine: of whoever mounts, since the engine began. */
+export const remoteRootAttributes = (): FileAttributes => ({
+  sizeBytes: 0,
+  blocks: 0,
+  mode: REMOTE_ROOT_MODE,
+  uid: process.getuid?.() ?? 0,
+  gid: process.getgid?.() ?? 0,
+  accessTimeMs: STARTED_MS,
+  modifyTimeMs: STARTED_MS,
+  changeTimeMs: STARTED_MS,
+});
+
 /** `.backing` is the path of the first backing file, or its name in the header when it cannot be found; absent without one. */
 export const extendedAttributesOf = (image: {
   readonly virtualSizeBytes: number;

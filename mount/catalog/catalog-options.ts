@@ -5,13 +5,14 @@ import type { Graph } from '../../src/block/graph.ts';
 import type { ImageLocks } from '../../src/block/image-locks.ts';
 import type { OpenGate } from '../../src/block/open-gate.ts';
 import type { DriverRegistry } from '../../src/block/registry.ts';
+import type { RemoteCredential } from '../../src/block/remote-access.ts';
 import type { IgnoredFile } from './listing.ts';
 
 /** In front of a key for `nodeIds`: from now on the key stands for a new id, also for engines that come later. */
 export const RENEW_NODE_ID = '!';
 
 export interface CatalogOptions {
-  /** As the command line gave them: directories of images, single files, each perhaps with a `NAME=`. At least one. */
+  /** As the command line gave them: directories of images, single files, URLs, each perhaps with a `NAME=`. At least one. */
   readonly sources: readonly { readonly name: string | null; readonly path: string }[];
   /** Its gate and locks should be the ones given here. */
   readonly graph: Graph;
@@ -19,6 +20,8 @@ export interface CatalogOptions {
   /** See `sourceGate`. */
   readonly gate: OpenGate;
   readonly locks: ImageLocks;
+  /** What servers may want to see. */
+  readonly credentials?: readonly RemoteCredential[];
   readonly log: Log;
   /** The real path of the mountpoint, which is never touched from here; null in tests without one. */
   readonly mountpoint: string | null;

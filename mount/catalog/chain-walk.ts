@@ -8,6 +8,7 @@ import type {
   DataFileLink,
   DriverDescriptor,
   ImageDescription,
+  RemoteState,
 } from '../../src/block/driver.ts';
 import { MAX_CHAIN_DEPTH } from '../../src/block/graph.ts';
 import type { OpenGate } from '../../src/block/open-gate.ts';
@@ -20,6 +21,13 @@ export interface ChainLayer {
   /** See `HostFile.stamp`. */
   readonly stamp: string;
   readonly format: string;
+  /** Of a remote file; null for one of this machine. */
+  readonly remote: RemoteFacts | null;
+}
+
+/** What a server has said of a file. */
+export interface RemoteFacts extends Pick<RemoteState, 'version' | 'isWritable'> {
+  readonly lengthBytes: number;
 }
 
 /** A file that holds the guest's bytes of an image. */
@@ -31,6 +39,7 @@ export interface DataFile extends ChainLayer {
 export interface Layer {
   readonly driver: DriverDescriptor;
   readonly description: ImageDescription;
+  readonly remote: RemoteFacts | null;
 }
 
 type Look = (host: HostFile, format: string | null) => Promise<Layer>;
@@ -78,7 +87,8 @@ export class ChainWalk {
     for (const link of description.dataFiles) {
       const found = await this.#resolve(link, layer.path, above);
       const { host, file } = found;
-      if (isWritten) this.dataFiles.push({ ...file, allocatedBytes: host.blocks * BLOCK_BYTES });
+      const allocatedBytes = file.remote?.lengthBytes ?? host.blocks * BLOCK_BYTES;
+      if (isWritten) this.dataFiles.push({ ...file, allocatedBytes });
       else this.chain.push(file);
       const length = await this.#followLayer({ layer: file, above }, found.description, isWritten);
       lengthBytes ??= length;
@@ -109,15 +119,15 @@ export class ChainWalk {
         throw chainError(referrer, `its backing chain loops: '${path}' is above itself`);
       if (above.length > MAX_CHAIN_DEPTH)
         throw chainError(referrer, `its backing chain is deeper than ${MAX_CHAIN_DEPTH}`);
-      const { driver, description } = await this.#look(host, format);
-      return { host, file: { ...fileOf(host), format: driver.name }, description };
+      const { driver, description, remote } = await this.#look(host, format);
+      return { host, file: { ...fileOf(host), format: driver.name, remote }, description };
     } catch (error) {
       throw toBlockError(error, { op: 'open', path: referrer });
     }
   }
 }
 
-export const fileOf = (host: HostFile): Omit<ChainLayer, 'format'> => ({
+export const fileOf = (host: HostFile): Omit<ChainLayer, 'format' | 'remote'> => ({
   path: host.path,
   identity: host.identity,
   stamp: host.stamp,

@@ -2,6 +2,7 @@
 import type { BigIntStats } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { toBlockError } from '../../src/base/block-error.ts';
+import { canonicalUrl, isUrl } from '../../src/block/remote-url.ts';
 
 export interface HostFile {
   readonly path: string;
@@ -14,7 +15,8 @@ export interface HostFile {
   readonly birth: string;
   /** Changes with the content: size and times. */
   readonly stamp: string;
-  readonly kind: 'file' | 'block-device' | 'directory' | 'other';
+  /** `remote`: of a URL, whose server nobody has asked; see remote-looks.ts for what it says. */
+  readonly kind: 'file' | 'block-device' | 'directory' | 'remote' | 'other';
   readonly sizeBytes: number;
   /** Units of 512 bytes. */
   readonly blocks: number;
@@ -26,8 +28,32 @@ export interface HostFile {
   readonly changeTimeMs: number;
 }
 
-/** Follows symlinks. Errors: ENOENT, EACCES and those of the host. */
+/** Owner and mode of views of remote images: whoever mounts, and nobody else, as with a password. */
+const REMOTE_MODE = 0o600;
+const STARTED_MS = Date.now();
+
+const remoteHostFile = (url: string): HostFile => {
+  const path = canonicalUrl(url);
+  return {
+    path,
+    identity: path,
+    birth: '',
+    stamp: path,
+    kind: 'remote',
+    sizeBytes: 0,
+    blocks: 0,
+    mode: REMOTE_MODE,
+    uid: process.getuid?.() ?? 0,
+    gid: process.getgid?.() ?? 0,
+    accessTimeMs: STARTED_MS,
+    modifyTimeMs: STARTED_MS,
+    changeTimeMs: STARTED_MS,
+  };
+};
+
+/** Follows symlinks; of a URL no server is asked. Errors: ENOENT, EACCES and those of the host. */
 export const statHostFile = async (path: string): Promise<HostFile> => {
+  if (isUrl(path)) return remoteHostFile(path);
   const s = await stat(path, { bigint: true }).catch((error: unknown) => {
     throw toBlockError(error, { op: 'open', path });
   });

@@ -19,6 +19,7 @@ import { type HostFile, tryStatHostFile } from './host-file.ts';
 import { ImageHolds } from './image-hold.ts';
 import type { Inspection } from './inspection.ts';
 import type { Candidate } from './listing.ts';
+import { remoteFilesOf } from './remote-files.ts';
 
 /** How long an image that could not be opened is taken to be so, before its file is looked at again, in ms. */
 const RETRY_AFTER_MS = 1000;
@@ -38,8 +39,8 @@ export interface EntryContext {
   readonly log: Log;
   readonly readOnly: boolean;
   readonly allowShrink: boolean;
-  /** Looks at the file again. Null when it is no image any more. */
-  inspect(candidate: Candidate): Promise<Inspection | null>;
+  /** Looks at the file again; `patient`: servers are waited for. Null when it is no image any more. */
+  inspect(candidate: Candidate, patient: boolean): Promise<Inspection | null>;
   /** The image below this one that has handles which may write it; null for none. */
   writerBelow(entry: ImageEntry): Promise<ImageEntry | null>;
   /** The file stands for something else than this entry now: the next scan replaces it. */
@@ -85,6 +86,8 @@ export class ImageEntry implements Entry {
    * so an image that breaks, or is mended, has to become another node.
    */
   #shownBroken: boolean | null = null;
+  /** A server has other content now than kernels were shown under this node. */
+  #superseded = false;
   /** Of the last write, as the kernel told it, while the file has another; null when it has the same. */
   #modifyTimeMs: number | null = null;
   #lastAttributes: FileAttributes | null = null;
@@ -132,8 +135,22 @@ export class ImageEntry implements Entry {
     return !this.canBecome({ broken: this.error !== null });
   }
 
+  /** A server has other content now: the next scan puts another node in its place. */
+  get isSuperseded(): boolean {
+    return this.#superseded;
+  }
+
+  /** Looks whether an open server file has said that it is another one now. True once it has. */
+  noticesChange(): boolean {
+    const isStale = remoteFilesOf(this.view.root).some(({ state }) => state.isStale);
+    if (this.#superseded || !isStale) return false;
+    this.#superseded = true;
+    return true;
+  }
+
   /** Whether kernels were told nothing else yet. */
   canBecome({ broken }: { readonly broken: boolean }): boolean {
+    if (this.#superseded) return false;
     return this.#shownBroken === null || this.#shownBroken === broken;
   }
 
@@ -206,7 +223,7 @@ export class ImageEntry implements Entry {
     }
     // Kernels send the time of their last write along with each fsync. On the file, it would make every fdatasync
     // write the inode too; it is given to the file when that is closed.
-    if (accessTimeMs === null && this.isOpen) {
+    if ((accessTimeMs === null && this.isOpen) || this.host.kind === 'remote') {
       this.#modifyTimeMs = modifyTimeMs;
       const seen = this.#lastAttributes;
       return seen === null || modifyTimeMs === null ? this.attributes() : { ...seen, modifyTimeMs };
@@ -259,7 +276,7 @@ export class ImageEntry implements Entry {
   async lookAtChain(): Promise<void> {
     const host = await tryStatHostFile(this.host.path);
     if (host?.identity !== this.host.identity) return;
-    const inspection = await this.#context.inspect({ ...this.candidate, host });
+    const inspection = await this.#context.inspect({ ...this.candidate, host }, true);
     if (inspection !== null) this.inspection = inspection;
   }
 
@@ -300,6 +317,7 @@ export class ImageEntry implements Entry {
         const root = await this.#context.graph.open({ path, format, readOnly: reason !== null });
         this.#openError = null;
         this.idleSinceMs = performance.now();
+        if (this.#differs(root)) this.#superseded = true;
         if (!this.mustBeReplaced && (this.#readOnlyReason === null) === (reason === null)) {
           return root;
         }
@@ -337,7 +355,7 @@ export class ImageEntry implements Entry {
   async #giveModifyTime(): Promise<void> {
     const modify = this.#modifyTimeMs;
     this.#modifyTimeMs = null;
-    if (modify === null || this.gone) return;
+    if (modify === null || this.gone || this.host.kind === 'remote') return;
     const { path, identity } = this.host;
     const now = await tryStatHostFile(path);
     if (now?.identity !== identity) return;
@@ -352,7 +370,7 @@ export class ImageEntry implements Entry {
     if (this.gone || host === null || host.identity !== this.host.identity) throw this.#stale();
     if (host.stamp !== this.host.stamp && this.error === null) throw this.#stale();
     if (this.error === null && !(await this.#hasDataFiles())) throw this.#stale();
-    if (this.error !== null) await this.#reinspect(host);
+    if (this.error !== null) await this.#reinspect(host, true);
     const refusal = this.inspection.error ?? this.#hold.refusal;
     if (refusal !== null) throw refusal;
     const writer = await this.#context.writerBelow(this);
@@ -374,6 +392,16 @@ export class ImageEntry implements Entry {
     return true;
   }
 
+  /** Whether a server has another version now than at the inspection, as far as it tells. */
+  #differs(root: Node): boolean {
+    const { chain, dataFiles } = this.inspection;
+    const then = new Map([...chain, ...dataFiles].map((f) => [f.path, f.remote?.version ?? null]));
+    return remoteFilesOf(root).some(({ path, state }) => {
+      const version = then.get(path) ?? null;
+      return version !== null && state.version !== null && state.version !== version;
+    });
+  }
+
   // The kernel looks the name up again at ESTALE and finds the file that is there now.
   #stale(): BlockError {
     this.#context.outdated();
@@ -387,12 +415,12 @@ export class ImageEntry implements Entry {
     });
   }
 
-  async #reinspect(host: HostFile): Promise<void> {
+  async #reinspect(host: HostFile, patient: boolean): Promise<void> {
     // Of a file that has not changed, only an opening tells whether it opens now.
     if (host.stamp !== this.host.stamp) this.#openError = null;
     this.candidate = { ...this.candidate, host };
     this.#lookedAtMs = performance.now();
-    const inspection = await this.#context.inspect(this.candidate);
+    const inspection = await this.#context.inspect(this.candidate, patient);
     if (inspection === null) throw this.#stale();
     this.inspection = inspection;
     await this.settle();
@@ -411,7 +439,7 @@ export class ImageEntry implements Entry {
   async #retry(host: HostFile): Promise<void> {
     const waited = performance.now() - this.#lookedAtMs > RETRY_AFTER_MS;
     if (waited || host.stamp !== this.host.stamp) {
-      await this.#reinspect(host).catch(() => undefined);
+      await this.#reinspect(host, false).catch(() => undefined);
     }
   }
 
@@ -435,11 +463,12 @@ export class ImageEntry implements Entry {
       const allocatedBytes = await root.driver.allocatedBytes().catch(() => host.blocks * 512);
       return { virtualSizeBytes: root.lengthBytes, allocatedBytes };
     }
-    const { description, dataFiles } = this.inspection;
+    const { description, dataFiles, chain } = this.inspection;
     const inDataFiles = dataFiles.reduce((sum, file) => sum + file.allocatedBytes, 0);
+    const own = chain[0]?.remote?.lengthBytes ?? host.blocks * 512;
     return {
       virtualSizeBytes: description?.virtualSizeBytes ?? 0,
-      allocatedBytes: host.blocks * 512 + inDataFiles,
+      allocatedBytes: own + inDataFiles,
     };
   }
 
@@ -468,7 +497,10 @@ export class ImageEntry implements Entry {
       return 'it was not closed cleanly and needs a repair';
     }
     if (this.usedBy !== null) return `'${this.usedBy}' uses it as its backing image`;
-    for (const { path } of [this.host, ...this.inspection.dataFiles]) {
+    const files = [{ path: this.host.path, remote: this.inspection.chain[0]?.remote ?? null }];
+    for (const { path, remote } of [...files, ...this.inspection.dataFiles]) {
+      if (remote?.isWritable === false) return 'its server gives it for reading only';
+      if (remote !== null) continue;
       const isWritable = await access(path, constants.W_OK).then(
         () => true,
         () => false,

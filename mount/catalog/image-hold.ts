@@ -7,6 +7,7 @@
 import type { BlockError } from '../../src/base/block-error.ts';
 import { toBlockError } from '../../src/base/block-error.ts';
 import type { ImageLock, ImageLocks, LockMode } from '../../src/block/image-locks.ts';
+import { isUrl } from '../../src/block/remote-url.ts';
 
 class ImageHold {
   readonly #locks: ImageLocks;
@@ -27,6 +28,8 @@ class ImageHold {
    * throws: see `refusal`. A refused change leaves the old lock in place.
    */
   async ensure(path: string, mode: LockMode): Promise<void> {
+    // A server's files have no locks that could be taken from here.
+    if (isUrl(path)) return;
     if (this.#held?.mode === mode) {
       this.#refusal = null;
       return;

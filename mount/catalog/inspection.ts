@@ -1,18 +1,30 @@
 /**
  * What can be told about an image without opening it for use: its format, its header, and the files of its backing
- * chain. Every file is opened, read and closed again, so that a directory of thousands costs no descriptors.
+ * chain. Every file is opened, read and closed again, so that a directory of thousands costs no descriptors. Files on
+ * servers are looked at through remote-looks.ts, so that none of them is waited for long.
  */
 import { basename, extname } from 'node:path';
+import { present } from '../../src/base/assert.ts';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
-import type { Log } from '../../src/base/log.ts';
+import { type Log, silentLog } from '../../src/base/log.ts';
 import type { DriverDescriptor, ImageDescription } from '../../src/block/driver.ts';
 import { Node } from '../../src/block/node.ts';
 import type { OpenGate } from '../../src/block/open-gate.ts';
 import { probeFormat } from '../../src/block/probe.ts';
 import type { DriverRegistry } from '../../src/block/registry.ts';
-import { type ChainLayer, ChainWalk, type DataFile, fileOf, type Layer } from './chain-walk.ts';
+import type { RemoteCredential } from '../../src/block/remote-access.ts';
+import { fileNameOfUrl, isUrl } from '../../src/block/remote-url.ts';
+import {
+  type ChainLayer,
+  ChainWalk,
+  type DataFile,
+  fileOf,
+  type Layer,
+  type RemoteFacts,
+} from './chain-walk.ts';
 import type { HostFile } from './host-file.ts';
 import type { Candidate } from './listing.ts';
+import { RemoteLooks } from './remote-looks.ts';
 
 /** Extensions of files that count as raw images when no format claims their content. */
 const RAW_EXTENSIONS: ReadonlySet<string> = new Set(['.raw', '.img', '.iso', '.dd']);
@@ -43,7 +55,17 @@ export interface NoImage {
 export interface InspectorOptions {
   readonly registry: DriverRegistry;
   readonly gate: OpenGate;
+  readonly credentials?: readonly RemoteCredential[];
   readonly log: Log;
+  /** A server that was not waited for has answered. */
+  readonly answered: () => void;
+}
+
+export interface InspectOptions {
+  /** `--format`; see `inspect`. */
+  readonly format: string | null;
+  /** Servers are waited for. */
+  readonly patient: boolean;
 }
 
 const MAX_KNOWN_LAYERS = 1024;
@@ -52,36 +74,49 @@ export class Inspector {
   readonly #options: InspectorOptions;
   /** Backing layers by stamp, declared format and path; promises, so that two who ask at once share one look. */
   readonly #layers = new Map<string, Promise<Layer>>();
+  readonly #remoteLooks: RemoteLooks;
 
   constructor(options: InspectorOptions) {
     this.#options = options;
+    this.#remoteLooks = new RemoteLooks({ answered: options.answered });
+  }
+
+  /** What servers have said lately may not be true any more. */
+  forgetRemote(): void {
+    this.#remoteLooks.forget();
   }
 
   /**
    * Looks at one file of a source. `format`: what the command line declares files to be that it names; null for the
    * rules of content and extension, which hold for files of a directory anyhow. Never throws for what the file holds.
    */
-  async inspect(candidate: Candidate, format: string | null): Promise<Inspection | NoImage> {
+  async inspect(candidate: Candidate, options: InspectOptions): Promise<Inspection | NoImage> {
     const { host } = candidate;
+    const { patient } = options;
     // A symlink counts by its own name and by its target's.
     const extensions = [extensionOf(host.path), extensionOf(candidate.fileName)];
     const declaredFormat =
-      (candidate.named ? format : null) ??
+      (candidate.named ? options.format : null) ??
       (extensions.includes(NEVER_PROBED_EXTENSION) ? 'raw' : null);
     // A file named on the command line is an image whatever it is called.
     const asRaw = candidate.named || extensions.some((e) => RAW_EXTENSIONS.has(e));
     let driver: DriverDescriptor | null = null;
+    const found = (descriptor: DriverDescriptor): void => {
+      driver = descriptor;
+    };
     try {
-      const layer: Layer | null = await this.#withFile(host.path, async (file) => {
-        driver =
-          declaredFormat === null
-            ? await this.#probe(file, host.path, asRaw)
-            : this.#options.registry.format(declaredFormat);
-        return driver === null ? null : this.#describe(driver, file, host.path);
-      });
+      const look = (): Promise<Layer | null> =>
+        this.#layer(host.path, { format: declaredFormat, asRaw, found });
+      const layer =
+        host.kind === 'remote'
+          ? await this.#remoteLooks.look(`image ${host.path}`, look, { patient })
+          : await look();
       if (layer === null) return { ignored: noImageReason() };
-      const first = { ...fileOf(host), format: layer.driver.name };
-      const walk = new ChainWalk(this.#options.gate, first, (h, f) => this.#sharedLayer(h, f));
+      const { remote } = layer;
+      const first = { ...fileOf(host), format: layer.driver.name, remote };
+      const walk = new ChainWalk(this.#options.gate, first, (h, f) =>
+        this.#sharedLayer(h, f, patient),
+      );
       const error = await walk.follow(layer.description);
       const { chain, dataFiles, virtualSizeBytes } = walk;
       const description = { ...layer.description, virtualSizeBytes };
@@ -112,46 +147,58 @@ export class Inspector {
   }
 
   /** A base that a thousand overlays share is looked at once, until its file changes. */
-  #sharedLayer(host: HostFile, format: string | null): Promise<Layer> {
+  #sharedLayer(host: HostFile, format: string | null, patient: boolean): Promise<Layer> {
     const key = `${host.stamp}:${format ?? ''}:${host.path}`;
+    // Without a declared format, what no format claims is raw: there always is one.
+    const look = async (): Promise<Layer> =>
+      present(await this.#layer(host.path, { format, asRaw: true }), 'a layer has a format');
+    if (host.kind === 'remote') return this.#remoteLooks.look(`base ${key}`, look, { patient });
     const known = this.#layers.get(key);
     if (known !== undefined) return known;
     if (this.#layers.size >= MAX_KNOWN_LAYERS) this.#layers.clear();
-    const layer = this.#layer(host.path, format);
+    const layer = look();
     this.#layers.set(key, layer);
     layer.catch(() => this.#layers.delete(key));
     return layer;
   }
 
-  /** One backing layer, by the graph's rule: as declared, else probed, else raw. */
-  async #layer(path: string, format: string | null): Promise<Layer> {
+  /** By the graph's rule: as declared, else probed, else raw where it may be; null for what is no image. */
+  async #layer(
+    path: string,
+    options: {
+      readonly format: string | null;
+      readonly asRaw: boolean;
+      /** Told the format before the header is read. */
+      readonly found?: (driver: DriverDescriptor) => void;
+    },
+  ): Promise<Layer | null> {
+    const { registry } = this.#options;
+    const { format, asRaw, found } = options;
     return this.#withFile(path, async (file) => {
-      const { registry } = this.#options;
       const driver =
-        format === null
-          ? ((await probeFormat(registry, file, path)) ?? registry.format('raw'))
-          : registry.format(format);
+        format !== null
+          ? registry.format(format)
+          : ((await probeFormat(registry, file, path)) ?? (asRaw ? registry.format('raw') : null));
+      if (driver === null) return null;
+      found?.(driver);
       return this.#describe(driver, file, path);
     });
   }
 
-  async #probe(file: Node, path: string, asRaw: boolean): Promise<DriverDescriptor | null> {
-    const { registry } = this.#options;
-    return (await probeFormat(registry, file, path)) ?? (asRaw ? registry.format('raw') : null);
-  }
-
   async #describe(driver: DriverDescriptor, file: Node, path: string): Promise<Layer> {
     const description = await driver.inspect?.(file, path);
-    if (description !== undefined) return { driver, description };
+    if (description !== undefined) return { driver, description, remote: factsOf(file) };
     const message = `the format ${driver.name} cannot be inspected`;
     throw new BlockError({ kind: 'unsupported', message, path, op: 'open' });
   }
 
   async #withFile<T>(path: string, use: (file: Node) => Promise<T>): Promise<T> {
-    const descriptor = this.#options.registry.protocol('file');
-    const { log } = this.#options;
-    const request = { path, readOnly: true, create: false, cache: 'writeback', log } as const;
-    const instance = await descriptor.openPath?.(request);
+    const descriptor = this.#options.registry.protocolFor(path);
+    const { credentials = [] } = this.#options;
+    // What a server lacks is said when the image is opened for use.
+    const log = isUrl(path) ? silentLog : this.#options.log;
+    const request = { path, readOnly: true, create: false, log, credentials } as const;
+    const instance = await descriptor.openPath?.({ ...request, cache: 'writeback' });
     if (instance === undefined) {
       throw new BlockError({
         kind: 'unsupported',
@@ -175,7 +222,14 @@ export class Inspector {
   }
 }
 
-const extensionOf = (path: string): string => extname(basename(path)).toLowerCase();
+const factsOf = ({ driver }: Node): RemoteFacts | null => {
+  if (driver.remote === undefined) return null;
+  const { version, isWritable } = driver.remote;
+  return { version, isWritable, lengthBytes: driver.lengthBytes };
+};
+
+const extensionOf = (path: string): string =>
+  extname(isUrl(path) ? fileNameOfUrl(path) : basename(path)).toLowerCase();
 
 const noImageReason = (): string =>
   `its content is no known image format, and its name ends in none of ${[...RAW_EXTENSIONS].join(', ')}`;

@@ -4,6 +4,7 @@ import { basename, join, resolve } from 'node:path';
 import { toBlockError } from '../../src/base/block-error.ts';
 import type { OpenGate } from '../../src/block/open-gate.ts';
 import { realPathOutside } from '../../src/block/real-path.ts';
+import { canonicalUrl, fileNameOfUrl, isUrl } from '../../src/block/remote-url.ts';
 import { type HostFile, statHostFile } from './host-file.ts';
 
 /** More files than that in one mount are not listed: the listing must not fill the memory. */
@@ -12,7 +13,7 @@ export const MAX_CANDIDATES = 65_536;
 /** Files that are looked at in one go. Twice the thread pool keeps it busy and the queue short for guests. */
 export const PARALLEL_LOOKS = 16;
 
-/** A source as the command line gave it; `path` real and absolute. */
+/** A source as the command line gave it; `path` real and absolute, or a URL. */
 export interface Source {
   /** `NAME` of `NAME=SOURCE`, else null. */
   readonly name: string | null;
@@ -45,10 +46,15 @@ export const resolveSource = async (
   source: { readonly name: string | null; readonly path: string },
   mountpoint: string | null,
 ): Promise<Source> => {
+  const { name } = source;
+  if (isUrl(source.path)) {
+    const path = canonicalUrl(source.path);
+    return { name, path, fileName: fileNameOfUrl(path), isDirectory: false };
+  }
   const path = await realPathOutside(source.path, mountpoint);
   const host = await statHostFile(path);
   const fileName = basename(resolve(source.path));
-  return { name: source.name, path, fileName, isDirectory: host.kind === 'directory' };
+  return { name, path, fileName, isDirectory: host.kind === 'directory' };
 };
 
 /**

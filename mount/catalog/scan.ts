@@ -128,7 +128,10 @@ const look = async (
   }
   const remembered = options.knownIgnored.get(host.stamp);
   if (remembered !== undefined) return { host, reason: remembered };
-  const inspection = await options.inspector.inspect(candidate, options.format);
+  const inspection = await options.inspector.inspect(candidate, {
+    format: options.format,
+    patient: false,
+  });
   if ('ignored' in inspection) return { host, reason: inspection.ignored };
   const changed =
     known !== null &&
@@ -153,6 +156,7 @@ const stays = (
   hosts: ReadonlyMap<string, HostFile>,
   directories: ReadonlySet<string>,
 ): boolean => {
+  if (entry.isSuperseded) return false;
   if (entry.isOpen || entry.handles > 0) return true;
   if (entry.host.stamp !== host.stamp || entry.mustBeReplaced) return false;
   // A broken header is mended in its file; a broken chain may be mended elsewhere.

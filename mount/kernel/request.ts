@@ -105,6 +105,20 @@ export class FuseRequest {
     return length;
   }
 
+  /**
+   * A whole reply that says no more than an error, in memory of its own: for a request whose region something still
+   * reads or writes. `errno` positive.
+   */
+  errorReply(errno: number): Uint8Array {
+    const bytes = new Uint8Array(OUT_HEADER_BYTES);
+    const view = new DataView(bytes.buffer);
+    view.setUint32(OUT.length, OUT_HEADER_BYTES, true);
+    view.setInt32(OUT.error, -errno, true);
+    view.setUint32(OUT.unique, this.uniqueLow, true);
+    view.setUint32(OUT.unique + 4, this.uniqueHigh, true);
+    return bytes;
+  }
+
   /** Moves the request to a buffer of its own, so that its slot can be given back: returns that slot. */
   detach(): number {
     const slot = this.#slot;

@@ -34,6 +34,13 @@ import { runWorkers } from './worker-pool.ts';
 
 const SLOTS = 64;
 const STUCK_WORKER_MS = 10_000;
+/**
+ * A request that is served goes on for so long after its caller has been interrupted: any signal interrupts, and who reads
+ * from a disk expects no EINTR. One that takes longer (a server that does not answer) is answered with it.
+ */
+const INTERRUPTED_AFTER_MS = 1000;
+/** Requests that leave nothing behind when their answer is not wanted. */
+const INTERRUPTIBLE: ReadonlySet<number> = new Set([OPCODE.READ, OPCODE.LSEEK, OPCODE.FSYNC]);
 
 export interface KernelBackendOptions extends BackendOptions {
   readonly descriptor: number;
@@ -65,7 +72,9 @@ export class KernelSession implements Backend {
   /** Of what the control plane has answered. */
   #readBytes = 0;
   #writtenBytes = 0;
-  #serving = 0;
+  readonly #serving = new Set<FuseRequest>();
+  /** Served requests that were answered before their work has ended. */
+  readonly #answered = new Set<FuseRequest>();
   #whenServed: (() => void) | null = null;
   #endPauses: () => void = () => undefined;
 
@@ -144,7 +153,8 @@ export class KernelSession implements Backend {
     } finally {
       this.#endPauses();
       this.#drainRing();
-      if (this.#serving > 0) await new Promise<void>((resolve) => (this.#whenServed = resolve));
+      if (this.#serving.size > 0)
+        await new Promise<void>((resolve) => (this.#whenServed = resolve));
       await this.#notifier.close();
       this.#doorbell.close();
     }
@@ -231,7 +241,7 @@ export class KernelSession implements Backend {
   }
 
   #serve(request: FuseRequest): void {
-    this.#serving++;
+    this.#serving.add(request);
     const handler = HANDLERS.get(request.opcode);
     if (handler === undefined) {
       this.#reply(request, ERRNO.ENOSYS, 0);
@@ -263,12 +273,12 @@ export class KernelSession implements Backend {
 
   #reply(request: FuseRequest, errno: number, bodyBytes: number): void {
     if (errno === 0) this.#count(request, bodyBytes);
-    this.#send(request, errno, errno === 0 ? bodyBytes : 0);
+    if (!this.#answered.delete(request)) this.#send(request, errno, errno === 0 ? bodyBytes : 0);
     this.#latencies?.served(operationOf(request.opcode), performance.now() - request.arrivedMs);
     if (request.slot >= 0) this.#receiver.release(request.slot);
     this.#queue.ended(request);
-    this.#serving--;
-    if (this.#serving === 0) this.#whenServed?.();
+    this.#serving.delete(request);
+    if (this.#serving.size === 0) this.#whenServed?.();
   }
 
   #count(request: FuseRequest, bodyBytes: number): void {
@@ -285,8 +295,12 @@ export class KernelSession implements Backend {
 
   #send(request: FuseRequest, errno: number, bodyBytes: number): void {
     const length = request.finish(errno, bodyBytes);
+    this.#write(request, request.bytes, REPLY_AT, length);
+  }
+
+  #write(request: FuseRequest, bytes: Uint8Array, at: number, length: number): void {
     try {
-      writeSync(this.#options.descriptor, request.bytes, REPLY_AT, length, null);
+      writeSync(this.#options.descriptor, bytes, at, length, null);
     } catch (error) {
       const code = (error as NodeJS.ErrnoException).code;
       // ENOENT: the request was interrupted. ENODEV: the mount is gone. Nobody waits for the answer.
@@ -326,13 +340,29 @@ export class KernelSession implements Backend {
     }
   }
 
-  // One that is being served is left alone: it ends when its I/O does. One that waits is answered now.
+  // One that waits is answered now; one that is being served ends when its I/O does, unless that takes too long.
   #interrupt(request: FuseRequest): void {
     const low = request.u32(INTERRUPT_IN.unique);
     const high = request.u32(INTERRUPT_IN.unique + 4);
     const waiting = this.#queue.removeWaiting(low, high);
-    if (waiting === null) return;
-    this.#replyError(waiting, new BlockError({ kind: 'interrupted', message: 'interrupted' }));
+    if (waiting !== null) {
+      this.#replyError(waiting, new BlockError({ kind: 'interrupted', message: 'interrupted' }));
+      return;
+    }
+    for (const served of this.#serving) {
+      if (served.uniqueLow !== low || served.uniqueHigh !== high) continue;
+      if (!INTERRUPTIBLE.has(served.opcode)) return;
+      setTimeout(() => this.#answerInterrupted(served), INTERRUPTED_AFTER_MS).unref();
+      return;
+    }
+  }
+
+  // Its I/O may still write to its slot, which it keeps.
+  #answerInterrupted(request: FuseRequest): void {
+    if (!this.#serving.has(request) || this.#answered.has(request)) return;
+    this.#answered.add(request);
+    const bytes = request.errorReply(ERRNO.EINTR);
+    this.#write(request, bytes, 0, bytes.length);
   }
 }
 

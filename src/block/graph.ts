@@ -1,18 +1,21 @@
 /**
  * The graph: opens an image with its whole backing chain and owns every node. Backing nodes that several
- * overlays use are opened once (same device, inode and format) and counted.
+ * overlays use are opened once (same device and inode or same URL, and same format) and counted.
  */
+import { createHash } from 'node:crypto';
 import { stat } from 'node:fs/promises';
 import { assert, present } from '../base/assert.ts';
 import { BlockError, invalidImage, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import type { BackingLink, DataFileLink } from './driver.ts';
 import { ExclusiveFiles } from './exclusive-files.ts';
-import type { ImageLock, ImageLocks } from './image-locks.ts';
+import { type ImageLock, type ImageLocks, noLocks } from './image-locks.ts';
 import { Node } from './node.ts';
 import type { OpenGate } from './open-gate.ts';
 import { probeFormat, probeHead } from './probe.ts';
 import type { DriverRegistry } from './registry.ts';
+import type { RemoteCredential } from './remote-access.ts';
+import { canonicalUrl, isUrl } from './remote-url.ts';
 import type { RestartJournal } from './restart-journal.ts';
 import type { Secrets } from './secrets.ts';
 
@@ -34,10 +37,13 @@ export interface GraphOptions {
   readonly secrets: Secrets | null;
   /** The restart journal of a file that is opened for writing; null for offline tools. */
   readonly journalFor: ((file: FileIdentity) => Promise<RestartJournal>) | null;
+  /** What servers may want to see. */
+  readonly credentials?: readonly RemoteCredential[];
 }
 
 /** Which file a path stands for. */
 export interface FileIdentity {
+  /** Of a remote image its canonical URL, which is its identity; device and inode only stand for it. */
   readonly path: string;
   readonly device: number;
   readonly inode: number;
@@ -241,7 +247,8 @@ export class Graph {
     const { registry, locks } = this.#options;
     if (!exclusive) this.#exclusive.refuse(keyOf(identity), identity.path);
     if (readOnly) await this.#takeUpLeftover(request);
-    const lock = await locks.acquire(identity.path, readOnly ? 'read' : 'write');
+    const lockable = isUrl(identity.path) ? noLocks : locks;
+    const lock = await lockable.acquire(identity.path, readOnly ? 'read' : 'write');
     let file: Node | null = null;
     let node: Node | null = null;
     try {
@@ -291,10 +298,11 @@ export class Graph {
   }
 
   async #openFile(identity: FileIdentity, readOnly: boolean): Promise<Node> {
-    const descriptor = this.#options.registry.protocol('file');
-    const { cache, log } = this.#options;
+    const { cache, log, registry, credentials = [] } = this.#options;
     const { path } = identity;
-    const driver = await descriptor.openPath?.({ path, readOnly, create: false, cache, log });
+    const descriptor = registry.protocolFor(path);
+    const request = { path, readOnly, create: false, cache, log, credentials };
+    const driver = await descriptor.openPath?.(request);
     if (driver === undefined) throw invalidImage('no driver opens it', { path });
     const node = new Node({ name: this.#name(), path, descriptor, readOnly, file: null });
     node.attach(driver);
@@ -370,10 +378,27 @@ export class Graph {
   }
 }
 
-const keyOf = (identity: FileIdentity): string => `${identity.device}:${identity.inode}`;
+const keyOf = ({ path, device, inode }: FileIdentity): string =>
+  isUrl(path) ? path : `${device}:${inode}`;
 
-/** Errors: ENOENT and those of the host; EINVAL for what is neither a regular file nor a block device. */
+/** No device has it. */
+const REMOTE_DEVICE = -1;
+/** As many as a number holds exactly. */
+const HASH_BITS = 52;
+
+const identifyRemote = (url: string): FileIdentity => {
+  const path = canonicalUrl(url);
+  const hash = createHash('sha256').update(path).digest();
+  const inode = Number(hash.readBigUInt64BE() >> BigInt(64 - HASH_BITS));
+  return { path, device: REMOTE_DEVICE, inode };
+};
+
+/**
+ * Of a URL no server is asked. Errors: ENOENT and those of the host; EINVAL for what is neither a regular file, nor a block
+ * device, nor a valid URL.
+ */
 export const identify = async (path: string): Promise<FileIdentity> => {
+  if (isUrl(path)) return identifyRemote(path);
   const s = await stat(path).catch((error: unknown) => {
     throw toBlockError(error, { op: 'open', path });
   });

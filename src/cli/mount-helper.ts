@@ -11,6 +11,7 @@ import { spawnSync } from 'node:child_process';
 import { statSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { toBlockError } from '../base/block-error.ts';
+import { isUrl } from '../block/remote-url.ts';
 import { UsageError } from './command.ts';
 import { describeFailure } from './failure.ts';
 import { wordsOfMountOptions } from './mount-options.ts';
@@ -71,7 +72,7 @@ const parse = (given: readonly string[]): HelperLine => {
 /** Errors: what mounting there would say first. */
 const checkOnly = (line: HelperLine): void => {
   const source = line.source.replace(/^[^/=]+=/, '');
-  for (const path of [source, line.mountpoint]) {
+  for (const path of isUrl(source) ? [line.mountpoint] : [source, line.mountpoint]) {
     try {
       statSync(path);
     } catch (error) {

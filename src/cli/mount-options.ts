@@ -8,6 +8,7 @@ import type { MetricsAddress } from '../daemon/metrics-server.ts';
 import { isMountFlag } from '../daemon/mount-flags.ts';
 import { UsageError } from './command.ts';
 import { isIgnored, optionsOf } from './option-list.ts';
+import { declareRemote } from './remote-options.ts';
 import { declareSecrets } from './secrets.ts';
 import { parseSize } from './size.ts';
 
@@ -29,7 +30,8 @@ const VALUES = [
   'metrics',
 ] as const;
 
-const REPEATABLE = ['backing-dir', 'secret'] as const;
+/** May be given several times. */
+const REPEATABLE = ['backing-dir', 'secret', 'http-token-file'] as const;
 
 const MIN_THREADS = 1;
 const MAX_THREADS = 64;
@@ -37,7 +39,7 @@ const MAX_THREADS = 64;
 const MIN_CACHE_BYTES = 64 << 10;
 
 export const declareMountOptions = <T>(yargs: Argv<T>) =>
-  declareImageOptions(yargs)
+  declareRemote(declareImageOptions(yargs))
     .option('foreground', {
       alias: 'f',
       type: 'boolean',
@@ -111,7 +113,7 @@ const declareImageOptions = <T>(yargs: Argv<T>) =>
       array: true,
       default: [] as string[],
       requiresArg: true,
-      describe: 'Allow backing and data files below this directory too (repeatable)',
+      describe: 'Allow backing and data files below this directory or URL too (repeatable)',
       defaultDescription: 'only below SOURCE',
     })
     .option('socket', {

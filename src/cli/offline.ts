@@ -7,25 +7,27 @@ import { DriverRegistry } from '../block/registry.ts';
 import { Secrets } from '../block/secrets.ts';
 import type { OfflineContext } from '../image/open.ts';
 import { namingViews } from './mounted-view.ts';
+import { allowedPlaces, declareRemote, tokenFiles } from './remote-options.ts';
 import { declareObjects, declareSecrets, parseSecrets } from './secrets.ts';
 
 export interface OfflineOptions {
   readonly 'backing-dir': readonly string[];
+  readonly 'http-token-file': readonly string[];
   readonly lock: 'auto' | 'on' | 'off';
   readonly secret: readonly string[];
   readonly object: readonly string[];
 }
 
-/** `--backing-dir`, `--lock`, `--secret` and `--object`. */
+/** `--backing-dir`, `--http-token-file`, `--lock`, `--secret` and `--object`. */
 export const declareOffline = <T>(yargs: Argv<T>) =>
-  declareObjects(declareSecrets(yargs))
+  declareRemote(declareObjects(declareSecrets(yargs)))
     .option('backing-dir', {
       type: 'string',
       array: true,
       default: [] as string[],
       defaultDescription: "only the image's own directory",
       requiresArg: true,
-      describe: 'Allow backing files below this directory too (repeatable)',
+      describe: 'Allow backing files below this directory or URL too (repeatable)',
     })
     .option('lock', {
       choices: ['auto', 'on', 'off'] as const,
@@ -47,10 +49,12 @@ export const declareFormat = <T>(yargs: Argv<T>) =>
 /** The drivers are loaded here and not before: `--help` does without them. */
 export const offlineContext = async (options: OfflineOptions): Promise<OfflineContext> => {
   const { drivers } = await import('../../drivers/index.ts');
+  const { places, credentials } = allowedPlaces(options['backing-dir']);
   return {
     registry: new DriverRegistry(drivers),
     locks: await locksFor(options.lock),
-    backingDirectories: options['backing-dir'],
+    backingDirectories: places,
+    credentials: [...tokenFiles(options['http-token-file']), ...credentials],
     secrets: new Secrets(parseSecrets(options.secret, options.object), { keep: true }),
   };
 };

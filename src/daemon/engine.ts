@@ -54,7 +54,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   const cacheBytes = config.cacheBytes * IMAGE_SHARE;
   const registry = new DriverRegistry(drivers);
   const locks = lock === 'off' ? noLocks : link;
-  const { backingDirectories } = config;
+  const { backingDirectories, credentials } = config;
   const gate = await sourceGate({ sources, backingDirectories, mountpoint });
   const journalFor = createJournalFactory({ directory: config.journalDirectory, log });
   const secrets = new Secrets(config.secrets, { keep: false });
@@ -68,6 +68,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     discard,
     secrets,
     journalFor,
+    credentials,
   });
   const catalog = await openCatalog({
     sources,
@@ -75,6 +76,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     registry,
     gate,
     locks,
+    credentials,
     log,
     mountpoint,
     readOnly: config.readOnly,

@@ -7,6 +7,7 @@ import type { InitOutcome } from '../../mount/kernel/init.ts';
 import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import type { BlockErrorWire } from '../base/block-error.ts';
 import type { LockMode } from '../block/image-locks.ts';
+import type { RemoteCredential } from '../block/remote-access.ts';
 import type { SecretSource } from '../block/secrets.ts';
 import type { MetricsAddress } from './metrics-server.ts';
 
@@ -23,7 +24,10 @@ export interface EngineConfig {
   readonly cache: 'writeback' | 'none' | 'unsafe';
   readonly cacheBytes: number;
   readonly format: string | null;
+  /** And URLs. */
   readonly backingDirectories: readonly string[];
+  /** What servers may want to see: never shown. */
+  readonly credentials: readonly RemoteCredential[];
   readonly discard: 'unmap' | 'ignore';
   /** `--secret`: where keys are, never the keys. */
   readonly secrets: readonly SecretSource[];

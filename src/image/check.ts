@@ -43,6 +43,7 @@ export const checkImage = async (
 ): Promise<Checked | null> => {
   await identify(path);
   await using opened = await openFile(path, format, context, { writable: repair !== 'none' });
+  const { file } = opened;
   const { check, name } = opened.format;
   if (check === undefined) return null;
   const images: OpenedImage[] = [];
@@ -52,8 +53,8 @@ export const checkImage = async (
       images.push(image);
       return image.root;
     };
-    const result = await check({ file: opened.file, path, repair, openImage: openAll });
-    return { report: toReport(path, name, result), findings: result.findings };
+    const result = await check({ file, path: file.path, repair, openImage: openAll });
+    return { report: toReport(file.path, name, result), findings: result.findings };
   } finally {
     for (const image of images) await image[Symbol.asyncDispose]();
   }

@@ -11,10 +11,11 @@ import { alignUp } from '../base/range.ts';
 import type { BackingLink, CreatePlan, DriverDescriptor } from '../block/driver.ts';
 import { identify } from '../block/graph.ts';
 import { Node } from '../block/node.ts';
+import { isUrl, withoutPassword } from '../block/remote-url.ts';
 import type { Secret } from '../block/secrets.ts';
 import { chainOf } from './chain.ts';
 import { type NamedDataFile, openNamedDataFile } from './named-data-file.ts';
-import { type OfflineContext, openBackingOf } from './open.ts';
+import { type OfflineContext, openBackingOf, refusePassword } from './open.ts';
 
 export interface CreateImageRequest {
   readonly path: string;
@@ -41,8 +42,9 @@ export const createImage = async (
 ): Promise<number> => {
   const { path } = request;
   const descriptor = context.registry.format(request.format);
+  refusePassword(request.backing, path);
   const refused = reasonToRefuse(request, descriptor);
-  if (refused !== null) throw wrong(refused, path);
+  if (refused !== null) throw wrong(refused, withoutPassword(path));
   await using backing = await openBacking(request, context);
   await using dataFile = await openNamedDataFile(request, descriptor, context);
   const virtualSizeBytes = sizeOf(request, dataFile, backing?.root ?? null);
@@ -92,6 +94,7 @@ const sizeOf = (
 
 const reasonToRefuse = (r: CreateImageRequest, d: DriverDescriptor): string | null => {
   if (d.create === undefined) return `format ${d.name} cannot be created`;
+  if (isUrl(r.path)) return 'images are made as files of this machine, not on a server';
   if (r.backing === null) return null;
   if (d.capabilities.backing !== true) return `format ${d.name} has no backing files`;
   if (r.backing.filename === '') return 'the name of the backing file is empty';
@@ -108,6 +111,7 @@ const openBacking = async (request: CreateImageRequest, context: OfflineContext)
 // An overlay that outlives a power cut names a chain that has outlived it too.
 const syncChain = async (backing: Node | null): Promise<void> => {
   for (const node of chainOf(backing)) {
+    if (isUrl(node.path)) continue;
     const file = await open(node.path, 'r');
     try {
       await file.datasync();

@@ -5,6 +5,7 @@ import type { ImageDescription, SnapshotDescription } from '../block/driver.ts';
 import { readFileName } from '../block/file-name.ts';
 import { type FileIdentity, identify, MAX_CHAIN_DEPTH } from '../block/graph.ts';
 import type { OpenGate } from '../block/open-gate.ts';
+import { withoutPassword } from '../block/remote-url.ts';
 import { gateFor, type OfflineContext, openFile } from './open.ts';
 
 /** One image. Fields that do not apply are absent, as in `qemu-img`. */
@@ -12,8 +13,8 @@ export interface ImageInfo {
   readonly filename: string;
   readonly format: string;
   readonly 'virtual-size': number;
-  /** Bytes taken on the host. */
-  readonly 'actual-size': number;
+  /** Bytes taken on the host; absent for what lies on a server. */
+  readonly 'actual-size'?: number;
   readonly 'dirty-flag': boolean;
   readonly 'cluster-size'?: number;
   readonly encrypted?: true;
@@ -64,21 +65,22 @@ const describe = async (
   const { description, allocatedBytes } = await inspectFile(path, format, context);
   const gate = await gateFor(path, context);
   const size = await virtualSizeOf(description, path, { ...context, gate }, 0);
-  return toInfo(shown, description, size, allocatedBytes);
+  return toInfo(withoutPassword(shown), description, size, allocatedBytes);
 };
 
 const inspectFile = async (
   path: string,
   format: string | null,
   context: OfflineContext,
-): Promise<{ readonly description: ImageDescription; readonly allocatedBytes: number }> => {
+): Promise<{ readonly description: ImageDescription; readonly allocatedBytes: number | null }> => {
   await using opened = await openFile(path, format, context);
   const { inspect, name } = opened.format;
   if (inspect === undefined) {
     throw new BlockError({ kind: 'unsupported', message: `format ${name} has no info`, path });
   }
-  const description = await inspect(opened.file, path);
-  return { description, allocatedBytes: await opened.file.driver.allocatedBytes() };
+  const { driver } = opened.file;
+  const description = await inspect(opened.file, opened.file.path);
+  return { description, allocatedBytes: driver.remote ? null : await driver.allocatedBytes() };
 };
 
 /** Of an image whose header does not say it, that of its data file, which is looked at and no more. */
@@ -150,7 +152,7 @@ export const toInfo = (
   path: string,
   d: ImageDescription,
   virtualSizeBytes: number,
-  actualBytes: number,
+  actualBytes: number | null,
 ): ImageInfo => ({
   ...(d.backing === null
     ? {}
@@ -164,7 +166,7 @@ export const toInfo = (
   filename: path,
   ...(d.clusterBytes === null ? {} : { 'cluster-size': d.clusterBytes }),
   format: d.format,
-  'actual-size': actualBytes,
+  ...(actualBytes === null ? {} : { 'actual-size': actualBytes }),
   ...(d.encrypted ? { encrypted: true as const } : {}),
   ...(d.compressed ? { compressed: true as const } : {}),
   ...(d.formatSpecific === null

@@ -3,25 +3,30 @@
  * the locks, like a mount does.
  */
 import { dirname, resolve } from 'node:path';
+import { BlockError } from '../base/block-error.ts';
 import { createLog, silentLog } from '../base/log.ts';
 import type { BackingLink, DriverDescriptor } from '../block/driver.ts';
 import { readFileName } from '../block/file-name.ts';
 import { Graph } from '../block/graph.ts';
-import type { ImageLocks } from '../block/image-locks.ts';
+import { type ImageLocks, noLocks } from '../block/image-locks.ts';
 import { Node } from '../block/node.ts';
-import { type OpenGate, openGate } from '../block/open-gate.ts';
+import { type OpenGate, openGate, placesBeside } from '../block/open-gate.ts';
 import { probeFormat } from '../block/probe.ts';
 import type { DriverRegistry } from '../block/registry.ts';
+import { type RemoteCredential, splitCredential } from '../block/remote-access.ts';
+import { fileNameOfUrl, isUrl, parseUrl, withoutPassword } from '../block/remote-url.ts';
 import type { Secrets } from '../block/secrets.ts';
 
 /** What every offline command is given by the command line. */
 export interface OfflineContext {
   readonly registry: DriverRegistry;
   readonly locks: ImageLocks;
-  /** `--backing-dir`: directories that headers may name files in, besides the image's own. */
+  /** `--backing-dir`: directories and URLs that headers may name files in, besides the image's own. */
   readonly backingDirectories: readonly string[];
   /** `--secret`: keys of encrypted images. */
   readonly secrets: Secrets;
+  /** What servers may want to see, besides what stands in the image's own URL. */
+  readonly credentials?: readonly RemoteCredential[];
 }
 
 /** An opened image with its chain; closes with `using`. */
@@ -34,13 +39,42 @@ const CACHE_BYTES = 8 << 20;
 
 /** The gate of an image: its own directory and the allowed ones. */
 export const gateFor = (path: string, context: OfflineContext): Promise<OpenGate> =>
-  openGate([dirname(path), ...context.backingDirectories]);
+  openGate([...placesBeside(path), ...context.backingDirectories]);
+
+/** Errors: EINVAL for a URL with user or password: they would stand in the image, for everybody to read. */
+export const refusePassword = (link: BackingLink | null, path: string): void => {
+  if (link === null || !isUrl(link.filename)) return;
+  const { username, password } = parseUrl(link.filename);
+  if (username === '' && password === '') return;
+  throw new BlockError({
+    kind: 'bad-request',
+    message: 'the URL of its backing image would put a user or password into the image',
+    hint: 'leave them out, and give them in the URL of --backing-dir',
+    path: withoutPassword(path),
+  });
+};
+
+interface Place {
+  /** A URL has no user and password here. */
+  readonly path: string;
+  readonly credentials: readonly RemoteCredential[];
+}
+
+const placeOf = (given: string, context: OfflineContext): Place => {
+  const credentials = context.credentials ?? [];
+  if (!isUrl(given)) return { path: given, credentials };
+  const { url, credential } = splitCredential(given);
+  return {
+    path: url,
+    credentials: credential === null ? credentials : [credential, ...credentials],
+  };
+};
 
 /** A file of this name is never probed: its first bytes are its guest's to write. */
 const RAW_NAME = /\.raw$/i;
 
 const declaredFormat = (path: string, format: string | null): string | null =>
-  format ?? (RAW_NAME.test(path) ? 'raw' : null);
+  format ?? (RAW_NAME.test(isUrl(path) ? fileNameOfUrl(path) : path) ? 'raw' : null);
 
 export interface OpenOptions {
   /** The top of the chain is opened for writing. */
@@ -56,11 +90,12 @@ export interface OpenOptions {
  * in `.raw`. Errors: those of `Graph.open`; a lock that another program holds is EBUSY.
  */
 export const openImage = async (
-  path: string,
+  given: string,
   format: string | null,
   context: OfflineContext,
   options: OpenOptions = {},
 ): Promise<OpenedImage> => {
+  const { path, credentials } = placeOf(given, context);
   const graph = new Graph({
     registry: context.registry,
     gate: await gateFor(path, context),
@@ -72,6 +107,7 @@ export const openImage = async (
     discard: 'unmap',
     secrets: options.withoutKey === true ? null : context.secrets,
     journalFor: null,
+    credentials,
   });
   const root = await graph.open({
     path,
@@ -88,8 +124,9 @@ export const openBackingOf = (
   { filename, format }: BackingLink,
   context: OfflineContext,
 ): Promise<OpenedImage> => {
-  const named = readFileName(filename, path);
-  return openImage(resolve(dirname(path), named.name), format ?? named.format, context);
+  const { name, isPath, format: said } = readFileName(filename, path);
+  const isWhole = !isPath && isUrl(name);
+  return openImage(isWhole ? name : resolve(dirname(path), name), format ?? said, context);
 };
 
 /** Several opened images; closes them all with `using`. */
@@ -128,14 +165,16 @@ export interface OpenedFile extends AsyncDisposable {
  * Errors: EBUSY for a lock, those of the host, kind invalid-image for a file that two formats claim.
  */
 export const openFile = async (
-  path: string,
+  given: string,
   format: string | null,
   context: OfflineContext,
   options: { readonly writable?: boolean } = {},
 ): Promise<OpenedFile> => {
   const readOnly = options.writable !== true;
-  const { registry, locks } = context;
-  const descriptor = registry.protocol('file');
+  const { path, credentials } = placeOf(given, context);
+  const { registry } = context;
+  const descriptor = registry.protocolFor(path);
+  const locks = isUrl(path) ? noLocks : context.locks;
   const lock = await locks.acquire(path, readOnly ? 'read' : 'write');
   const file = new Node({ name: 'file', path, descriptor, readOnly, file: null });
   try {
@@ -145,6 +184,7 @@ export const openFile = async (
       create: false,
       cache: 'writeback',
       log: silentLog,
+      credentials,
     } as const;
     const driver = await descriptor.openPath?.(request);
     if (driver !== undefined) file.attach(driver);

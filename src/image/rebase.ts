@@ -12,8 +12,9 @@ import { guestOffset } from '../base/units.ts';
 import type { BackingLink } from '../block/driver.ts';
 import { identify } from '../block/graph.ts';
 import type { Node } from '../block/node.ts';
+import { isUrl } from '../block/remote-url.ts';
 import { chainOf } from './chain.ts';
-import { type OfflineContext, openBackingOf, openImage } from './open.ts';
+import { type OfflineContext, openBackingOf, openImage, refusePassword } from './open.ts';
 
 export interface RebaseRequest {
   readonly path: string;
@@ -34,6 +35,7 @@ export const rebaseImage = async (
   context: OfflineContext,
 ): Promise<void> => {
   const { path, backing, unsafe } = request;
+  refusePassword(backing, path);
   const options = { writable: true, withoutBacking: unsafe, withoutKey: unsafe };
   await using image = await openImage(path, request.format, context, options);
   const { root } = image;
@@ -126,6 +128,7 @@ const keepDifference = async (
 
 // The image names it from now on: it survives a power cut first.
 const syncFile = async (path: string): Promise<void> => {
+  if (isUrl(path)) return;
   const file = await open(path, 'r');
   try {
     await file.datasync();

@@ -21,6 +21,8 @@ export interface Subject {
   readonly secrets?: (directory: string) => readonly SecretSource[];
   /** Throws when the finished image is not sound. */
   readonly verify: (path: string) => Promise<void>;
+  /** Serves the file at a path for the test: the URL by which it is opened. */
+  readonly serve?: (t: Cleanup, path: string) => Promise<string>;
 }
 
 const DISK_BYTES = 1 << 20;
@@ -28,7 +30,9 @@ const DISK_BYTES = 1 << 20;
 interface Opened {
   readonly graph: Graph;
   readonly node: Node;
+  /** Of the file, or the URL that it is served by. */
   readonly path: string;
+  readonly file: string;
 }
 
 const pattern = (length: number, seed: number): Uint8Array => {
@@ -57,15 +61,16 @@ const defineTests = (subject: Subject, variant: Subject['variants'][number]): vo
 
   const opened = async (t: Cleanup, readOnly = false): Promise<Opened> => {
     const directory = await scratchDirectory(t);
-    const path = `${directory}/disk.${name}`;
-    await variant.make(path, DISK_BYTES);
+    const file = `${directory}/disk.${name}`;
+    await variant.make(file, DISK_BYTES);
+    const path = (await subject.serve?.(t, file)) ?? file;
     const graph = await testGraph({ directory, secrets: subject.secrets?.(directory) ?? [] });
     const node = await graph.open({ path, format: name, readOnly });
-    return { graph, node, path };
+    return { graph, node, path, file };
   };
-  const finished = async ({ graph, node, path }: Opened): Promise<void> => {
+  const finished = async ({ graph, node, file }: Opened): Promise<void> => {
     await graph.close(node);
-    await verify(path);
+    await verify(file);
   };
 
   test(title('what was written is read, at every alignment'), async (t) => {

@@ -95,6 +95,12 @@ export class HttpOrigin {
   }
 
   #answer(request: IncomingMessage, response: ServerResponse): void {
+    // QEMU asks so for the length.
+    if (request.method === 'HEAD') {
+      const headers = { 'content-length': this.content.length, 'accept-ranges': 'bytes' };
+      response.writeHead(200, headers).end();
+      return;
+    }
     const range = RANGE.exec(request.headers.range ?? '');
     const asked: Asked = {
       path: request.url ?? '',

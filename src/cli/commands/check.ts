@@ -1,6 +1,7 @@
 /** `vdiskfs check`: whether an image's tables are consistent. */
 
 import { printable } from '../../base/log.ts';
+import { withoutPassword } from '../../block/remote-url.ts';
 import { type CheckReport, checkImage } from '../../image/check.ts';
 import { defineCommand } from '../command.ts';
 import { CHECK_EXIT } from '../exit-codes.ts';
@@ -31,7 +32,7 @@ export const command = defineCommand({
       repair: options.repair ?? 'none',
     });
     if (checked === null) {
-      const subject = printable(options.file);
+      const subject = printable(withoutPassword(options.file));
       process.stderr.write(`vdiskfs: ${subject}: its format has no check\n`);
       return CHECK_EXIT.unsupported;
     }

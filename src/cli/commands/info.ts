@@ -36,7 +36,7 @@ const describe = (info: ImageInfo): string => {
     `image: ${info.filename}`,
     `file format: ${info.format}`,
     `virtual size: ${formatSize(info['virtual-size'])} (${info['virtual-size']} bytes)`,
-    `disk size: ${formatSize(info['actual-size'])}`,
+    `disk size: ${diskSize(info)}`,
   ];
   if (info.encrypted) lines.push('encrypted: yes');
   const cluster = info['cluster-size'];
@@ -51,6 +51,9 @@ const describe = (info: ImageInfo): string => {
   }
   return `${lines.join('\n')}\n`;
 };
+
+const diskSize = ({ 'actual-size': bytes }: ImageInfo): string =>
+  bytes === undefined ? 'unavailable' : formatSize(bytes);
 
 const describeBacking = (info: ImageInfo): string[] => {
   const name = info['backing-filename'];

@@ -1,7 +1,9 @@
 /** `vdiskfs mount`: shows images as flat raw files, and leaves a daemon that serves them. */
 import { existsSync, realpathSync, statSync } from 'node:fs';
-import { isAbsolute, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { BlockError, toBlockError } from '../../base/block-error.ts';
+import { type RemoteCredential, splitCredential } from '../../block/remote-access.ts';
+import { isUrl } from '../../block/remote-url.ts';
 import { type SecretSource, Secrets } from '../../block/secrets.ts';
 import { startDaemon, stayInForeground } from '../../daemon/launch.ts';
 import { flagsOf } from '../../daemon/mount-flags.ts';
@@ -17,11 +19,14 @@ import {
   parseThreads,
 } from '../mount-options.ts';
 import { print } from '../print.ts';
+import { allowedPlaces, tokenFiles } from '../remote-options.ts';
 import { parseSecrets } from '../secrets.ts';
 
 interface Source {
   readonly name: string | null;
+  /** Real and absolute, or a URL without user and password. */
   readonly path: string;
+  readonly credential: RemoteCredential | null;
 }
 
 export const command = defineCommand({
@@ -32,10 +37,11 @@ export const command = defineCommand({
         array: true,
         demandOption: true,
         describe:
-          'SOURCE... MOUNTPOINT: directories of images or image files, each optionally as NAME=SOURCE',
+          'SOURCE... MOUNTPOINT: directories of images, image files or URLs, each optionally as NAME=SOURCE',
       })
       .example('$0 mount images/ /mnt/disks', 'Each image of the directory as NAME.raw')
       .example('$0 mount --read-only root=disk.qcow2 /mnt/disks', 'One image, shown as root.raw')
+      .example('$0 mount http://host/disk.qcow2 /mnt/disks', 'An image of a web server')
       .example('$0 images/ /mnt/disks -o ro,allow_other', 'As mount(8) and fstab call it'),
   run: async (options) => {
     const paths = options.paths ?? [];
@@ -44,12 +50,18 @@ export const command = defineCommand({
     if (mountpointGiven === undefined || given.length === 0)
       throw new UsageError('a SOURCE and a MOUNTPOINT are needed');
     const sources = given.map(parseSource);
+    const allowed = allowedPlaces(options['backing-dir']);
     await cleanDeadMount(resolve(mountpointGiven));
     const mountpoint = requireFreeMountpoint(mountpointGiven);
     const runtime = prepareRuntime(mountpoint);
     const config: SupervisorConfig = {
       mountpoint,
-      sources,
+      sources: sources.map(({ name, path }) => ({ name, path })),
+      credentials: [
+        ...tokenFiles(options['http-token-file']),
+        ...allowed.credentials,
+        ...sources.flatMap(({ credential }) => (credential === null ? [] : [credential])),
+      ],
       sourceLabel: sources[0]?.path ?? '',
       readOnly: options['read-only'],
       allowOther: options['allow-other'],
@@ -59,7 +71,7 @@ export const command = defineCommand({
       cache: options.cache,
       cacheBytes: parseCacheSize(options['l2-cache-size']),
       format: formatOf(options.format, sources),
-      backingDirectories: options['backing-dir'].map((d) => requireDirectory(d)),
+      backingDirectories: allowed.places.map((d) => requireDirectory(d)),
       discard: options.discard,
       secrets: await secretsFor(parseSecrets(options.secret), sources),
       allowShrink: options['allow-shrink'],
@@ -123,24 +135,26 @@ const announce = async (mountpoint: string, warnings: readonly string[]): Promis
 const parseSource = (text: string): Source => {
   const named = existsSync(text) ? null : /^(?<name>[^/=]+)=(?<path>.+)$/.exec(text)?.groups;
   const path = named?.['path'] ?? text;
-  if (/^[a-z][a-z0-9+-]*:\/\//i.test(path))
-    throw new UsageError('URLs are not supported yet', path);
+  const name = named?.['name'] ?? null;
+  if (isUrl(path)) {
+    const { url, credential } = splitCredential(path);
+    return { name, path: url, credential };
+  }
   if (!existsSync(path))
     throw new BlockError({ kind: 'not-found', message: 'no such file or directory', path });
-  return { name: named?.['name'] ?? null, path: realpathSync(path) };
+  return { name, path: realpathSync(path), credential: null };
 };
 
 const formatOf = (format: string | undefined, sources: readonly Source[]): string | null => {
   if (format === undefined) return null;
   const [only] = sources;
-  if (sources.length === 1 && only !== undefined && !statSync(only.path).isDirectory())
-    return format;
+  const isFile = only !== undefined && (isUrl(only.path) || !statSync(only.path).isDirectory());
+  if (sources.length === 1 && isFile) return format;
   throw new UsageError('names the format of a SOURCE that is one file', '--format');
 };
 
 const requireDirectory = (path: string): string => {
-  if (!isAbsolute(path) && /^[a-z][a-z0-9+-]*:\/\//i.test(path))
-    throw new UsageError('URLs are not supported yet', path);
+  if (isUrl(path)) return path;
   try {
     return realpathSync(path);
   } catch (error) {

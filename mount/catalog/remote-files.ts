@@ -1,0 +1,23 @@
+/** The files of an open chain that lie on servers. */
+import type { RemoteState } from '../../src/block/driver.ts';
+import type { Node } from '../../src/block/node.ts';
+
+export interface RemoteFile {
+  readonly path: string;
+  readonly state: RemoteState;
+}
+
+/** Those of an image, of the files that hold its bytes, and of what lies below it. */
+export const remoteFilesOf = (root: Node | null): RemoteFile[] => {
+  const files: RemoteFile[] = [];
+  for (let node = root; node !== null; node = node.backing) {
+    const state = node.file?.driver.remote;
+    if (state !== undefined) files.push({ path: node.path, state });
+    for (const dataFile of node.dataFiles) files.push(...remoteFilesOf(dataFile));
+  }
+  return files;
+};
+
+/** Closing the chain while nobody uses it loses nothing: whether its servers have the same still shows when it is opened again. */
+export const canBeToldAgain = (root: Node | null): boolean =>
+  remoteFilesOf(root).every(({ state }) => state.version !== null);
