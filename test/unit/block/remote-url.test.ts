@@ -87,6 +87,10 @@ test('names in headers lead below allowed URLs and nowhere else', async () => {
   assert.equal(await resolve('a#b?c d.raw'), 'http://h/images/a%23b%3Fc%20d.raw');
   assert.equal(await resolve('sub/../x'), 'http://h/images/x');
   assert.equal(await resolve('http://h/images/y', '/nowhere/top'), 'http://h/images/y');
+  assert.equal(
+    await resolve('json:{"driver":"qcow2","file":{"driver":"http","url":"http://h/images/z"}}'),
+    'http://h/images/z',
+  );
   assert.equal(await resolve('nbd://h:10809/base'), 'nbd://h/base');
   for (const [name, from, message] of [
     ['../secret', referrer, /below no allowed URL/],
@@ -97,7 +101,7 @@ test('names in headers lead below allowed URLs and nowhere else', async () => {
     ['base', 'nbd+unix:///top?socket=/s', /nothing beside an export/],
     ['nbd://h/based', referrer, /below no allowed URL/],
     ['ftp://h/images/x', referrer, /below no allowed URL/],
-    ['json:{"driver":"http"}', referrer, /may not name a 'json:' source/],
+    ['json:{"driver":"http","url":"http://other/x"}', referrer, /below no allowed URL/],
     ['/etc/passwd', referrer, /outside the allowed directories/],
   ] as const) {
     await assert.rejects(resolve(name, from), (error: unknown) => {
