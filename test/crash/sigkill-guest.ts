@@ -13,7 +13,7 @@ import { LANES, nextOperation } from './sigkill-operations.ts';
 const [image = '', directory = '', journalDirectory = '', seedText = '0'] = process.argv.slice(2);
 
 const graph = await testGraph({ directory, journalDirectory, cacheBytes: 64 << 10 });
-const node = await graph.open({ path: image, format: 'qcow2', readOnly: false });
+const node = await graph.open({ path: image, format: null, readOnly: false });
 writeSync(1, 'open\n');
 
 const runLane = async (lane: number): Promise<void> => {

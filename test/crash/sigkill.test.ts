@@ -1,96 +1,18 @@
 /** SIGKILL of the engine at any moment: every answered write is there when the image is opened again, and the image is sound. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { fileURLToPath } from 'node:url';
 import { seededRandom } from '../../src/base/random.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import { qemuImg } from '../support/qemu-img.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
-import { LANES, nextOperation, type Operation } from './sigkill-operations.ts';
+import { expected, runAndKill, settle } from './sigkill-judge.ts';
 
 const DISK_BYTES = 2 << 20;
 const KILLS = countOf(6);
-const GUEST = fileURLToPath(new URL('./sigkill-guest.js', import.meta.url));
-
-/** Begun and answered operations of each lane. */
-interface Progress {
-  readonly begun: number[];
-  readonly done: number[];
-}
-
-/** Starts the guest and kills it `afterMs` after it has opened the image. */
-const runAndKill = (args: readonly string[], afterMs: number): Promise<Progress> =>
-  new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [GUEST, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
-    let text = '';
-    let complaints = '';
-    let armed = false;
-    child.stderr.on('data', (chunk: Buffer) => {
-      complaints += chunk.toString('utf8');
-    });
-    child.stdout.on('data', (chunk: Buffer) => {
-      text += chunk.toString('utf8');
-      if (armed || !text.startsWith('open\n')) return;
-      armed = true;
-      setTimeout(() => child.kill('SIGKILL'), afterMs);
-    });
-    child.once('error', reject);
-    child.once('close', (code, signal) => {
-      if (signal !== 'SIGKILL') reject(new Error(`the guest ended with ${code}: ${complaints}`));
-      else resolve(progressOf(text));
-    });
-  });
-
-const progressOf = (text: string): Progress => {
-  const begun = new Array<number>(LANES).fill(0);
-  const done = new Array<number>(LANES).fill(0);
-  for (const line of text.split('\n')) {
-    const [what, lane, index] = line.split(' ');
-    if (what === 'begin') begun[Number(lane)] = Number(index) + 1;
-    if (what === 'done') done[Number(lane)] = Number(index) + 1;
-  }
-  return { begun, done };
-};
-
-/** The content that must be there; what was under way in each lane may be there too. */
-const expected = (
-  start: Uint8Array,
-  seed: number,
-  progress: Progress,
-): { content: Uint8Array; open: Operation[] } => {
-  const content = Uint8Array.from(start);
-  const open: Operation[] = [];
-  for (let lane = 0; lane < LANES; lane++) {
-    const random = seededRandom(seed + lane);
-    for (let i = 0; i < (progress.begun[lane] ?? 0); i++) {
-      const op = nextOperation(random, lane, DISK_BYTES);
-      if (i < (progress.done[lane] ?? 0)) content.set(op.bytes, op.offset);
-      else open.push(op);
-    }
-  }
-  return { content, open };
-};
-
-const settle = (
-  content: Uint8Array,
-  open: readonly Operation[],
-  found: Uint8Array,
-  what: string,
-): void => {
-  for (let at = 0; at < content.length; at++) {
-    if (found[at] === content[at]) continue;
-    const isOpen = open.some(
-      (o) =>
-        at >= o.offset && at < o.offset + o.bytes.length && o.bytes[at - o.offset] === found[at],
-    );
-    assert.ok(isOpen, `${what}: byte ${at} is ${found[at]}, answered as ${content[at]}`);
-  }
-};
 
 for (const options of [
   'cluster_size=4k',

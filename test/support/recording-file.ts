@@ -30,7 +30,20 @@ export const NEVER = Number.POSITIVE_INFINITY;
 export class FileLog {
   readonly changes: LoggedChange[] = [];
   readonly flushes: LoggedFlush[] = [];
-  events = 0;
+  readonly #clock: { events: number };
+
+  /** Files with one clock are cut at the same moment. */
+  constructor(clock: { events: number } = { events: 0 }) {
+    this.#clock = clock;
+  }
+
+  get events(): number {
+    return this.#clock.events;
+  }
+
+  set events(events: number) {
+    this.#clock.events = events;
+  }
 
   async change<T>(change: Change, run: () => Promise<T>): Promise<T> {
     const logged: LoggedChange = { change, begun: this.events++, ended: NEVER };
@@ -56,10 +69,14 @@ export interface RecordingOptions {
   readonly dropsFlush?: (index: number) => boolean;
 }
 
-export const recordingFile = (options: RecordingOptions): DriverDescriptor => ({
-  ...hostFile,
+/** `below`: what opens the file, another recorder perhaps. */
+export const recordingFile = (
+  options: RecordingOptions,
+  below: DriverDescriptor = hostFile,
+): DriverDescriptor => ({
+  ...below,
   openPath: async (request) => {
-    const instance = present(await hostFile.openPath?.(request), 'the file driver opens paths');
+    const instance = present(await below.openPath?.(request), 'the file driver opens paths');
     return request.path === options.path ? recording(instance, options) : instance;
   },
 });
