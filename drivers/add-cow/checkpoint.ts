@@ -9,6 +9,7 @@
  * A cut before 3 leaves the old bits, and what was written under them is not read. Inside 3 each sector of bits is old or
  * new, and every set bit has its bytes on disk.
  */
+import { bitmapBytesOf } from './bitmap.ts';
 import type { ImageState } from './state.ts';
 
 /** Errors: EIO, ENOSPC; what was dirty stays so. */
@@ -19,6 +20,9 @@ export const runCheckpoint = async (state: ImageState): Promise<void> => {
   await image.flush();
   if (snapshots.length > 0) {
     const clusters = Math.max(state.clusters, state.plannedClusters ?? 0);
+    // One that ends early is made whole.
+    const bytes = state.header.headerBytes + bitmapBytesOf(clusters, state.clusterBytes);
+    if (file.lengthBytes < bytes) await file.resize(bytes);
     for (const snapshot of snapshots) await bitmap.write(snapshot, clusters);
     await file.flush();
     bitmap.written(snapshots);

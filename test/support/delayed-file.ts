@@ -10,11 +10,15 @@ export interface Interference {
   before: (operation: FileOperation, offset: number, lengthBytes: number) => Promise<void>;
 }
 
-/** `path` null: every file. */
-export const delayedFile = (path: string | null, interference: Interference): DriverDescriptor => ({
-  ...hostFile,
+/** `path` null: every file. `below`: what opens the file, another of these perhaps. */
+export const delayedFile = (
+  path: string | null,
+  interference: Interference,
+  below: DriverDescriptor = hostFile,
+): DriverDescriptor => ({
+  ...below,
   openPath: async (request) => {
-    const inner = present(await hostFile.openPath?.(request), 'the file driver opens paths');
+    const inner = present(await below.openPath?.(request), 'the file driver opens paths');
     return path === null || request.path === path ? interfered(inner, interference) : inner;
   },
 });
