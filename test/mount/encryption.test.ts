@@ -13,7 +13,7 @@ import {
 } from '../support/encrypted.ts';
 import { failingTool, sha256, tool } from '../support/file-tools.ts';
 import { eventually, refusedMount } from '../support/mounted.ts';
-import { qemuImg } from '../support/qemu-img.ts';
+import { qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { SEED } from '../support/run-parameters.ts';
 import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 import { MIB, pattern } from './suite/bytes.ts';
@@ -22,7 +22,11 @@ import { KERNEL, placeOf } from './suite/subject.ts';
 interface Status {
   readonly pid: number;
   readonly 'supervisor-pid': number;
-  readonly views: readonly { readonly name: string; readonly error: string | null }[];
+  readonly views: readonly {
+    readonly name: string;
+    readonly error: string | null;
+    readonly readOnlyReason: string | null;
+  }[];
 }
 
 const statusOf = async (mountpoint: string): Promise<Status> =>
@@ -94,6 +98,24 @@ test('without its key an encrypted view is listed and not opened, and the others
   const [locked] = (await statusOf(mounted.mountpoint)).views;
   assert.match(locked?.error ?? '', /no key was given/);
   assert.ok((await readdir(mounted.mountpoint)).includes('locked.raw'));
+  await mounted.unmount();
+});
+
+test('an image with the old encryption is a read-only view, which says why', async (t) => {
+  const place = await placeOf(t, KERNEL);
+  const image = place.image('old.qcow2');
+  const { file } = await writeKey(place.images);
+  const [object = '', key = '', flag = '', options = ''] = qemuKeyOptions(image);
+  const aes = 'encrypt.format=aes,encrypt.key-secret=key';
+  await qemuImg(['create', '-q', object, key, '-f', 'qcow2', '-o', aes, image, '1M']);
+  await qemuIo(options, ['write -P 7 100k 300k'], [object, key, flag]);
+  const mounted = await place.mount(['--secret', `id=k,file=${file}`]);
+  const view = mounted.path('old.raw');
+  await qemuDecrypt(image, `${place.root}/theirs`);
+  assert.equal(await sha256(view), await sha256(`${place.root}/theirs`));
+  await failingTool('dd', ['if=/dev/zero', `of=${view}`, 'count=1', 'conv=notrunc']);
+  const [status] = (await statusOf(mounted.mountpoint)).views;
+  assert.match(status?.readOnlyReason ?? '', /old AES encryption/);
   await mounted.unmount();
 });
 

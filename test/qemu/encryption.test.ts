@@ -173,6 +173,62 @@ describe('encrypted images', () => {
     assert.ok(content.equals(model));
   });
 
+  test('a snapshot of an encrypted image is made, shown and applied as QEMU does it', async () => {
+    const image = at('snapshots.qcow2');
+    await makeLuksImage(image, { bytes: 1 << 20 });
+    await keyed(image, ['write -P 1 0 300k']);
+    await run(['snapshot', '-c', 'ours', image]);
+    await withImage(image, false, (node) => node.write(guestOffset(1000), Buffer.alloc(5000, 2)));
+    const [object = '', key = '', flag = '', options = ''] = qemuKeyOptions(image);
+    await qemuImg(['snapshot', object, key, flag, '-c', 'theirs', options]);
+    await keyed(image, ['write -P 3 2000 90000']);
+    const now = await assertShared(image);
+    assert.equal(now[1500], 2);
+    assert.equal(now[50_000], 3);
+    await run(['snapshot', '-a', 'ours', image]);
+    const then = await assertShared(image);
+    assert.ok(then.subarray(0, 300 << 10).every((byte) => byte === 1));
+    await qemuImg(['snapshot', object, key, flag, '-a', 'theirs', options]);
+    const theirs = await assertShared(image);
+    assert.equal(theirs[1500], 2);
+    assert.equal(theirs[50_000], 1);
+    for (const name of ['ours', 'theirs']) await run(['snapshot', '-d', name, image]);
+    await assertShared(image);
+  });
+
+  test('the encryption header counts: its refcounts are checked and mended as QEMU does', async () => {
+    const image = at('damaged.qcow2');
+    await makeLuksImage(image, { bytes: 1 << 20 });
+    const sound = await readFile(image);
+    // The first refcount block lies in cluster 2, the header of the encryption in 4 and on.
+    const damaged = Buffer.from(sound);
+    damaged.fill(0, 2 * 65_536 + 2 * 4, 2 * 65_536 + 2 * 7);
+    await writeFile(image, damaged);
+    const accept = [2] as const;
+    const ours = (await vdiskfsJson(['check', image], accept)) as Record<string, unknown>;
+    const theirs = await qemuImgJson('check', qemuKeyOptions(image), accept);
+    assert.deepEqual({ ...ours, filename: '' }, { ...(theirs as object), filename: '' });
+    assert.equal(ours['corruptions'], 3);
+    assert.equal((await vdiskfs(['check', '-r', 'all', image])).status, 0);
+    await assertShared(image);
+    assert.ok(sound.equals(await readFile(image)));
+  });
+
+  test('converted to an encrypted image and back, content stays, and no cluster of it is in the clear', async () => {
+    const [source, image] = [at('plain.raw'), at('converted.qcow2')];
+    const bytes = Buffer.alloc(3 << 20);
+    seededRandom(SEED).fill(bytes.subarray(0, 2 << 20));
+    await writeFile(source, bytes);
+    const options = `${LUKS},encrypt.iter-time=1`;
+    await run(['convert', '-f', 'raw', '-O', 'qcow2', '-o', options, source, image]);
+    assert.ok((await assertShared(image)).equals(bytes));
+    await run(['convert', '-O', 'raw', image, at('back.raw')]);
+    assert.ok(bytes.equals(await readFile(at('back.raw'))));
+    const stored = await readFile(image);
+    for (let offset = 0; offset < 2 << 20; offset += 100_000)
+      assert.equal(stored.indexOf(bytes.subarray(offset, offset + 32)), -1);
+  });
+
   test('packed and encrypted at once is refused before anything is written over', async () => {
     const [source, target] = [at('source.raw'), at('kept.qcow2')];
     await writeFile(source, Buffer.alloc(1 << 20, 1));

@@ -19,6 +19,8 @@ export const KEY_SLOTS = 8;
 export const STRIPES = 4000;
 /** More would keep a thread busy for a minute for each key that is tried. What takes two seconds, as QEMU makes it, is some millions. */
 export const MAX_ITERATIONS = 1 << 25;
+/** Of all slots that a key is tried on, and the digests of what comes out. */
+export const MAX_WORK = 2 * MAX_ITERATIONS;
 export const DIGEST_BYTES = 20;
 export const SALT_BYTES = 32;
 
@@ -111,7 +113,13 @@ export const parseLuksHeader = (bytes: Uint8Array, place: LuksPlace): LuksHeader
     uuid: textAt(bytes, FIELD.uuid, UUID_BYTES),
     slots: Array.from({ length: KEY_SLOTS }, (_, i) => parseSlot(bytes, i, place)),
   };
-  for (const slot of header.slots) if (slot.active) checkMaterial(slot, header, place);
+  const active = header.slots.filter((slot) => slot.active);
+  for (const slot of active) checkMaterial(slot, header, place);
+  const work = active.reduce((sum, s) => sum + s.iterations + header.digestIterations, 0);
+  if (work > MAX_WORK) {
+    const message = `trying a key on its ${active.length} LUKS key slots would take ${work} iterations, more than ${MAX_WORK}`;
+    throw invalidImage(message, at(place, FIELD.slots));
+  }
   return header;
 };
 
