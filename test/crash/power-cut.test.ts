@@ -9,6 +9,8 @@ import { test } from 'node:test';
 import { type Random, seededRandom } from '../../src/base/random.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
+import { splitOptions } from '../../src/image/create-options.ts';
+import { keyOf, makeLuksImage, qemuKeyOptions } from '../support/encrypted.ts';
 import { GuestHistory } from '../support/guest-history.ts';
 import { imageAfterCut } from '../support/power-cut.ts';
 import { qemuImg, qemuIo } from '../support/qemu-img.ts';
@@ -23,6 +25,7 @@ interface Case {
   readonly sizeBytes: number;
   readonly backing: boolean;
   readonly snapshot: boolean;
+  readonly encrypted?: boolean;
 }
 
 const CASES: readonly Case[] = [
@@ -61,6 +64,14 @@ const CASES: readonly Case[] = [
     backing: false,
     snapshot: true,
   },
+  {
+    name: 'encrypted, over a backing image',
+    options: 'cluster_size=1k',
+    sizeBytes: 160 << 10,
+    backing: true,
+    snapshot: false,
+    encrypted: true,
+  },
 ];
 
 /** Cuts looked at in one workload, and writes in it. */
@@ -79,20 +90,7 @@ const makeImage = async (
     const length = c.sizeBytes - 3 * 512;
     for (let i = 0; i < length; i++) content[i] = 1 + (i % 250);
     await writeFile(backing, content.subarray(0, length));
-    await qemuImg([
-      'create',
-      '-q',
-      '-f',
-      'qcow2',
-      '-o',
-      c.options,
-      '-b',
-      backing,
-      '-F',
-      'raw',
-      image,
-      String(c.sizeBytes),
-    ]);
+    await makeOverlay(image, backing, c);
   } else
     await qemuImg(['create', '-q', '-f', 'qcow2', '-o', c.options, image, String(c.sizeBytes)]);
   if (c.snapshot) {
@@ -106,6 +104,20 @@ const makeImage = async (
     await qemuImg(['snapshot', '-c', 'before', image]);
   }
   return { image, content };
+};
+
+const makeOverlay = async (image: string, backing: string, c: Case): Promise<void> => {
+  if (c.encrypted === true) {
+    await makeLuksImage(image, {
+      bytes: c.sizeBytes,
+      options: Object.fromEntries(splitOptions(c.options)),
+      backing: { filename: backing, format: 'raw' },
+    });
+    return;
+  }
+  const below = ['-b', backing, '-F', 'raw'];
+  const options = ['-q', '-f', 'qcow2', '-o', c.options];
+  await qemuImg(['create', ...options, ...below, image, String(c.sizeBytes)]);
 };
 
 const guestStep = async (
@@ -131,8 +143,13 @@ const guestStep = async (
   history.flushes.push({ begun, answered: log.events });
 };
 
+/** How QEMU opens an image of a case. */
+const qemuOptions = (path: string, c: Case): readonly string[] =>
+  c.encrypted === true ? qemuKeyOptions(path) : ['-f', 'qcow2', path];
+
 const checkCut = async (
   path: string,
+  c: Case,
   image: Uint8Array,
   history: GuestHistory,
   cut: number,
@@ -140,11 +157,11 @@ const checkCut = async (
 ): Promise<void> => {
   await writeFile(path, image);
   // 3: leaks alone, which a power cut may leave.
-  await qemuImg(['check', '-q', '-f', 'qcow2', path], [0, 3]).catch((error: Error) => {
+  await qemuImg(['check', '-q', ...qemuOptions(path, c)], [0, 3]).catch((error: Error) => {
     throw new Error(`${what}: ${error.message}`);
   });
   const flat = `${path}.flat`;
-  await qemuImg(['convert', '-f', 'qcow2', '-O', 'raw', path, flat]);
+  await qemuImg(['convert', '-O', 'raw', ...qemuOptions(path, c), flat]);
   const found = new Uint8Array(await readFile(flat));
   assert.equal(history.firstWrong(found, cut), null, what);
 };
@@ -167,7 +184,8 @@ const runWorkload = async (
     log,
     ...(dropsFlush === undefined ? {} : { dropsFlush }),
   });
-  const graph = await testGraph({ directory, file });
+  const secrets = c.encrypted === true ? [keyOf(directory)] : [];
+  const graph = await testGraph({ directory, file, secrets });
   const node = await graph.open({ path: image, format: 'qcow2', readOnly: false });
   const history = new GuestHistory(content);
   for (let i = 0; i < WRITES; i++) await guestStep(node, random, history, log);
@@ -178,7 +196,7 @@ const runWorkload = async (
   const check = (cut: number, survivors: 'all' | 'none' | Random): Promise<void> => {
     const kind = typeof survivors === 'string' ? survivors : 'a part';
     const what = `${c.name}, seed ${SEED}: cut after event ${cut} of ${log.events}, ${kind} of the unsynced writes`;
-    return checkCut(path, imageAfterCut(start, log, cut, survivors), history, cut, what);
+    return checkCut(path, c, imageAfterCut(start, log, cut, survivors), history, cut, what);
   };
   return { log, check };
 };
