@@ -359,6 +359,7 @@ export class Catalog implements Directory {
         return 'ignored' in inspection ? null : inspection;
       },
       writerBelow: (entry) => this.#writerBelow(entry),
+      jobsOf: (view) => this.#options.jobsOf?.(view) ?? [],
       outdated: () => {
         this.#inspector.forgetRemote();
         this.#rescanSoon();

@@ -64,6 +64,7 @@ export const extendedAttributesOf = (image: {
   readonly virtualSizeBytes: number;
   readonly allocatedBytes: number;
   readonly inspection: Inspection;
+  readonly jobs: readonly object[];
 }): ReadonlyMap<string, string> => {
   const { description, driver, chain } = image.inspection;
   const values = new Map<string, string>();
@@ -75,6 +76,6 @@ export const extendedAttributesOf = (image: {
   const backing = chain[1]?.path ?? description?.backing?.filename;
   if (backing !== undefined) set('backing', backing);
   set('dirty', String(description?.dirty ?? false));
-  set('jobs', '[]');
+  set('jobs', JSON.stringify(image.jobs));
   return values;
 };

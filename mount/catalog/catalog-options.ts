@@ -6,6 +6,7 @@ import type { ImageLocks } from '../../src/block/image-locks.ts';
 import type { OpenGate } from '../../src/block/open-gate.ts';
 import type { DriverRegistry } from '../../src/block/registry.ts';
 import type { RemoteCredential } from '../../src/block/remote-access.ts';
+import type { View } from '../../src/block/view.ts';
 import type { IgnoredFile } from './listing.ts';
 
 /** In front of a key for `nodeIds`: from now on the key stands for a new id, also for engines that come later. */
@@ -32,6 +33,8 @@ export interface CatalogOptions {
   /** `user.vdiskfs.socket` and `.pid` of the root. */
   readonly socketPath: string;
   readonly pid: number;
+  /** What works on the image of a view in the background, for `user.vdiskfs.jobs`; nothing when not given. */
+  readonly jobsOf?: (view: View) => readonly object[];
   /**
    * Node ids, 2 or more, one per key in the same order; the same key has the same id for the life of the mount, unless
    * it is asked for with `RENEW_NODE_ID` in front: then it has a new one from now on, also for later engines. Keys are opaque.

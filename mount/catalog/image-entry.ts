@@ -43,6 +43,8 @@ export interface EntryContext {
   inspect(candidate: Candidate, patient: boolean): Promise<Inspection | null>;
   /** The image below this one that has handles which may write it; null for none. */
   writerBelow(entry: ImageEntry): Promise<ImageEntry | null>;
+  /** What works on it in the background. */
+  jobsOf(view: View): readonly object[];
   /** The file stands for something else than this entry now: the next scan replaces it. */
   outdated(): void;
 }
@@ -242,7 +244,11 @@ export class ImageEntry implements Entry {
 
   async extendedAttributes(): Promise<ReadonlyMap<string, string>> {
     const host = await this.#freshHost();
-    return extendedAttributesOf({ ...(await this.#sizes(host)), inspection: this.inspection });
+    return extendedAttributesOf({
+      ...(await this.#sizes(host)),
+      inspection: this.inspection,
+      jobs: this.#context.jobsOf(this.view),
+    });
   }
 
   /** Virtual size and what the image takes on the host, in bytes. */

@@ -106,7 +106,11 @@ export class SnapshotEntry implements Entry {
   }
 
   async extendedAttributes(): Promise<ReadonlyMap<string, string>> {
-    return extendedAttributesOf({ ...(await this.sizes()), inspection: this.inspection });
+    return extendedAttributesOf({
+      ...(await this.sizes()),
+      inspection: this.inspection,
+      jobs: [],
+    });
   }
 
   /** Clusters are shared with the image: what the whole file takes is what can be told. */

@@ -109,6 +109,8 @@ const runAt = (
         return { lengthBytes: m.lengthBytes, translation: ZEROES };
       }
       const inside = Math.min(m.lengthBytes, below.lengthBytes - at);
+      // What is read there has to be kept: the engine reads it.
+      if (node.copyOnRead !== null) return { lengthBytes: inside, translation: null };
       return runAt(walk, below, at, inside, false);
     }
   }

@@ -7,6 +7,7 @@ import { stat } from 'node:fs/promises';
 import { assert, present } from '../base/assert.ts';
 import { BlockError, invalidImage, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
+import { CopyOnRead } from './copy-on-read.ts';
 import type { BackingLink, DataFileLink } from './driver.ts';
 import { ExclusiveFiles } from './exclusive-files.ts';
 import { type ImageLock, type ImageLocks, noLocks } from './image-locks.ts';
@@ -35,6 +36,8 @@ export interface GraphOptions {
   readonly discard: 'unmap' | 'ignore';
   /** Keys of encrypted images. Null: they are opened without, to look at their mapping alone. */
   readonly secrets: Secrets | null;
+  /** What is read through the backing of an image that is opened for writing becomes its own. */
+  readonly copyOnRead?: boolean;
   /** The restart journal of a file that is opened for writing; null for offline tools. */
   readonly journalFor: ((file: FileIdentity) => Promise<RestartJournal>) | null;
   /** What servers may want to see. */
@@ -116,11 +119,26 @@ export class Graph {
     const layer = await this.#openLayer({ identity, format, readOnly, snapshot, above: [] });
     try {
       if (options.withoutBacking !== true) await this.#openBacking(layer, []);
+      this.#startCopyOnRead(layer.node);
       return layer.node;
     } catch (error) {
       await this.close(layer.node);
       throw error;
     }
+  }
+
+  #startCopyOnRead(node: Node): void {
+    const { copyOnRead, log } = this.#options;
+    if (copyOnRead !== true || node.readOnly || node.driver.populate === undefined) return;
+    let hasFailed = false;
+    node.copyOnRead = new CopyOnRead({
+      node,
+      failed: (error) => {
+        const reason = toBlockError(error).describe();
+        if (!hasFailed) log.warning(node.path, `what was read is not kept: ${reason}`);
+        hasFailed = true;
+      },
+    });
   }
 
   /** Closes a root and what only it used, top first. Every node is closed even when one fails; then the first error is thrown. */
@@ -334,7 +352,7 @@ export class Graph {
         node.dataFiles.push(dataFile);
         return dataFile;
       },
-      readGuest: (offset, buffer) => node.readClipped(offset, buffer),
+      readGuest: (offset, buffer) => node.readForCopy(offset, buffer),
       mappingChanged: (change) => node.notifyMappingChanged(change),
       dirtyBitmaps: node.dirtyBitmaps,
       quiesce: () => node.quiesce(),

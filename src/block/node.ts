@@ -8,6 +8,7 @@ import { assert } from '../base/assert.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { type GuestOffset, guestOffset, MAX_OFFSET } from '../base/units.ts';
 import { type BlockStatus, blockStatusOf } from './block-status.ts';
+import type { CopyOnRead } from './copy-on-read.ts';
 import { DirtyTracking } from './dirty-tracking.ts';
 import type {
   BackingLink,
@@ -55,6 +56,8 @@ export class Node {
   readonly dataFiles: Node[] = [];
   /** Called for each change of mapping, before anything it freed can be used again. */
   readonly mappingListeners = new Set<(change: MappingChange) => void>();
+  /** Keeps what is read from the backing; null: it is read again each time. Set before the first request. */
+  copyOnRead: CopyOnRead | null = null;
   /** Resolves when nobody outside this class (the data plane) still uses an older mapping. */
   shootdown: (() => Promise<void>) | null = null;
   /** What records which ranges are written. */
@@ -111,7 +114,15 @@ export class Node {
    * Fills the buffer. The range must lie inside the length (EINVAL). Errors: EIO and those of the host, with
    * this node's name.
    */
-  async read(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+  read(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    return this.#read(offset, buffer, this.copyOnRead);
+  }
+
+  async #read(
+    offset: GuestOffset,
+    buffer: Uint8Array,
+    copyOnRead: CopyOnRead | null,
+  ): Promise<void> {
     if (buffer.length === 0) return;
     this.#checkRange('read', offset, buffer.length, this.driver.lengthBytes);
     this.statistics.reads++;
@@ -119,7 +130,7 @@ export class Node {
     const token = this.epochs.enter();
     try {
       if (this.descriptor.role === 'protocol') await this.#readOwn(offset, buffer);
-      else await this.#readMapped(offset, buffer);
+      else await this.#readMapped(offset, buffer, copyOnRead);
     } catch (error) {
       throw this.#inContext(error, 'read', offset);
     } finally {
@@ -132,10 +143,20 @@ export class Node {
    * backing node is read.
    */
   async readClipped(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    await this.read(offset, this.#insideOf(offset, buffer));
+  }
+
+  /** As `readClipped`, and what comes from the backing is not kept: for a driver that reads under locks of its own. */
+  async readForCopy(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    await this.#read(offset, this.#insideOf(offset, buffer), null);
+  }
+
+  /** The part before the end; the rest is filled with zeros. */
+  #insideOf(offset: GuestOffset, buffer: Uint8Array): Uint8Array {
     if (offset + buffer.length > this.lengthBytes) this.driver.noticeGrowth?.();
     const inside = Math.max(0, Math.min(buffer.length, this.lengthBytes - offset));
     buffer.fill(0, inside);
-    await this.read(offset, buffer.subarray(0, inside));
+    return buffer.subarray(0, inside);
   }
 
   /** Writes the whole buffer. See `DriverInstance.write`. Errors: EROFS, EINVAL, ENOSPC, EIO. */
@@ -295,6 +316,7 @@ export class Node {
     if (this.#closed) return;
     const driver = this.#driver;
     try {
+      await this.copyOnRead?.settled();
       await this.epochs.quiesce();
       await driver?.close();
     } finally {
@@ -310,7 +332,11 @@ export class Node {
   }
 
   // Pieces are read at the same time: a request over many fragments costs one round trip, not one each.
-  async #readMapped(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+  async #readMapped(
+    offset: GuestOffset,
+    buffer: Uint8Array,
+    copyOnRead: CopyOnRead | null,
+  ): Promise<void> {
     const pieces: Promise<void>[] = [];
     let done = 0;
     try {
@@ -323,7 +349,7 @@ export class Node {
           'a mapping covers at least one byte and no more than was asked',
         );
         const piece = buffer.subarray(done, done + m.lengthBytes);
-        const pending = this.#readPiece(m, at, piece);
+        const pending = this.#readPiece(m, at, piece, copyOnRead);
         if (pending !== null) pieces.push(pending);
         done += m.lengthBytes;
       }
@@ -340,7 +366,12 @@ export class Node {
     for (const r of results) if (r.status === 'rejected') throw r.reason;
   }
 
-  #readPiece(m: Mapping, at: GuestOffset, piece: Uint8Array): Promise<void> | null {
+  #readPiece(
+    m: Mapping,
+    at: GuestOffset,
+    piece: Uint8Array,
+    copyOnRead: CopyOnRead | null,
+  ): Promise<void> | null {
     switch (m.kind) {
       case 'data':
         return m.file.readClipped(guestOffset(m.hostOffset), piece);
@@ -350,7 +381,9 @@ export class Node {
         piece.fill(0);
         return null;
       case 'unallocated':
-        if (this.#backing !== null) return this.#backing.readClipped(at, piece);
+        if (this.#backing !== null && at < this.#backing.lengthBytes) {
+          return copyOnRead?.read(at, piece) ?? this.#backing.readClipped(at, piece);
+        }
         piece.fill(0);
         return null;
     }

@@ -213,6 +213,8 @@ export class View {
     try {
       if (this.#active > 0) await new Promise<void>((resolve) => (this.#whenIdle = resolve));
       for (const stop of this.drainListeners) await stop();
+      // Copies of what was read outlive their readers.
+      await this.#root?.copyOnRead?.settled();
       assert(this.#active === 0, 'nothing is in flight in a drained section');
       return await change();
     } finally {

@@ -13,9 +13,16 @@ import { declareSecrets } from './secrets.ts';
 import { parseSize } from './size.ts';
 
 /** Of the contract, with what they wait for: named here so that they are refused by name and not as typing errors. */
-const NOT_YET = ['copy-on-read', 'stream', 'inactive', 'detect-zeroes', 'record', 'prefetch'];
+const NOT_YET = ['inactive', 'detect-zeroes', 'record', 'prefetch'];
 
-const BOOLEANS = ['read-only', 'allow-other', 'allow-shrink', 'passthrough', 'no-resume'] as const;
+const BOOLEANS = [
+  'read-only',
+  'allow-other',
+  'allow-shrink',
+  'passthrough',
+  'copy-on-read',
+  'no-resume',
+] as const;
 const VALUES = [
   'threads',
   'backend',
@@ -39,7 +46,7 @@ const MAX_THREADS = 64;
 const MIN_CACHE_BYTES = 64 << 10;
 
 export const declareMountOptions = <T>(yargs: Argv<T>) =>
-  declareRemote(declareImageOptions(yargs))
+  declareBackground(declareRemote(declareImageOptions(yargs)))
     .option('foreground', {
       alias: 'f',
       type: 'boolean',
@@ -86,6 +93,32 @@ export const declareMountOptions = <T>(yargs: Argv<T>) =>
       describe: 'The same options as mount(8) spells them: -o ro,allow_other,threads=4',
     });
 
+/** What goes on behind the guest's back. */
+const declareBackground = <T>(yargs: Argv<T>) =>
+  yargs
+    .option('copy-on-read', {
+      type: 'boolean',
+      default: false,
+      describe: 'Keep what is read from a backing image',
+    })
+    .option('stream', {
+      type: 'string',
+      describe:
+        'Populate every image that has a backing image, at so many bytes a second: --stream, --stream=20M',
+      defaultDescription: 'off',
+    })
+    .option('state-dir', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Where jobs keep what they need to go on after a restart',
+      defaultDescription: 'user state directory',
+    })
+    .option('resume', {
+      type: 'boolean',
+      default: true,
+      describe: 'Take up jobs that an earlier mount of the same images left (--no-resume: do not)',
+    });
+
 /** What concerns the images. */
 const declareImageOptions = <T>(yargs: Argv<T>) =>
   declareSecrets(yargs)
@@ -121,17 +154,6 @@ const declareImageOptions = <T>(yargs: Argv<T>) =>
       requiresArg: true,
       describe: 'Control socket',
       defaultDescription: 'in the runtime directory',
-    })
-    .option('state-dir', {
-      type: 'string',
-      requiresArg: true,
-      describe: 'Where jobs keep what they need to go on after a restart',
-      defaultDescription: 'user state directory',
-    })
-    .option('resume', {
-      type: 'boolean',
-      default: true,
-      describe: 'Take up jobs that an earlier mount of the same images left (--no-resume: do not)',
     })
     .option('lock', {
       choices: ['auto', 'on', 'off'] as const,
@@ -177,6 +199,7 @@ export const wordsOfMountOptions = (
     const { name, value } = option;
     if (name === 'ro' || name === 'rw') readOnly = name === 'ro';
     else if (value === null && isMountFlag(name)) words.push('--mount-flag', name);
+    else if (name === 'stream') words.push(value === null ? '--stream' : `--stream=${value}`);
     else if (isOneOf(BOOLEANS, name) && value === null) words.push(`--${name}`);
     else if ((isOneOf(VALUES, name) || isOneOf(REPEATABLE, name)) && value !== null)
       words.push(`--${name}=${value}`);
@@ -206,7 +229,8 @@ export const expandMountLine = (line: readonly string[]): readonly string[] => {
     else words.push(word);
   }
   refuseUnsupported(words);
-  return words;
+  // Its value may be left out: it never takes the next word.
+  return words.map((word) => (word === '--stream' ? '--stream=0' : word));
 };
 
 /** Refuses options of the contract that do not work yet. Errors: UsageError. */

@@ -137,3 +137,26 @@ const restore = (context: ControlContext, record: JobRecord, type: JobType): voi
     result,
   );
 };
+
+/** `--stream`: populates every image that has a backing image, one after the other. Never throws. */
+export const streamAll = async (
+  context: ControlContext,
+  speed: number,
+  log: Log,
+): Promise<void> => {
+  for (const device of await context.devices()) {
+    const { view, name } = device;
+    if (view.readOnly) continue;
+    try {
+      const root = await view.open();
+      const running = context.jobs.claimOf(root);
+      if (running !== null) await running.concluded;
+      else if (root.backing !== null) {
+        await (await startStream(context, { device: name, speed })).concluded;
+      }
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      log.error(name, `is not streamed: ${reason}`);
+    }
+  }
+};

@@ -22,7 +22,7 @@ import { serveMonitor } from '../control/server.ts';
 import { JobList } from '../job/job-list.ts';
 import { JobStore } from '../job/job-store.ts';
 import { dieWithParent } from '../os/linux.ts';
-import { controlContext, takeUpJobs } from './control-context.ts';
+import { controlContext, streamAll, takeUpJobs } from './control-context.ts';
 import type { EngineConfig, EngineMessage, SupervisorMessage } from './messages.ts';
 import type { MetricsSource } from './metrics.ts';
 import { serveMetrics } from './metrics-server.ts';
@@ -69,7 +69,9 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     secrets,
     journalFor,
     credentials,
+    copyOnRead: config.copyOnRead,
   });
+  const jobs = new JobList(log);
   const catalog = await openCatalog({
     sources,
     graph,
@@ -84,10 +86,10 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     format: config.format,
     socketPath: config.socketPath,
     pid: process.pid,
+    jobsOf: (view) => jobs.infoOf(view.root),
     nodeIds: (keys) => link.nodeIds(keys),
   });
   const backend = await startBackend(config, catalog, log);
-  const jobs = new JobList(log);
   const store = new JobStore(config.stateDirectory, log);
   const quit = (): void => send({ type: 'quit' });
   const context = controlContext({ config, catalog, backend, graph, jobs, store, log, quit });
@@ -96,6 +98,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     const patience = sleep(JOBS_PATIENCE_MS, undefined, { ref: false });
     await Promise.race([takeUpJobs(context, log), patience]);
   }
+  if (config.streamSpeed !== null) void streamAll(context, config.streamSpeed, log);
   const closeSocket = await serveMonitor(config.socketPath, createMonitor(context), log);
   const closeMetrics = await startMetrics(config, { config, catalog, backend }, log);
   const closeServers = async (): Promise<void> => {

@@ -44,6 +44,9 @@ export interface EngineConfig {
   readonly stateDirectory: string;
   /** Jobs that an earlier mount of the same images left go on. */
   readonly resume: boolean;
+  readonly copyOnRead: boolean;
+  /** `--stream`: bytes a second, 0 for no limit; null for no streams. */
+  readonly streamSpeed: number | null;
   /** What /proc/mounts shows as the source. */
   readonly sourceLabel: string;
   readonly logLevel: 'error' | 'warning' | 'info' | 'debug';

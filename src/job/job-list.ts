@@ -5,7 +5,7 @@
 import { toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import type { Node } from '../block/node.ts';
-import { Job, type JobEventSink, type JobFields } from './job.ts';
+import { type BlockJobInfo, Job, type JobEventSink, type JobFields } from './job.ts';
 import { JobError } from './job-error.ts';
 import type { JobResult } from './job-store.ts';
 
@@ -99,6 +99,12 @@ export class JobList {
   /** The job that needs a node as it is; null for none. */
   claimOf(node: Node): Job | null {
     return this.#claims.get(node) ?? null;
+  }
+
+  /** What works on a node; nothing for null. */
+  infoOf(node: Node | null): readonly BlockJobInfo[] {
+    const job = node === null ? null : this.claimOf(node);
+    return job === null ? [] : [job.blockJobInfo()];
   }
 
   /**

@@ -21,6 +21,7 @@ import {
 import { print } from '../print.ts';
 import { allowedPlaces, tokenFiles } from '../remote-options.ts';
 import { parseSecrets } from '../secrets.ts';
+import { parseSize } from '../size.ts';
 
 interface Source {
   readonly name: string | null;
@@ -85,6 +86,8 @@ export const command = defineCommand({
           ? stateDirectory(mountpoint)
           : resolve(options['state-dir']),
       resume: options.resume,
+      copyOnRead: options['copy-on-read'],
+      streamSpeed: options.stream === undefined ? null : parseSize(options.stream, '--stream'),
       logLevel: options['log-level'],
     };
     if (options.foreground) {
