@@ -34,6 +34,8 @@ interface Fetch {
 /** Where a sequential reader is expected next, and how far in advance it is read for. */
 interface Reader {
   next: number;
+  /** Read one after the other so far. */
+  sequentialBytes: number;
   windowBytes: number;
   fetchedTo: number;
 }
@@ -51,6 +53,8 @@ export class CopyOnRead {
   readonly #fetches = new Map<number, Fetch>();
   /** The one used last at the end. */
   readonly #readers: Reader[] = [];
+  /** Looks ahead that have not ended. */
+  readonly #looks = new Set<Promise<void>>();
   #pendingBytes = 0;
 
   constructor({ node, failed }: CopyOnReadOptions) {
@@ -71,14 +75,16 @@ export class CopyOnRead {
       if (this.#pendingBytes > MAX_PENDING_BYTES) waits.push(fetch.copied);
       at = upTo;
     }
-    await this.#readAhead(offset, end);
     const outcomes = await Promise.allSettled(waits);
     for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
   }
 
-  /** Resolves when no copy is being made of what was read before the call. */
+  /** Resolves when nothing is fetched or copied any more; nobody reads meanwhile. */
   async settled(): Promise<void> {
-    await Promise.all([...this.#fetches.values()].map((fetch) => fetch.copied));
+    while (this.#looks.size > 0 || this.#fetches.size > 0) {
+      await Promise.all(this.#looks);
+      await Promise.all([...this.#fetches.values()].map((fetch) => fetch.copied));
+    }
   }
 
   /** The fetch that has a byte, or a new one from there on, as far as `end` and the next that is at work. */
@@ -130,27 +136,40 @@ export class CopyOnRead {
     }
   }
 
-  /** Fetches what a sequential reader will want next, without making this one wait. */
+  /**
+   * A read of the node, wherever its bytes lie: fetches in advance what a sequential reader will want. What workers read
+   * alone is not seen here: a reader that comes back further on, where it was read for in advance, has read on.
+   */
+  noticeRead(start: number, end: number): void {
+    const look = this.#readAhead(start, end)
+      .catch(() => undefined)
+      .finally(() => this.#looks.delete(look));
+    this.#looks.add(look);
+  }
+
   async #readAhead(start: number, end: number): Promise<void> {
-    const index = this.#readers.findIndex((r) => r.next === start);
+    const index = this.#readers.findIndex((r) => start >= r.next && start <= r.fetchedTo);
     const reader =
       index < 0
-        ? { next: end, windowBytes: 0, fetchedTo: end }
+        ? { next: end, sequentialBytes: 0, windowBytes: 0, fetchedTo: end }
         : (this.#readers.splice(index, 1)[0] as Reader);
     this.#readers.push(reader);
     if (this.#readers.length > MAX_READERS) this.#readers.shift();
+    reader.sequentialBytes += index < 0 ? end - start : end - reader.next;
     reader.next = end;
-    if (index < 0) return;
+    reader.fetchedTo = Math.max(reader.fetchedTo, end);
+    const { lengthBytes, driver } = this.#node;
+    if (reader.sequentialBytes <= driver.clusterBytes) return;
+    // Half of the window is used up before more is asked for, so that pieces are large.
+    let at = reader.fetchedTo;
+    if (at - end > reader.windowBytes / 2 || at >= lengthBytes) return;
     reader.windowBytes = Math.min(
       MAX_WINDOW_BYTES,
       Math.max(FIRST_WINDOW_BYTES, reader.windowBytes * 2),
     );
-    const target = Math.min(this.#node.lengthBytes, end + reader.windowBytes);
-    let at = Math.max(reader.fetchedTo, end);
-    // Half of the window is used up before more is asked for, so that pieces are large.
-    if (target - at < reader.windowBytes / 2 && target < this.#node.lengthBytes) return;
+    const target = Math.min(lengthBytes, end + reader.windowBytes);
     while (at < target && this.#pendingBytes < MAX_PENDING_BYTES) {
-      const m = await this.#node.driver.mapping(guestOffset(at), target - at);
+      const m = await driver.mapping(guestOffset(at), target - at);
       const runEnd = at + m.lengthBytes;
       while (m.kind === 'unallocated' && at < runEnd && this.#pendingBytes < MAX_PENDING_BYTES) {
         const fetch = this.#fetchAt(at, runEnd);

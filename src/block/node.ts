@@ -127,6 +127,7 @@ export class Node {
     this.#checkRange('read', offset, buffer.length, this.driver.lengthBytes);
     this.statistics.reads++;
     this.statistics.readBytes += buffer.length;
+    copyOnRead?.noticeRead(offset, offset + buffer.length);
     const token = this.epochs.enter();
     try {
       if (this.descriptor.role === 'protocol') await this.#readOwn(offset, buffer);

@@ -4,6 +4,7 @@ import { open, readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { extendedAttribute } from '../../src/os/linux.ts';
 import { eventually } from '../support/mounted.ts';
 import { assertClean, contentSha256, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
 import { run, vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
@@ -221,4 +222,33 @@ test('readers during a stream are served although one of them is killed', async 
   await killed;
   assert.equal((await vdiskfs(['job', 'speed', m.view, '0'])).status, 0);
   await untilNoJobs(m);
+});
+
+test('copy-on-read and a stream at once: a reader that is killed blocks nobody, and all becomes local', async (t) => {
+  const m = await controlMount(t, { mounted: false });
+  const before = await contentSha256(m.overlay, join(m.root, 'before'));
+  await m.mount(['--copy-on-read', '--stream=1M']);
+  const reader = [`if=${m.view}`, 'of=/dev/null', 'bs=64k', 'iflag=direct'];
+  await run('dd', reader, { timeoutMs: 200 });
+  const whole = run('dd', reader, { timeoutMs: 60_000 });
+  const jobs = await extendedAttribute(m.view, 'user.vdiskfs.jobs');
+  assert.match(jobs ?? '', /"type":"stream"/);
+  assert.equal((await vdiskfs(['job', 'speed', m.view, '0'])).status, 0);
+  assert.equal((await whole).status, 0);
+  await untilNoJobs(m);
+  await assertIndependent(m, before);
+});
+
+test('with copy-on-read, what was read once does not need the base any more', async (t) => {
+  const m = await controlMount(t, { mounted: false });
+  const before = await contentSha256(m.overlay, join(m.root, 'before'));
+  await m.mount(['--copy-on-read']);
+  assert.equal(await contentSha256(m.view, join(m.root, 'while')), before);
+  assert.equal((await vdiskfs(['umount', m.mountpoint])).status, 0);
+  await assertClean(m.overlay);
+  const map = (await qemuImgJson('map', [m.overlay])) as { depth: number; present: boolean }[];
+  assert.deepEqual(
+    map.filter((run) => run.present && run.depth > 0),
+    [],
+  );
 });

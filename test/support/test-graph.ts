@@ -19,6 +19,7 @@ export interface TestGraphOptions {
   readonly journalDirectory?: string;
   readonly cacheBytes?: number;
   readonly discard?: 'unmap' | 'ignore';
+  readonly copyOnRead?: boolean;
   readonly secrets?: readonly SecretSource[];
   readonly log?: Log;
 }
@@ -38,6 +39,7 @@ export const testGraph = async (options: TestGraphOptions): Promise<Graph> => {
     cache: 'writeback',
     cacheBytes: options.cacheBytes ?? 256 << 10,
     discard: options.discard ?? 'unmap',
+    copyOnRead: options.copyOnRead ?? false,
     secrets: new Secrets(options.secrets ?? [], { keep: false }),
     journalFor: journals,
   });
