@@ -1,6 +1,7 @@
 /** The images that the benchmark runs on, made by qemu-img; each row gives both servers copies of the same one. */
-import { copyFile, rm } from 'node:fs/promises';
-import { join } from 'node:path';
+import { copyFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { writeAddCow } from '../support/add-cow-file.ts';
 import { qemuImg } from '../support/qemu-img.ts';
 import { tool } from './programs.ts';
 
@@ -22,7 +23,13 @@ export type DiskKind =
   /** 32 GiB, of which the first 512 MiB are allocated. */
   | 'part'
   /** 1 TiB with all its mapping metadata, in a sparse file. */
-  | 'tebibyte';
+  | 'tebibyte'
+  /** 1 GiB, all of it in the image file, NAME.data. */
+  | 'add-cow-full'
+  /** An empty add-cow overlay of `full`, and its image file. */
+  | 'add-cow-overlay';
+
+const ADD_COW_CLUSTER_BYTES = 65_536;
 
 const writeRandom = async (path: string, bytes: number): Promise<void> => {
   await tool('dd', ['if=/dev/urandom', `of=${path}`, 'bs=1M', `count=${bytes / MIB}`]);
@@ -63,6 +70,15 @@ export class Disks {
         await qemuImg(['resize', '-q', image, String(32 * GIB)]);
         break;
       }
+      case 'add-cow-full':
+        await copyFile(await this.#raw(), `${image}.data`);
+        await this.#writeAddCow(image, null);
+        break;
+      case 'add-cow-overlay':
+        await writeFile(`${image}.data`, '');
+        await truncate(`${image}.data`, DISK_BYTES);
+        await this.#writeAddCow(image, await this.#full());
+        break;
       case 'tebibyte':
         await qemuImg([
           ...['create', '-q', '-f', 'qcow2', '-o', 'preallocation=metadata'],
@@ -75,9 +91,26 @@ export class Disks {
     return image;
   }
 
+  /** Removes an image and what was made with it. */
+  async discard(image: string): Promise<void> {
+    for (const path of [image, `${image}.data`]) await rm(path, { force: true });
+  }
+
   async remove(): Promise<void> {
     for (const path of this.#made.values()) await rm(await path);
     this.#made.clear();
+  }
+
+  async #writeAddCow(image: string, backing: string | null): Promise<void> {
+    const isAllAllocated = backing === null;
+    await writeAddCow(image, {
+      clusterBytes: ADD_COW_CLUSTER_BYTES,
+      backing: backing === null ? null : { name: basename(backing), format: 'qcow2' },
+      image: { name: `${basename(image)}.data`, format: 'raw' },
+      isAllAllocated,
+      bits: new Array<boolean>(DISK_BYTES / ADD_COW_CLUSTER_BYTES).fill(isAllAllocated),
+    });
+    await tool('sync', [`${image}.data`]);
   }
 
   #raw(): Promise<string> {

@@ -1,9 +1,14 @@
 /** Measures one row: both servers on copies of the same image, in pairs. */
-import { rm } from 'node:fs/promises';
-import type { Disks } from './disks.ts';
+import type { DiskKind, Disks } from './disks.ts';
 import { type Compared, comparePairs, type Metrics } from './rounds.ts';
 import type { Row, Target } from './rows.ts';
-import { type Serve, servePlainFile, serveQemu, serveVdiskfs } from './servers.ts';
+import {
+  type Serve,
+  type ServerOptions,
+  servePlainFile,
+  serveQemu,
+  serveVdiskfs,
+} from './servers.ts';
 
 export interface Measured extends Compared {
   readonly row: string;
@@ -17,6 +22,17 @@ const holds = (target: Target | null, ratio: number): boolean | null => {
   return target?.atMost === undefined ? null : ratio <= target.atMost;
 };
 
+const SERVERS: Readonly<Record<Row['against'], Serve>> = {
+  qemu: serveQemu,
+  'plain file': servePlainFile,
+  'our own view': serveVdiskfs,
+};
+
+const formatOf = (disk: DiskKind): ServerOptions['format'] => {
+  if (disk === 'add-cow-full' || disk === 'add-cow-overlay') return 'add-cow';
+  return disk === 'full-raw' ? 'raw' : 'qcow2';
+};
+
 export const measureRow = async (
   row: Row,
   disks: Disks,
@@ -24,17 +40,17 @@ export const measureRow = async (
   pairs: number,
 ): Promise<readonly Measured[]> => {
   const kept: string[] = [];
-  const side = (serve: Serve): (() => Promise<Metrics>) => {
+  const side = (serve: Serve, disk: DiskKind): (() => Promise<Metrics>) => {
     let image: string | null = null;
     return async () => {
       if (image === null) {
-        image = await disks.make(row.disk);
+        image = await disks.make(disk);
         kept.push(image);
       }
-      const used = row.fresh ? await disks.make(row.disk) : image;
+      const used = row.fresh ? await disks.make(disk) : image;
       const served = await serve(used, {
         scratch,
-        format: row.disk === 'full-raw' ? 'raw' : 'qcow2',
+        format: formatOf(disk),
         ...(row.l2CacheBytes === undefined ? {} : { l2CacheBytes: row.l2CacheBytes }),
         ...(row.passthrough === undefined ? {} : { passthrough: row.passthrough }),
       });
@@ -42,18 +58,21 @@ export const measureRow = async (
         return await row.measure(served.path, scratch);
       } finally {
         await served.close();
-        if (row.fresh) await rm(used);
+        if (row.fresh) await disks.discard(used);
       }
     };
   };
-  const theirs = row.against === 'qemu' ? serveQemu : servePlainFile;
   try {
-    const compared = await comparePairs(pairs, side(serveVdiskfs), side(theirs));
+    const compared = await comparePairs(
+      pairs,
+      side(serveVdiskfs, row.disk),
+      side(SERVERS[row.against], row.otherDisk ?? row.disk),
+    );
     return compared.map((c) => {
       const target = row.targets.find((t) => t.metric === c.metric) ?? null;
       return { ...c, row: row.name, target, holds: holds(target, c.ratio.median) };
     });
   } finally {
-    for (const image of kept) await rm(image, { force: true });
+    for (const image of kept) await disks.discard(image);
   }
 };

@@ -27,7 +27,9 @@ export interface Row {
   /** A new image for each measurement, else one for each server. */
   readonly fresh: boolean;
   /** What ours is divided by. */
-  readonly against: 'qemu' | 'plain file';
+  readonly against: 'qemu' | 'plain file' | 'our own view';
+  /** The other side's disk, where it is another one. */
+  readonly otherDisk?: DiskKind;
   readonly targets: readonly Target[];
   readonly l2CacheBytes?: number;
   readonly passthrough?: boolean;
@@ -155,6 +157,17 @@ const OVERLAY = { disk: 'overlay' } as const;
 const ALLOCATING = { disk: 'fresh', place: 'tmpfs', fresh: true } as const;
 const OVER_BACKING = { disk: 'overlay', place: 'tmpfs', fresh: true } as const;
 const SMALL_CACHE = { disk: 'tebibyte', l2CacheBytes: MIB } as const;
+const ADD_COW_BESIDE_RAW = {
+  disk: 'add-cow-full',
+  otherDisk: 'full-raw',
+  against: 'our own view',
+} as const;
+const ADD_COW_BESIDE_QCOW2 = { ...ADD_COW_BESIDE_RAW, otherDisk: 'full' } as const;
+const ADD_COW_OVERLAY = {
+  disk: 'add-cow-overlay',
+  otherDisk: 'overlay',
+  against: 'our own view',
+} as const;
 const PASSTHROUGH = { disk: 'full-raw', passthrough: true, against: 'plain file' } as const;
 
 export const ROWS: readonly Row[] = [
@@ -218,6 +231,26 @@ export const ROWS: readonly Row[] = [
     fioMetric('iops', RANDOM_WRITE),
     iops(0.9),
     PASSTHROUGH,
+  ),
+  row('add-cow, complete: random read 4k, depth 1', RANDOM_READ_1, iops(0.9), ADD_COW_BESIDE_RAW),
+  row('add-cow, complete: sequential read 1M', SEQUENTIAL_READ, bandwidth(0.9), ADD_COW_BESIDE_RAW),
+  row(
+    'add-cow, in-place random write 4k, depth 1, beside qcow2',
+    fioMetric('iops', RANDOM_WRITE),
+    [{ metric: 'iops' }],
+    ADD_COW_BESIDE_QCOW2,
+  ),
+  row(
+    'add-cow, backing image: random read 4k, depth 1, beside qcow2',
+    RANDOM_READ_1,
+    [{ metric: 'iops' }],
+    ADD_COW_OVERLAY,
+  ),
+  row(
+    'add-cow, allocating random write 4k, over backing, beside qcow2',
+    allocatingWrites(''),
+    [{ metric: 'iops' }],
+    { ...ADD_COW_OVERLAY, place: 'tmpfs', fresh: true },
   ),
   row('allocating random write 4k on a real disk', allocatingWrites(''), [{ metric: 'iops' }], {
     ...ALLOCATING,

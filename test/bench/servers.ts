@@ -13,7 +13,7 @@ export interface Served {
 export interface ServerOptions {
   /** For mountpoints. */
   readonly scratch: string;
-  readonly format: 'qcow2' | 'raw';
+  readonly format: 'qcow2' | 'raw' | 'add-cow';
   /** In bytes. */
   readonly l2CacheBytes?: number;
   readonly passthrough?: boolean;

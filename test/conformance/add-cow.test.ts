@@ -63,7 +63,6 @@ conformance({
       clusterBytes: 512,
       backingBytes: (bytes) => bytes - 100_001,
     }),
-    variant('with clusters of 2 MiB', { clusterBytes: 2 << 20, backingBytes: (bytes) => bytes }),
     variant('with a qcow2 image file', {
       clusterBytes: 4096,
       backingBytes: (bytes) => bytes * 2,
