@@ -42,10 +42,6 @@ export const openQcow2 = async (request: OpenRequest): Promise<DriverInstance> =
     header = await readHeader(request.file, request.path);
   }
   if (!request.readOnly) refuseUnrepaired(header, request.path);
-  if (!request.readOnly && header.l2EntryBytes > 8) {
-    const message = 'has extended L2 entries (subclusters): it cannot be written yet';
-    throw new BlockError({ kind: 'read-only', message, path: request.path, op: 'open' });
-  }
   if (request.snapshot !== null) header = await snapshotHeader(request, header, request.snapshot);
   const image = await Qcow2Image.load(request, header);
   try {

@@ -12,6 +12,10 @@ import { equalSubclusters, type SubclusterKind, subclusterKind } from './subclus
 /** What one L2 entry says, or one subcluster of it. */
 export type EntryKind = SubclusterKind | 'compressed';
 
+/** Whether a cluster is kept for it, as plain bytes. */
+export const hasPlace = (kind: EntryKind): boolean =>
+  kind === 'data' || kind === 'zero-allocated' || kind === 'reserved';
+
 export class EntryLookup {
   readonly #state: ImageState;
   /** Whether guests may write in place: false in read-only images, and before the first write has prepared the header. */

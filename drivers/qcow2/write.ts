@@ -10,15 +10,25 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { alignDown, alignUp, isAllZero } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Mapping } from '../../src/block/driver.ts';
+import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocation, Allocator } from './allocator.ts';
 import { BufferPool } from './buffer-pool.ts';
 import { CompressedWriter } from './compressed-write.ts';
 import { DataClusters } from './data-clusters.ts';
-import { copiedEntry, entryOffset, isCopied, plainEntry } from './entry.ts';
+import { entryOffset, isCopied, plainEntry } from './entry.ts';
 import type { Change } from './journal-records.ts';
-import type { EntryLookup } from './lookup.ts';
+import { type EntryLookup, hasPlace } from './lookup.ts';
 import type { ImageState } from './state.ts';
+import { runsOf } from './subclusters.ts';
 import type { OwnTables } from './tables.ts';
+import {
+  filledMask,
+  keptMask,
+  type Target,
+  targetEntry,
+  targetOf,
+  wholeTarget,
+} from './write-target.ts';
 
 /** Pieces up to this are put together and written at once: one system call costs more than copying them. */
 const ASSEMBLE_BYTES = 256 << 10;
@@ -27,16 +37,6 @@ interface Piece {
   /** Guest offset. */
   readonly guest: number;
   readonly bytes: Uint8Array;
-}
-
-/** Clusters to be mapped anew, and what of them the guest writes. */
-interface Target {
-  /** Guest offset of the first cluster. */
-  readonly start: number;
-  readonly clusters: number;
-  readonly hostOffset: number;
-  /** The place reads as zeros: zeros need not be written. */
-  readonly isFresh: boolean;
 }
 
 export class Writer {
@@ -215,48 +215,84 @@ export class Writer {
       Math.ceil((offset - start + buffer.length) / clusterBytes),
       map.sliceEntries - place.index,
     );
-    const kept = this.#keptCluster(slice, place.index);
+    const kept = this.#keptTarget(slice, place.index, offset, buffer.length);
     if (kept !== null) {
-      const target = { start, clusters: 1, hostOffset: kept, isFresh: false };
-      const part = buffer.subarray(0, start + clusterBytes - offset);
-      await this.#fill(target, offset, part);
-      await this.#publish(target, []);
+      const part = buffer.subarray(0, kept.filled.to - offset);
+      await this.#fill(kept, offset, part);
+      await this.#publish(kept, []);
       return part.length;
     }
     let clusters = 1;
     while (clusters < wanted && this.#needsCluster(slice, place.index + clusters)) clusters++;
     const allocation = await this.#clusters.allocate(start, clusters);
-    const target = targetOf(allocation, start, clusterBytes);
     const part = buffer.subarray(
       0,
       Math.min(buffer.length, start + allocation.count * clusterBytes - offset),
     );
-    await this.#undoingOnFailure(allocation, () => this.#fill(target, offset, part));
+    const target = await this.#undoingOnFailure(allocation, async () => {
+      // Asked for again after the await; its entries are locked.
+      const table = await this.#tables.sliceFor(place);
+      const write = { offset, lengthBytes: part.length };
+      const found = targetOf(this.#state, allocation, { table, index: place.index }, write);
+      await this.#copyKept(found);
+      await this.#fill(found, offset, part);
+      return found;
+    });
     await this.#publish(target, allocation.changes);
     return part.length;
   }
 
-  /** The host cluster that a zero cluster of this image alone keeps: it is used again. */
-  #keptCluster(slice: Parameters<EntryLookup['kindOf']>[0], index: number): number | null {
-    const { high, low } = this.#state.map.entry(slice, index);
-    const kind = this.#lookup.kindOf(slice, index);
-    return kind === 'zero-allocated' && isCopied(high) ? entryOffset(high, low) : null;
+  /**
+   * The host cluster that this image alone has for what reads as zeros or from below: it is used. With subclusters, as far as
+   * the next one that holds data, which is written in place.
+   */
+  #keptTarget(
+    slice: CachedTable,
+    index: number,
+    offset: number,
+    lengthBytes: number,
+  ): Target | null {
+    const { map, clusterBytes, subclusterBytes } = this.#state;
+    const { high, low, allocated } = map.entry(slice, index);
+    const subcluster = map.subclusterOf(offset);
+    const kind = this.#lookup.kindOf(slice, index, subcluster);
+    if ((kind !== 'zero-allocated' && kind !== 'reserved') || !isCopied(high)) return null;
+    const start = alignDown(offset, clusterBytes);
+    const [data] = runsOf(allocated & ~((1 << subcluster) - 1));
+    const end = data === undefined ? start + clusterBytes : start + data.first * subclusterBytes;
+    const to = Math.min(end, alignUp(offset + lengthBytes, subclusterBytes));
+    const filled = { from: alignDown(offset, subclusterBytes), to };
+    return { start, clusters: 1, hostOffset: entryOffset(high, low), isFresh: false, filled };
   }
 
-  #needsCluster(slice: Parameters<EntryLookup['kindOf']>[0], index: number): boolean {
+  /** What is packed, shared or nowhere cannot be written where it is. */
+  #needsCluster(slice: CachedTable, index: number): boolean {
     const { high } = this.#state.map.entry(slice, index);
-    switch (this.#lookup.kindOf(slice, index)) {
-      case 'data':
-      case 'zero-allocated':
-        return !isCopied(high);
-      default:
-        return true;
+    return !hasPlace(this.#lookup.kindOf(slice, index)) || !isCopied(high);
+  }
+
+  /** Brings the subclusters that the guest does not write from a shared cluster to the new one; nobody writes them in place. */
+  async #copyKept(target: Target): Promise<void> {
+    const { map, clusterBytes, subclusterBytes, data } = this.#state;
+    if (!map.hasSubclusters) return;
+    const place = map.place(target.start);
+    for (const i of new Set([0, target.clusters - 1])) {
+      const old = map.entry(await this.#tables.sliceFor(place), place.index + i);
+      for (const { first, count } of runsOf(keptMask(old, filledMask(this.#state, target, i)))) {
+        const bytes = new Uint8Array(count * subclusterBytes);
+        const inTarget = i * clusterBytes + first * subclusterBytes;
+        const guest = target.start + inTarget;
+        const from = entryOffset(old.high, old.low) + first * subclusterBytes;
+        await data.read({ guest, host: from }, bytes);
+        await data.write({ guest, host: target.hostOffset + inTarget }, bytes);
+      }
     }
   }
 
   async #allocateUnwritten(start: number, lengthBytes: number): Promise<number> {
     const { clusterBytes, map, header, clusterFile, lengthBytes: end } = this.#state;
     if (start >= end) return lengthBytes;
+    if (map.hasSubclusters) return this.#reserve(start, lengthBytes);
     const m = await this.#lookup.mapping(guestOffset(start), Math.min(lengthBytes, end - start));
     const isOwned = m.kind === 'data' || m.kind === 'opaque' || (m.kind === 'zero' && m.allocated);
     if (isOwned) return alignUp(m.lengthBytes, clusterBytes);
@@ -270,7 +306,7 @@ export class Writer {
     while (clusters < wanted && this.#needsCluster(slice, place.index + clusters)) clusters++;
     const readsZero = this.#readsZero(m, start, Math.min(clusters * clusterBytes, m.lengthBytes));
     const allocation = await this.#clusters.allocate(start, clusters);
-    const target = targetOf(allocation, start, clusterBytes);
+    const target = wholeTarget(allocation, start, clusterBytes);
     const asZeros = readsZero && header.version >= 3;
     await this.#undoingOnFailure(allocation, async () => {
       await clusterFile.allocate(guestOffset(target.hostOffset), allocation.count * clusterBytes);
@@ -280,9 +316,33 @@ export class Writer {
     return allocation.count * clusterBytes;
   }
 
-  async #undoingOnFailure(allocation: Allocation, run: () => Promise<void>): Promise<void> {
+  /** Subclusters need no content to have a place: each stays what it is, zero or not there. */
+  async #reserve(start: number, lengthBytes: number): Promise<number> {
+    const { clusterBytes, map, clusterFile } = this.#state;
+    const place = map.place(start);
+    const slice = await this.#tables.sliceFor(place);
+    const isPlaced = (i: number): boolean => {
+      const kind = this.#lookup.kindOf(slice, place.index + i);
+      return kind === 'compressed' || hasPlace(kind);
+    };
+    if (isPlaced(0)) return clusterBytes;
+    const inSlice = map.sliceEntries - place.index;
+    const wanted = Math.min(Math.ceil(lengthBytes / clusterBytes), inSlice);
+    let clusters = 1;
+    while (clusters < wanted && !isPlaced(clusters)) clusters++;
+    const allocation = await this.#clusters.allocate(start, clusters);
+    const whole = wholeTarget(allocation, start, clusterBytes);
+    await this.#undoingOnFailure(allocation, () =>
+      clusterFile.allocate(guestOffset(whole.hostOffset), allocation.count * clusterBytes),
+    );
+    const target = { ...whole, filled: { from: start, to: start } };
+    await this.#publish(target, allocation.changes);
+    return allocation.count * clusterBytes;
+  }
+
+  async #undoingOnFailure<T>(allocation: Allocation, run: () => Promise<T>): Promise<T> {
     try {
-      await run();
+      return await run();
     } catch (error) {
       await this.#clusters.giveBack(allocation);
       throw error;
@@ -291,12 +351,12 @@ export class Writer {
 
   /** Writes the guest's bytes and what its clusters held around them. */
   async #fill(target: Target, offset: number, guest: Uint8Array): Promise<void> {
-    const { clusterBytes, data } = this.#state;
-    const { start, hostOffset, clusters } = target;
+    const { data } = this.#state;
     // Encrypted, a hole would read as noise; and parts of sectors are not written.
     const isFresh = target.isFresh && !data.isEncrypted;
-    const totalBytes = clusters * clusterBytes;
-    const end = start + totalBytes;
+    const { from: start, to: end } = target.filled;
+    const hostOffset = target.hostOffset + start - target.start;
+    const totalBytes = end - start;
     const guestEnd = offset + guest.length;
     assert(offset >= start && guestEnd <= end, 'the guest writes inside of its target');
     if (guest.length < totalBytes && (totalBytes <= ASSEMBLE_BYTES || data.isEncrypted)) {
@@ -322,9 +382,10 @@ export class Writer {
 
   /** Puts the whole of the clusters together and writes it at once: one read and one write cost less than three. */
   async #fillAssembled(target: Target, offset: number, guest: Uint8Array): Promise<void> {
-    const { clusterBytes, data, lengthBytes, request } = this.#state;
-    const { start, hostOffset, clusters } = target;
-    const totalBytes = clusters * clusterBytes;
+    const { data, lengthBytes, request } = this.#state;
+    const { from: start, to: end } = target.filled;
+    const hostOffset = target.hostOffset + start - target.start;
+    const totalBytes = end - start;
     const buffer = this.#buffers.take(totalBytes);
     try {
       const inside = Math.min(totalBytes, Math.max(0, lengthBytes - start));
@@ -368,7 +429,7 @@ export class Writer {
     const changes: Change[] = [...allocated];
     for (let i = 0; i < target.clusters; i++) {
       const old = map.entry(slice, place.index + i);
-      const now = plainEntry(copiedEntry(target.hostOffset + i * clusterBytes, asZeros));
+      const now = targetEntry(this.#state, target, i, old, asZeros);
       if (entryOffset(old.high, old.low) !== entryOffset(now.high, now.low))
         this.#state.unmapEntry(old);
       changes.push(map.setEntry(slice, place.index + i, now));
@@ -382,10 +443,3 @@ export class Writer {
 }
 
 const isInPlace = (m: Mapping): m is Mapping & { kind: 'data' } => m.kind === 'data' && m.inPlace;
-
-const targetOf = (allocation: Allocation, start: number, clusterBytes: number): Target => ({
-  start,
-  clusters: allocation.count,
-  hostOffset: allocation.first * clusterBytes,
-  isFresh: allocation.isFresh,
-});

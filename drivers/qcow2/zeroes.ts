@@ -3,10 +3,9 @@
  * so already. A cluster over a backing image reads as zeros afterwards, too: version 3 says so in its entry, version 2 has
  * to write them.
  */
-import { alignDown, alignUp } from '../../src/base/range.ts';
+import { alignDown, alignUp, type ByteRange } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import {
-  COPIED_HIGH,
   copiedEntry,
   entryOffset,
   isCompressed,
@@ -15,12 +14,11 @@ import {
   type L2Entry,
   NO_ENTRY,
   ZERO_ENTRY,
-  ZERO_LOW,
 } from './entry.ts';
 import type { Change } from './journal-records.ts';
-import type { EntryKind, EntryLookup } from './lookup.ts';
+import { type EntryKind, type EntryLookup, hasPlace } from './lookup.ts';
 import type { ImageState } from './state.ts';
-import { ALL_SUBCLUSTERS } from './subclusters.ts';
+import { ALL_SUBCLUSTERS, maskOf } from './subclusters.ts';
 import type { OwnTables } from './tables.ts';
 import type { Writer } from './write.ts';
 
@@ -44,13 +42,13 @@ export class Zeroes {
 
   /** See `DriverInstance.writeZeroes`. */
   async zero(offset: number, lengthBytes: number, mode: ZeroMode): Promise<void> {
-    const { clusterBytes, lengthBytes: imageEnd } = this.#state;
+    const { clusterBytes, subclusterBytes, lengthBytes: imageEnd } = this.#state;
     const end = offset + lengthBytes;
     if (this.#state.isDataFileRaw && !this.#state.data.isEncrypted)
       return this.#zeroRaw(offset, end, mode);
-    const first = alignUp(offset, clusterBytes);
+    const first = alignUp(offset, subclusterBytes);
     // The last cluster of the image is whole when all that the guest sees of it is.
-    const last = end === imageEnd ? alignUp(end, clusterBytes) : alignDown(end, clusterBytes);
+    const last = end === imageEnd ? alignUp(end, clusterBytes) : alignDown(end, subclusterBytes);
     if (last <= first) {
       await this.#zeroPart(offset, end);
       return;
@@ -87,14 +85,18 @@ export class Zeroes {
       const next = Math.min(end, this.#spanEnd(at));
       const lock = await locks.acquire({ start: at, end: alignUp(next, this.#state.clusterBytes) });
       try {
-        const keepWhatIsThere = (old: L2Entry, kind: EntryKind): L2Entry =>
-          kind === 'unallocated' ? ZERO_ENTRY : old;
-        await this.#changeEntries(at, next, keepWhatIsThere);
+        await this.#changeEntries(at, next, (part) => this.#zeroWhatIsBelow(part));
       } finally {
         lock.release();
       }
       at = next;
     }
+  }
+
+  #zeroWhatIsBelow({ old, kind, mask }: ClusterPart): L2Entry {
+    if (!this.#state.map.hasSubclusters) return kind === 'unallocated' ? ZERO_ENTRY : old;
+    if (kind === 'compressed') return old;
+    return { ...old, zeroes: (old.zeroes | (mask & ~old.allocated)) >>> 0 };
   }
 
   /** Maps what is not mapped of a range to the same place of a raw data file. Drained. */
@@ -104,7 +106,7 @@ export class Zeroes {
     for (let at = alignDown(start, clusterBytes); at < end; ) {
       const next = Math.min(end, this.#spanEnd(at));
       await this.#state.admit();
-      await this.#changeEntries(at, next, (old, kind, offset) =>
+      await this.#changeEntries(at, next, ({ old, kind, start: offset }) =>
         kind === 'unallocated' ? { ...copiedEntry(offset), zeroes: 0, allocated } : old,
       );
       at = next;
@@ -145,7 +147,7 @@ export class Zeroes {
 
   /** As far as one L2 slice goes, or without a table as far as there is none. Returns where it stopped. */
   async #zeroSpan(start: number, end: number, mode: ZeroMode): Promise<number> {
-    const { map, header, locks, backingBytes } = this.#state;
+    const { map, header, locks, backingBytes, clusterBytes } = this.#state;
     const { l1Index } = map.place(start);
     if (map.tableOffset(l1Index) === 0 && start >= backingBytes) {
       return Math.min(end, (l1Index + 1) * map.tableSpanBytes);
@@ -160,44 +162,75 @@ export class Zeroes {
       await this.#zeroPart(start, Math.min(next, this.#state.lengthBytes));
       return next;
     }
-    const lock = await locks.acquire({ start, end: next });
+    const lockEnd = alignUp(next, clusterBytes);
+    const lock = await locks.acquire({ start: alignDown(start, clusterBytes), end: lockEnd });
+    const packed: ByteRange[] = [];
     try {
-      await this.#changeEntries(start, next, (old, kind, at) =>
-        this.#zeroEntry(old, kind, at, mode),
-      );
+      await this.#changeEntries(start, next, (part) => {
+        if (part.mask === ALL_SUBCLUSTERS) return this.#zeroEntry(part, mode);
+        if (!isCompressed(part.old.high)) return this.#zeroSubclusters(part, mode);
+        packed.push(part);
+        return part.old;
+      });
     } finally {
       lock.release();
     }
+    for (const part of packed) await this.#zeroPart(part.start, part.end);
     return next;
   }
 
-  #zeroEntry(old: L2Entry, kind: EntryKind, at: number, mode: ZeroMode): L2Entry {
-    const hasBelow = at < this.#state.backingBytes;
-    const isOwn = isCopied(old.high) && (kind === 'data' || kind === 'zero-allocated');
-    if (mode === 'keep' && isOwn) return { ...old, low: (old.low | ZERO_LOW) >>> 0 };
-    if (kind === 'unallocated' && !hasBelow) return old;
-    if (kind === 'zero') return old;
-    return this.#state.header.version >= 3 && hasBelow ? ZERO_ENTRY : NO_ENTRY;
+  #zeroEntry({ old, kind, start }: ClusterPart, mode: ZeroMode): L2Entry {
+    const { header, map, backingBytes } = this.#state;
+    const hasBelow = start < backingBytes;
+    const zero = map.hasSubclusters ? ZERO_SUBCLUSTERS : ZERO_ENTRY;
+    if (mode === 'keep' && isCopied(old.high) && hasPlace(kind)) {
+      const { low, zeroes } = zero;
+      return { ...old, low: (old.low | low) >>> 0, zeroes, allocated: 0 };
+    }
+    if (map.hasSubclusters ? isSameEntry(old, zero) : kind === 'zero') return old;
+    return header.version >= 3 && hasBelow ? zero : NO_ENTRY;
+  }
+
+  /** Some subclusters of a cluster; its place goes with the last that holds data. */
+  #zeroSubclusters({ old, kind, start, mask }: ClusterPart, mode: ZeroMode): L2Entry {
+    const hasBelow = start < this.#state.backingBytes;
+    const allocated = (old.allocated & ~mask) >>> 0;
+    const zeroes = (old.zeroes | mask) >>> 0;
+    if (hasPlace(kind) && (allocated !== 0 || mode === 'keep'))
+      return { ...old, zeroes, allocated };
+    return hasBelow ? { ...NO_ENTRY, zeroes } : NO_ENTRY;
+  }
+
+  #partOf(cluster: number, start: number, end: number): ByteRange & { readonly mask: number } {
+    const { clusterBytes, subclusterBytes } = this.#state;
+    const part = { start: Math.max(start, cluster), end: Math.min(end, cluster + clusterBytes) };
+    if (part.end - part.start === clusterBytes) return { ...part, mask: ALL_SUBCLUSTERS };
+    const [from, to] = [part.start - cluster, part.end - cluster];
+    return { ...part, mask: maskOf(from / subclusterBytes, Math.ceil(to / subclusterBytes)) };
   }
 
   async #changeEntries(
     start: number,
     end: number,
-    change: (old: L2Entry, kind: EntryKind, at: number) => L2Entry,
+    change: (part: ClusterPart) => L2Entry,
   ): Promise<void> {
     const { map, clusterBytes, request } = this.#state;
     const place = map.place(start);
     const slice = await this.#tables.sliceFor(place);
     const changes: Change[] = [];
-    const left: ByteRun[] = [];
-    for (let i = 0; start + i * clusterBytes < end; i++) {
+    const left: ByteRange[] = [];
+    const first = alignDown(start, clusterBytes);
+    for (let i = 0; first + i * clusterBytes < end; i++) {
       const index = place.index + i;
+      const cluster = first + i * clusterBytes;
+      const part = this.#partOf(cluster, start, end);
+      const kind = this.#lookup.kindOf(slice, index, map.subclusterOf(part.start));
       const old = map.entry(slice, index);
-      const now = change(old, this.#lookup.kindOf(slice, index), start + i * clusterBytes);
+      const now = change({ old, kind, ...part });
       if (isSameEntry(now, old)) continue;
       if (!keepsPlace(old, now)) {
         this.#state.unmapEntry(old);
-        addTo(left, start + i * clusterBytes, clusterBytes);
+        addTo(left, cluster, clusterBytes);
       }
       changes.push(map.setEntry(slice, index, now));
     }
@@ -211,7 +244,7 @@ export class Zeroes {
    * Clusters of an external data file that nothing maps any more. Nobody else can be given them, so they need not wait for
    * a checkpoint: before it, the old entries read as the zeros that were asked for.
    */
-  async #punchDataFile(runs: readonly ByteRun[]): Promise<void> {
+  async #punchDataFile(runs: readonly ByteRange[]): Promise<void> {
     const { dataFile, request } = this.#state;
     if (dataFile === null || request.discard !== 'unmap') return;
     for (const { start, end } of runs) {
@@ -221,18 +254,25 @@ export class Zeroes {
   }
 }
 
-interface ByteRun {
-  readonly start: number;
-  readonly end: number;
-}
-
-const addTo = (runs: ByteRun[], start: number, lengthBytes: number): void => {
+const addTo = (runs: ByteRange[], start: number, lengthBytes: number): void => {
   const last = runs.at(-1);
   if (last?.end === start) runs[runs.length - 1] = { start: last.start, end: start + lengthBytes };
   else runs.push({ start, end: start + lengthBytes });
 };
 
+/** A cluster or some subclusters of it. */
+interface ClusterPart extends ByteRange {
+  readonly old: L2Entry;
+  /** Of the cluster; of the first of the subclusters. */
+  readonly kind: EntryKind;
+  /** Which subclusters; without subclusters, and for all of them, every bit. */
+  readonly mask: number;
+}
+
+const ZERO_SUBCLUSTERS: L2Entry = { ...NO_ENTRY, zeroes: ALL_SUBCLUSTERS };
+
+// The place of a cluster in a data file may be 0, and then the flag tells that there is one.
 const keepsPlace = (old: L2Entry, now: L2Entry): boolean =>
   !isCompressed(old.high) &&
-  (now.high & COPIED_HIGH) !== 0 &&
+  (isCopied(now.high) || entryOffset(now.high, now.low) !== 0) &&
   entryOffset(old.high, old.low) === entryOffset(now.high, now.low);

@@ -33,27 +33,16 @@ const overBacking = (label: string, o: string, backingBytes: (bytes: number) => 
   },
 });
 
-const withSnapshot = {
-  label: 'with a snapshot and compressed clusters',
+const withSnapshot = (label: string, o: string) => ({
+  label,
   make: async (path: string, bytes: number): Promise<void> => {
     const source = `${path}.source`;
     await writeFile(source, new Uint8Array(bytes).fill(0x21));
-    await qemuImg([
-      'convert',
-      '-c',
-      '-f',
-      'raw',
-      '-O',
-      'qcow2',
-      '-o',
-      'cluster_size=4k',
-      source,
-      path,
-    ]);
+    await qemuImg(['convert', '-c', '-f', 'raw', '-O', 'qcow2', '-o', o, source, path]);
     await qemuIo(path, ['write -P 0x99 100k 64k'], ['-f', 'qcow2']);
     await qemuImg(['snapshot', '-c', 'one', path]);
   },
-};
+});
 
 const withDataFile = (label: string, o: string, isOverlay = false) => ({
   label,
@@ -89,6 +78,19 @@ conformance({
     withDataFile('with a raw external data file', ',data_file_raw=on'),
     withDataFile('with an external data file, over a backing image', ',cluster_size=4k', true),
     options('with preallocated metadata', 'preallocation=metadata,cluster_size=4k'),
+    options('with subclusters of 2 KiB', 'extended_l2=on,cluster_size=64k'),
+    options('with subclusters of 512 bytes', 'extended_l2=on,cluster_size=16k'),
+    options('with preallocated subclusters', 'extended_l2=on,preallocation=metadata'),
+    overBacking(
+      'with subclusters of 2 KiB over a shorter backing image',
+      'extended_l2=on,cluster_size=64k',
+      (bytes) => bytes - 100_000,
+    ),
+    overBacking(
+      'with subclusters of 512 bytes over a longer backing image',
+      'extended_l2=on,cluster_size=16k',
+      (bytes) => bytes * 2,
+    ),
     overBacking('over a shorter backing image', 'cluster_size=64k', (bytes) => bytes - 100_000),
     overBacking('over a longer backing image', 'cluster_size=4k', (bytes) => bytes * 2),
     overBacking('version 2 over a backing image', 'compat=0.10,cluster_size=4k', (bytes) => bytes),
@@ -101,7 +103,13 @@ conformance({
 // Shrinking is refused below a snapshot by QEMU; the rest holds for such an image too.
 conformance({
   descriptor: { ...qcow2, capabilities: { ...qcow2.capabilities, shrink: false } },
-  variants: [withSnapshot],
+  variants: [
+    withSnapshot('with a snapshot and compressed clusters', 'cluster_size=4k'),
+    withSnapshot(
+      'with subclusters, a snapshot and compressed clusters',
+      'extended_l2=on,cluster_size=16k',
+    ),
+  ],
   verify: async (path) => {
     await qemuImg(['check', '-q', '-f', 'qcow2', path]);
   },
