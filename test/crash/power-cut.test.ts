@@ -72,6 +72,13 @@ const CASES: readonly Case[] = [
     snapshot: false,
     encrypted: true,
   },
+  {
+    name: 'subclusters over a backing image, shared with a snapshot',
+    options: 'extended_l2=on,cluster_size=16k',
+    sizeBytes: 400 << 10,
+    backing: true,
+    snapshot: true,
+  },
 ];
 
 /** Cuts looked at in one workload, and writes in it. */

@@ -18,6 +18,7 @@ for (const options of [
   'cluster_size=4k',
   'cluster_size=64k,refcount_bits=8',
   'cluster_size=512,compat=0.10',
+  'cluster_size=16k,extended_l2=on',
 ]) {
   test(`every answered write survives SIGKILL (${options})`, async (t) => {
     const directory = await scratchDirectory(t);

@@ -53,6 +53,8 @@ const makeFlat = async (at: At): Promise<void> => {
   await convert('falloc.qcow2', 'preallocation=falloc');
   await convert('zeroed.qcow2', 'compat=1.1');
   await qemuIo(at('zeroed.qcow2'), ['write -z 64k 256k', 'write -z -u 1M 512k', 'discard 2M 256k']);
+  await convert('subclusters.qcow2', 'extended_l2=on');
+  await qemuIo(at('subclusters.qcow2'), ['write -P 7 100k 3k', 'write -z 1030k 5k']);
   await convert('partly-compressed.qcow2', 'compat=1.1', '-c');
   await qemuIo(at('partly-compressed.qcow2'), ['write -P 0x5a 100k 70k', 'write -z 1M 64k']);
   await qemuImg(['create', '-q', '-f', 'qcow2', at('empty.qcow2'), '3M']);
@@ -82,6 +84,11 @@ const makeChains = async (at: At): Promise<void> => {
     backing: 'v3-2M.qcow2',
     format: 'qcow2',
     options: 'cluster_size=4k',
+  });
+  await overlay('on-subclusters.qcow2', {
+    backing: 'subclusters.qcow2',
+    format: 'qcow2',
+    options: 'extended_l2=on,cluster_size=128k',
   });
   await overlay('on-compressed.qcow2', { backing: 'compressed.qcow2', format: 'qcow2' });
   await overlay('longer.qcow2', { backing: 'v2.qcow2', format: 'qcow2', size: '7M' });
