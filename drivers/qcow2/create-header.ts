@@ -22,6 +22,8 @@ export interface Layout {
   readonly refcountBits: number;
   readonly lazyRefcounts: boolean;
   readonly compressionType: number;
+  readonly extendedL2: boolean;
+  readonly preallocation: 'off' | 'metadata' | 'falloc' | 'full';
   /** Null: guest clusters lie in the image. */
   readonly dataFile: { readonly name: string; readonly isRaw: boolean } | null;
   readonly virtualSizeBytes: number;
@@ -54,7 +56,9 @@ export const encodeHeader = (l: Layout, backing: BackingLink | null, path: strin
   view.setUint32(56, l.refcountTable.clusters);
   if (l.version === 3) {
     const packing = l.compressionType === 0 ? 0 : INCOMPATIBLE.compressionType;
-    writeU64BE(view, 72, packing | (l.dataFile === null ? 0 : INCOMPATIBLE.dataFile));
+    const outside = l.dataFile === null ? 0 : INCOMPATIBLE.dataFile;
+    const entries = l.extendedL2 ? INCOMPATIBLE.extendedL2 : 0;
+    writeU64BE(view, 72, packing | outside | entries);
     writeU64BE(view, 88, l.dataFile?.isRaw === true ? AUTOCLEAR.rawDataFile : 0);
     writeU64BE(view, 80, l.lazyRefcounts ? 1 : 0);
     view.setUint32(96, Math.log2(l.refcountBits));

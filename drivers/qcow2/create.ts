@@ -19,6 +19,8 @@ import { COMPRESSION } from './compression.ts';
 import { encodeHeader, type Layout, type Run, wrongOption } from './create-header.ts';
 import { encryptionOptions, plannedLuks } from './encryption/create-options.ts';
 import { makeLuks, newLuksBytes } from './encryption/luks-key.ts';
+import { ENTRY_BYTES, EXTENDED_ENTRY_BYTES, MIN_EXTENDED_CLUSTER_BITS } from './layout.ts';
+import { ALL_SUBCLUSTERS } from './subclusters.ts';
 
 export const createOptions: readonly CreateOption[] = [
   {
@@ -40,8 +42,8 @@ export const createOptions: readonly CreateOption[] = [
   {
     name: 'preallocation',
     type: 'choice',
-    choices: ['off', 'metadata'],
-    help: 'Make all tables now, so that writes change none [off]',
+    choices: ['off', 'metadata', 'falloc', 'full'],
+    help: 'Make all tables now, so that writes change none; falloc: take the space of all data too; full: write it [off]',
   },
   {
     name: 'lazy_refcounts',
@@ -57,6 +59,11 @@ export const createOptions: readonly CreateOption[] = [
     name: 'data_file_raw',
     type: 'boolean',
     help: 'The data file is a raw image of its own at any time [off]',
+  },
+  {
+    name: 'extended_l2',
+    type: 'boolean',
+    help: 'Let clusters have 32 subclusters each, of which each is there, zero or below by itself [off]',
   },
   {
     name: 'compression_type',
@@ -116,15 +123,32 @@ export const create = async (request: CreateRequest): Promise<void> => {
     at: l2.first * clusterBytes,
     count: layout.mappedClusters,
     target: layout.dataFile === null ? data.first * clusterBytes : 0,
+    entryBytes: l2EntryBytes(layout.extendedL2),
+    // A raw data file is seen where the tables say that all of it is there.
+    subclusters: layout.dataFile?.isRaw === true ? ALL_SUBCLUSTERS : 0,
     copied: true,
   });
   if (request.dataFile !== null) {
     await request.dataFile.resize(request.virtualSizeBytes);
+    await takeDataSpace(request.dataFile, 0, layout);
     await request.dataFile.flush();
-  }
+  } else await takeDataSpace(file, data.first * clusterBytes, layout);
   await file.flush();
   await file.write(guestOffset(0), header);
 };
+
+const takeDataSpace = async (file: Node, start: number, l: Layout): Promise<void> => {
+  const end = Math.min(file.lengthBytes, start + l.mappedClusters * l.clusterBytes);
+  if (l.preallocation === 'falloc' && end > start)
+    await file.allocate(guestOffset(start), end - start);
+  if (l.preallocation !== 'full') return;
+  const zeroes = new Uint8Array(WRITE_BYTES);
+  for (let at = start; at < end; at += WRITE_BYTES) {
+    await file.write(guestOffset(at), zeroes.subarray(0, Math.min(WRITE_BYTES, end - at)));
+  }
+};
+
+const l2EntryBytes = (extended: boolean): number => (extended ? EXTENDED_ENTRY_BYTES : ENTRY_BYTES);
 
 const writeEncryption = async (request: CreateRequest, layout: Layout): Promise<void> => {
   const luks = plannedLuks(request);
@@ -163,16 +187,28 @@ const layOut = (plan: CreatePlan): Layout => {
     throw wrongOption(path, 'compression_type', 'zstd needs compat 1.1');
   const dataFile = dataFileOf(plan, version);
   // A raw data file is what the guest sees, so the tables map all of it.
-  const preallocate = options.get('preallocation') === 'metadata' || dataFile?.isRaw === true;
-  if (preallocate && plan.backing !== null) {
+  const preallocation = (options.get('preallocation') ?? 'off') as Layout['preallocation'];
+  const preallocate = preallocation !== 'off' || dataFile?.isRaw === true;
+  const extendedL2 = isExtended(plan, version, clusterBits);
+  if (preallocate && plan.backing !== null && !extendedL2) {
     // Every cluster would be allocated, and the backing image never seen.
-    throw wrongOption(path, 'preallocation', 'it cannot be used with a backing image');
+    const message = 'it cannot be used with a backing image, unless extended_l2 is on';
+    throw wrongOption(path, 'preallocation', message);
   }
   const { virtualSizeBytes } = plan;
-  const features = { lazyRefcounts, compressionType, dataFile };
+  const features = { lazyRefcounts, compressionType, dataFile, extendedL2, preallocation };
   const shape = { clusterBits, clusterBytes, version, refcountBits, ...features } as const;
-  const room = { clusterBytes, refcountBits, preallocate, isDataOutside: dataFile !== null };
+  const isDataOutside = dataFile !== null;
+  const room = { clusterBytes, refcountBits, preallocate, isDataOutside, extendedL2 };
   return { ...shape, ...layOutClusters(plan, room), virtualSizeBytes };
+};
+
+const isExtended = ({ options, path }: CreatePlan, version: 2 | 3, clusterBits: number) => {
+  if (options.get('extended_l2') !== 'on') return false;
+  if (version === 2) throw wrongOption(path, 'extended_l2', 'it needs compat 1.1');
+  if (clusterBits < MIN_EXTENDED_CLUSTER_BITS)
+    throw wrongOption(path, 'extended_l2', 'it needs clusters of 16 KiB at least');
+  return true;
 };
 
 const dataFileOf = ({ options, path, backing }: CreatePlan, version: 2 | 3) => {
@@ -195,14 +231,16 @@ interface ClusterRoom {
   readonly preallocate: boolean;
   /** Guest clusters take no room here. */
   readonly isDataOutside: boolean;
+  readonly extendedL2: boolean;
 }
 
 const layOutClusters = (plan: CreatePlan, room: ClusterRoom) => {
   const { clusterBytes, refcountBits, preallocate, isDataOutside } = room;
   const guestClusters = divideUp(plan.virtualSizeBytes, clusterBytes);
-  const l1Entries = divideUp(guestClusters, clusterBytes / 8);
+  const l2Entries = clusterBytes / l2EntryBytes(room.extendedL2);
+  const l1Entries = divideUp(guestClusters, l2Entries);
   if (l1Entries * 8 > MAX_L1_BYTES) {
-    const largest = (MAX_L1_BYTES / 8) * (clusterBytes / 8) * clusterBytes;
+    const largest = (MAX_L1_BYTES / 8) * l2Entries * clusterBytes;
     throw wrongOption(
       plan.path,
       'size',
@@ -257,20 +295,27 @@ interface PointerRun {
   /** What the first entry points to; each next one `stepBytes` further. */
   readonly target: number;
   readonly stepBytes: number;
+  /** Of an entry: 16 with a bitmap. */
+  readonly entryBytes?: number;
+  /** Of each bitmap: the subclusters that are allocated. */
+  readonly subclusters?: number;
   readonly copied: boolean;
 }
 
 const writePointers = async (run: PointerRun): Promise<void> => {
-  const perWrite = WRITE_BYTES / 8;
+  const { entryBytes = ENTRY_BYTES, subclusters = 0 } = run;
+  const perWrite = WRITE_BYTES / entryBytes;
   for (let done = 0; done < run.count; done += perWrite) {
     const entries = Math.min(perWrite, run.count - done);
-    const bytes = new Uint8Array(entries * 8);
+    const bytes = new Uint8Array(entries * entryBytes);
     const view = viewOf(bytes);
     for (let i = 0; i < entries; i++) {
-      writeU64BE(view, i * 8, run.target + (done + i) * run.stepBytes);
-      if (run.copied) view.setUint32(i * 8, view.getUint32(i * 8) + COPIED_HIGH);
+      const at = i * entryBytes;
+      writeU64BE(view, at, run.target + (done + i) * run.stepBytes);
+      if (run.copied) view.setUint32(at, view.getUint32(at) + COPIED_HIGH);
+      if (entryBytes > ENTRY_BYTES) view.setUint32(at + 12, subclusters);
     }
-    await run.file.write(guestOffset(run.at + done * 8), bytes);
+    await run.file.write(guestOffset(run.at + done * entryBytes), bytes);
   }
 };
 

@@ -17,6 +17,13 @@ const CASES: readonly (readonly [options: string, size: string])[] = [
   ['compat=v2,preallocation=metadata', '10M'],
   ['compat=1.1,lazy_refcounts=on', '10M'],
   ['compression_type=zstd', '10M'],
+  ['extended_l2=on', '1000001'],
+  ['extended_l2=on,cluster_size=16k', '1G'],
+  ['extended_l2=on,cluster_size=2M,preallocation=metadata', '20M'],
+  ['extended_l2=on,cluster_size=16k,preallocation=metadata', '20M'],
+  ['extended_l2=on,preallocation=falloc', '3M'],
+  ['preallocation=falloc', '3M'],
+  ['cluster_size=4k,preallocation=full', '3M'],
 ];
 
 const HEADER = { from: 0, to: 4096 };
@@ -40,8 +47,12 @@ describe('create', () => {
       assert.deepEqual(await described(ours), await described(theirs));
       assert.equal((await vdiskfs(['check', ours])).status, 0);
       if (options.includes('preallocation')) {
-        const map = (await qemuImgJson('map', [ours])) as { present: boolean }[];
-        assert.ok(map.every((r) => r.present));
+        const map = (await qemuImgJson('map', [ours])) as { present: boolean; offset?: number }[];
+        // Subclusters have a place, but are not there before they are written.
+        assert.ok(map.every((r) => r.offset !== undefined));
+        assert.ok(map.every((r) => r.present !== options.includes('extended_l2')));
+        const { blocks } = await stat(ours);
+        if (!options.includes('metadata')) assert.ok(blocks * 512 >= 3 << 20, `${blocks} blocks`);
       }
     });
   }
@@ -50,7 +61,7 @@ describe('create', () => {
     const [ours, theirs] = [`${scratch.path}/ours.qcow2`, `${scratch.path}/theirs.qcow2`];
     await qemuImg(['create', '-q', '-f', 'raw', `${scratch.path}/base.img`, '5M']);
     const plain = ['compat=0.10', 'compat=1.1', 'cluster_size=512', 'lazy_refcounts=on'];
-    for (const options of [...plain, 'compression_type=zstd']) {
+    for (const options of [...plain, 'compression_type=zstd', 'extended_l2=on']) {
       for (const backing of [[], ['-b', 'base.img', '-F', 'raw']]) {
         const args = ['-f', 'qcow2', '-o', options, ...backing];
         assert.equal((await vdiskfs(['create', ...args, ours, '1M'])).status, 0);
@@ -76,7 +87,11 @@ describe('create', () => {
 
   test('images that we made take writes of QEMU', async () => {
     const image = `${scratch.path}/written.qcow2`;
-    for (const options of ['cluster_size=512,refcount_bits=1', 'preallocation=metadata']) {
+    for (const options of [
+      'cluster_size=512,refcount_bits=1',
+      'preallocation=metadata',
+      'extended_l2=on,preallocation=metadata',
+    ]) {
       const args = ['create', '-f', 'qcow2', '-o', options, image, '4M'];
       assert.equal((await vdiskfs(args)).status, 0);
       await qemuIo(image, ['write -P 1 0 1M', 'write -z 2M 1M', 'read -P 1 0 1M']);
@@ -97,7 +112,9 @@ describe('create', () => {
       [['-o', 'lazy_refcounts=on,compat=0.10'], /needs compat 1\.1/],
       [['-o', 'compression_type=zstd,compat=0.10'], /compression_type: zstd needs compat 1\.1/],
       [['-o', 'compat=2.0'], /compat/],
-      [['-o', 'preallocation=falloc'], /preallocation/],
+      [['-o', 'preallocation=all'], /preallocation/],
+      [['-o', 'extended_l2=on,compat=0.10'], /extended_l2: it needs compat 1\.1/],
+      [['-o', 'extended_l2=on,cluster_size=8k'], /extended_l2: it needs clusters of 16 KiB/],
       [['-b', 'kept.qcow2', '-F', 'qcow2'], /own backing chain/],
       [['-b', 'gone.img', '-F', 'raw'], /gone\.img: no such file/],
       [['-b', 'base.img', '-F', 'qcow2'], /base\.img/],
