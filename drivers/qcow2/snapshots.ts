@@ -118,8 +118,9 @@ export class Snapshots implements InternalSnapshots {
     };
     const entryBytes = encodeSnapshot({ ...fields, l1Offset: 0 }).length;
     this.#refuseUnfit(request, old, carried.length + entryBytes);
-    const tools = await this.#tools();
+    const tools = this.#tools();
     const active = tools.walk.activeL1();
+    await tools.walk.survey(active);
     const copy = await this.#allocate(active.view.byteLength);
     const table = await this.#allocate(carried.length + entryBytes);
     const l1Offset = copy === null ? 0 : copy.first * state.clusterBytes;
@@ -152,11 +153,13 @@ export class Snapshots implements InternalSnapshots {
     await holdBitmaps();
     await quiet();
     const snapshot = this.#find(await this.#read(), id);
-    const tools = await this.#tools();
+    const tools = this.#tools();
     const saved = await tools.walk.snapshotL1(snapshot);
     const sizeBytes = snapshot.description.virtualSizeBytes;
     const bytes = new Uint8Array(this.#entriesFor(snapshot) * ENTRY_BYTES);
     const before = tools.walk.activeL1();
+    await tools.walk.survey(saved);
+    await tools.walk.survey(before);
     const taken = await this.#allocate(bytes.length);
     let isShared = false;
     await this.#change({
@@ -190,10 +193,10 @@ export class Snapshots implements InternalSnapshots {
     await quiet();
     const old = await this.#read();
     const snapshot = this.#find(old, id);
-    const tools = await this.#tools();
+    const tools = this.#tools();
     const saved = await tools.walk.snapshotL1(snapshot);
-    // Looks at every entry of it: an error comes before anything changes.
-    tools.walk.tables(saved).next();
+    await tools.walk.survey(saved);
+    await tools.walk.survey(tools.walk.activeL1());
     const kept = old.snapshots.filter((other) => other !== snapshot);
     const bytes = carriedEntries(old.bytes, kept);
     const table = await this.#allocate(bytes.length);
@@ -261,9 +264,9 @@ export class Snapshots implements InternalSnapshots {
     if (header.version >= 3) await writeDirtyBit(file, isDirty);
   }
 
-  async #tools(): Promise<Tools> {
+  #tools(): Tools {
     const { state, allocator } = this.#options;
-    const walk = await TableWalk.begin(state);
+    const walk = new TableWalk(state);
     const refcounts = new SharedRefcounts(state, allocator, walk);
     return { walk, refcounts, flags: new CopiedFlags(state, walk, refcounts) };
   }

@@ -1,12 +1,14 @@
 /**
  * Reading the tables of an L1 table that is not the one in memory, or all of one: what a snapshot operation works through.
  *
- * Each L2 table is read once, holes of the host file are skipped, and the reading is bounded by what the file takes on
- * its host, so that tables which name each other, or lie in a sparse file, end in an error and not in a hang.
+ * Holes of the host file are skipped, and `survey` bounds the reading by what the file takes on its host, so that tables
+ * which are named over and over, or lie in a sparse file, end in an error and not in a hang. Others get their turn of
+ * the event loop in between.
  */
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { invalidImage } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
-import { isAligned } from '../../src/base/range.ts';
+import { type ByteRange, isAligned } from '../../src/base/range.ts';
 import { guestOffset, hostOffset } from '../../src/base/units.ts';
 import { compressedPlace, entryHex, entryOffset, hex, isCompressed } from './entry.ts';
 import { ENTRY_BYTES, MAX_L1_BYTES } from './layout.ts';
@@ -15,6 +17,10 @@ import { Budget } from './sparse-counters.ts';
 import type { ImageState } from './state.ts';
 
 const FIXED_WORK_BYTES = 1 << 30;
+/** What it costs to see that a table is a hole, in bytes of reading. */
+const HOLE_WORK_BYTES = 4096;
+/** The longest that a walk keeps the event loop to itself. */
+const TURN_MS = 5;
 
 /** An L1 table in memory. */
 export interface L1Table {
@@ -33,16 +39,24 @@ export interface NamedTable {
 
 export class TableWalk {
   readonly #state: ImageState;
-  readonly #work: Budget;
+  #turnBegan = performance.now();
+  /** A hole of the host file; nothing is written to L2 tables in it while an operation walks. */
+  #hole: ByteRange = { start: 0, end: 0 };
 
-  private constructor(state: ImageState, allocatedBytes: number) {
+  constructor(state: ImageState) {
     this.#state = state;
-    this.#work = new Budget('reading', FIXED_WORK_BYTES + 16 * allocatedBytes);
   }
 
-  /** One for each operation. */
-  static async begin(state: ImageState): Promise<TableWalk> {
-    return new TableWalk(state, await state.file.driver.allocatedBytes());
+  /**
+   * Before anything is changed: whether its L2 tables lie where tables can, and can be read with an effort that the image's
+   * size explains. Errors: EIO kind invalid-image.
+   */
+  async survey(l1: L1Table): Promise<void> {
+    const { file, clusterBytes } = this.#state;
+    const allocatedBytes = await file.driver.allocatedBytes();
+    const work = new Budget('reading', FIXED_WORK_BYTES + 16 * allocatedBytes);
+    for (const table of this.tables(l1))
+      work.spend((await this.#isHole(table)) ? HOLE_WORK_BYTES : clusterBytes);
   }
 
   /** A copy of the active L1 table as it is in memory. */
@@ -82,14 +96,27 @@ export class TableWalk {
   }
 
   /** An L2 table's bytes; null where the host stores nothing, so that all of it is zero. Errors: EIO. */
-  async read({ offset }: NamedTable): Promise<Uint8Array | null> {
-    const { file, clusterBytes } = this.#state;
-    const found = await file.driver.stores?.(hostOffset(offset), clusterBytes);
-    if (found !== undefined && !found.stored && found.lengthBytes >= clusterBytes) return null;
-    this.#work.spend(clusterBytes);
-    const bytes = new Uint8Array(clusterBytes);
-    await file.readClipped(guestOffset(offset), bytes);
+  async read(table: NamedTable): Promise<Uint8Array | null> {
+    if (await this.#isHole(table)) return null;
+    const bytes = new Uint8Array(this.#state.clusterBytes);
+    await this.#state.file.readClipped(guestOffset(table.offset), bytes);
     return bytes;
+  }
+
+  async #isHole({ offset }: NamedTable): Promise<boolean> {
+    const { file, clusterBytes } = this.#state;
+    if (performance.now() - this.#turnBegan > TURN_MS) {
+      // What is cached is read at once: nothing else would run.
+      await nextTurn();
+      this.#turnBegan = performance.now();
+    }
+    if (offset >= this.#hole.start && offset + clusterBytes <= this.#hole.end) return true;
+    // As far as the hole goes: the next table may lie in it too.
+    const ahead = Math.max(clusterBytes, file.lengthBytes - offset);
+    const found = await file.driver.stores?.(hostOffset(offset), ahead);
+    if (found === undefined || found.stored || found.lengthBytes < clusterBytes) return false;
+    this.#hole = { start: offset, end: offset + found.lengthBytes };
+    return true;
   }
 
   /**
