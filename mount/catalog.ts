@@ -215,7 +215,7 @@ export class Catalog implements Directory {
   /** What is shown, with the image file of each view. */
   async images(): Promise<readonly { readonly view: View; readonly path: string }[]> {
     await this.#refresh();
-    return this.#table.listed.map(({ view, host }) => ({ view, path: host.path }));
+    return this.#table.images.map(({ view, host }) => ({ view, path: host.path }));
   }
 
   /** A job has changed what lies below an open view: which images are used as backing is looked at again. */

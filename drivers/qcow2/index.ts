@@ -96,7 +96,7 @@ export const qcow2: DriverDescriptor = {
     shrink: true,
     create: true,
     check: true,
-    repair: 'todo',
+    repair: true,
     internalSnapshots: true,
     compressedWrite: true,
   },

@@ -8,7 +8,7 @@ import { access, constants, utimes } from 'node:fs/promises';
 import { BlockError, type BlockErrorKind, toBlockError } from '../../src/base/block-error.ts';
 import type { Log } from '../../src/base/log.ts';
 import type { SnapshotDescription } from '../../src/block/driver.ts';
-import type { Graph } from '../../src/block/graph.ts';
+import type { Graph, OpenImageOptions } from '../../src/block/graph.ts';
 import type { ImageLocks } from '../../src/block/image-locks.ts';
 import type { Node } from '../../src/block/node.ts';
 import { View } from '../../src/block/view.ts';
@@ -83,6 +83,8 @@ export class ImageEntry implements Entry {
   /** Takes the place of the reason in force when the open chain has been closed. */
   #nextReason: string | null;
   #openError: BlockError | null;
+  /** Why the file, as it was then, did not open for writing. */
+  #unwritable: { readonly stamp: string; readonly reason: string } | null = null;
   /**
    * What kernels were told, null for nothing yet. One with a writeback cache believes no other size of a node afterwards,
    * so an image that breaks, or is mended, has to become another node.
@@ -320,7 +322,8 @@ export class ImageEntry implements Entry {
         const reason = this.#readOnlyReason;
         const { path } = this.host;
         const format = this.inspection.declaredFormat;
-        const root = await this.#context.graph.open({ path, format, readOnly: reason !== null });
+        const root = await this.#openFor({ path, format, readOnly: reason !== null });
+        if (root === null) continue;
         this.#openError = null;
         this.idleSinceMs = performance.now();
         if (this.#differs(root)) this.#superseded = true;
@@ -336,6 +339,27 @@ export class ImageEntry implements Entry {
       if (failure.errno !== 'ESTALE') this.report(failure);
       if (this.mustBeReplaced) this.#context.outdated();
       throw failure;
+    }
+  }
+
+  /** Null: it does not open for writing, and is to be opened read-only instead. */
+  async #openFor(options: OpenImageOptions): Promise<Node | null> {
+    try {
+      const root = await this.#context.graph.open(options);
+      const { description } = this.inspection;
+      // Opening it for writing mends it, or fails.
+      if (!options.readOnly && description?.dirty === true)
+        this.inspection = { ...this.inspection, description: { ...description, dirty: false } };
+      return root;
+    } catch (error) {
+      const failure = toBlockError(error, { op: 'open', path: this.host.path });
+      if (options.readOnly || failure.kind !== 'read-only') throw failure;
+      this.report(failure);
+      // Trying to mend it may have changed the file.
+      await this.#adoptStamp();
+      this.#unwritable = { stamp: this.host.stamp, reason: failure.message };
+      this.#readOnlyReason = this.#nextReason = failure.message;
+      return null;
     }
   }
 
@@ -502,6 +526,7 @@ export class ImageEntry implements Entry {
     if (description.dirty && driver.capabilities.repair !== true) {
       return 'it was not closed cleanly and needs a repair';
     }
+    if (this.#unwritable?.stamp === this.host.stamp) return this.#unwritable.reason;
     if (this.usedBy !== null) return `'${this.usedBy}' uses it as its backing image`;
     const files = [{ path: this.host.path, remote: this.inspection.chain[0]?.remote ?? null }];
     for (const { path, remote } of [...files, ...this.inspection.dataFiles]) {

@@ -2,20 +2,21 @@
 import { BlockError } from '../base/block-error.ts';
 import type { SnapshotDescription } from './driver.ts';
 
+type NamedSnapshot = Pick<SnapshotDescription, 'id' | 'name'>;
+
 /** By id, else by name. Errors: ENOENT. */
-export const snapshotToApply = (
-  snapshots: readonly SnapshotDescription[],
+export const snapshotToApply = <S extends NamedSnapshot>(
+  snapshots: readonly S[],
   idOrName: string,
-): SnapshotDescription =>
-  snapshots.find(({ id }) => id === idOrName) ?? byName(snapshots, idOrName);
+): S => snapshots.find(({ id }) => id === idOrName) ?? byName(snapshots, idOrName);
 
 /** By name alone, so that no name is taken for an id. Errors: ENOENT. */
-export const snapshotToDelete = (
-  snapshots: readonly SnapshotDescription[],
+export const snapshotToDelete = <S extends NamedSnapshot>(
+  snapshots: readonly S[],
   name: string,
-): SnapshotDescription => byName(snapshots, name);
+): S => byName(snapshots, name);
 
-const byName = (snapshots: readonly SnapshotDescription[], wanted: string): SnapshotDescription => {
+const byName = <S extends NamedSnapshot>(snapshots: readonly S[], wanted: string): S => {
   const found = snapshots.find(({ name }) => name === wanted);
   if (found !== undefined) return found;
   throw new BlockError({

@@ -14,6 +14,21 @@ export interface Device {
   readonly view: View;
 }
 
+/** QEMU's SnapshotInfo; what it has beside is passed on as it is. */
+export interface SnapshotInfo {
+  readonly id: string;
+  readonly name: string;
+}
+
+/** Internal snapshots of a device. Errors: BlockError of the view and the image; EBUSY while somebody uses what changes. */
+export interface DeviceSnapshots {
+  list(): readonly SnapshotInfo[];
+  create(name: string): Promise<SnapshotInfo>;
+  /** `force`: also when somebody may have the view open for writing. */
+  apply(idOrName: string, options: { readonly force: boolean }): Promise<SnapshotInfo>;
+  remove(id: string): Promise<SnapshotInfo>;
+}
+
 export interface ControlContext {
   readonly jobs: JobList;
   /** Where jobs are kept for later engines. */
@@ -29,6 +44,7 @@ export interface ControlContext {
   status(): Promise<object>;
   /** Changes the size of a view through the kernel, which believes no other. Errors: EPERM, EROFS, ENOSPC. */
   setSize(device: Device, lengthBytes: number): Promise<void>;
+  snapshots(device: Device): DeviceSnapshots;
   /** `image` of QEMU's BlockDeviceInfo: what `qemu-img info` says of the node's file. */
   imageInfo(node: Node): Promise<object>;
   /** Unmounts, after the answer is out. */

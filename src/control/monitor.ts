@@ -4,6 +4,7 @@ import { basicCommands, EVENTS, VERSION } from './commands/basic.ts';
 import { blockQueries } from './commands/block-queries.ts';
 import { blockStream } from './commands/block-stream.ts';
 import { jobCommands } from './commands/jobs.ts';
+import { snapshotCommands } from './commands/snapshots.ts';
 import type { ControlContext } from './context.ts';
 import { executeHmp } from './hmp.ts';
 import {
@@ -29,7 +30,7 @@ export const createMonitor = (context: ControlContext): Monitor => {
     }
     return (await command.run(context, checkArguments(command.arguments, given))) ?? {};
   };
-  const all = [...basicCommands, ...blockQueries, ...jobCommands, blockStream];
+  const all = [...basicCommands, ...blockQueries, ...jobCommands, blockStream, ...snapshotCommands];
   for (const command of [...all, ...aboutCommands(commands), humanMonitor(execute)]) {
     commands.set(command.name, command);
   }

@@ -14,6 +14,7 @@ import { toInfo } from '../image/info.ts';
 import type { JobType } from '../job/job.ts';
 import type { JobList } from '../job/job-list.ts';
 import type { JobRecord, JobStore } from '../job/job-store.ts';
+import { deviceSnapshots } from './device-snapshots.ts';
 import { type StatusSource, statusDocument } from './status-document.ts';
 
 const RAW_SUFFIX = '.raw';
@@ -29,7 +30,10 @@ export interface ControlSource extends StatusSource {
 }
 
 export const controlContext = (source: ControlSource): ControlContext => {
-  const { graph, catalog, jobs, store, config } = source;
+  const { graph, catalog, backend, jobs, store, config } = source;
+  const { mountpoint } = config;
+  const setSize: ControlContext['setSize'] = (device, lengthBytes) =>
+    truncateView(mountpoint, device, lengthBytes);
   return {
     jobs,
     store,
@@ -38,7 +42,8 @@ export const controlContext = (source: ControlSource): ControlContext => {
     replaceBacking: (overlay, base) => graph.replaceBacking(overlay, base),
     chainChanged: (device) => catalog.chainChanged(device.view),
     status: () => statusDocument(source),
-    setSize: (device, lengthBytes) => truncateView(config.mountpoint, device, lengthBytes),
+    setSize,
+    snapshots: (device) => deviceSnapshots({ catalog, backend, mountpoint, setSize }, device),
     imageInfo,
     quit: source.quit,
   };

@@ -1,4 +1,6 @@
 /** `vdiskfs snapshot`: the internal snapshots of an image, or of a view while it is used. */
+import { BlockError } from '../../base/block-error.ts';
+import { QmpError } from '../../control/client.ts';
 import { isView } from '../../daemon/mount-table.ts';
 import type { SnapshotInfo } from '../../image/info.ts';
 import { defineCommand, UsageError } from '../command.ts';
@@ -39,12 +41,17 @@ export const command = defineCommand({
         requiresArg: true,
         describe: 'Delete a snapshot by name, and free what nothing else uses',
       })
+      .option('force', {
+        type: 'boolean',
+        default: false,
+        describe: 'Apply to a view also while somebody may have it open for writing',
+      })
       .example('$0 snapshot -c before-upgrade disk.qcow2', 'Make one')
       .example('$0 snapshot -a before-upgrade disk.qcow2', 'Go back to it'),
   run: async (options) => {
     const action = actionOf(options);
     const found = (await isView(options.file))
-      ? await onView(options.file, action)
+      ? await onView(options.file, action, options.force)
       : await onImage(options, action);
     if (wantsJson(options)) await printJson(action.kind === 'list' ? found : found[0]);
     else if (action.kind === 'list' && found.length > 0)
@@ -94,6 +101,22 @@ const onImage = async (
   }
 };
 
-const onView = async (path: string, action: Action): Promise<readonly SnapshotInfo[]> => {
-  throw new UsageError(`${path}: ${action.kind} of a view`);
+const onView = async (
+  path: string,
+  action: Action,
+  force: boolean,
+): Promise<readonly SnapshotInfo[]> => {
+  const { connectToDevice } = await import('../mounted-device.ts');
+  const { client, device } = await connectToDevice(path);
+  try {
+    if (action.kind === 'list')
+      return (await client.execute('__vdiskfs_snapshots', { device })) as readonly SnapshotInfo[];
+    const given = { device, action: action.kind, name: action.name, force };
+    return [(await client.execute('__vdiskfs_snapshot', given)) as SnapshotInfo];
+  } catch (error) {
+    if (!(error instanceof QmpError)) throw error;
+    throw new BlockError({ kind: 'bad-request', message: error.message, path, op: 'snapshot' });
+  } finally {
+    client.close();
+  }
 };

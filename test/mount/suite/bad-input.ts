@@ -13,7 +13,7 @@ import {
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { eventually, type Mounted } from '../../support/mounted.ts';
-import { qemuImg } from '../../support/qemu-img.ts';
+import { assertClean, qemuImg } from '../../support/qemu-img.ts';
 import { MIB, pattern } from './bytes.ts';
 import { makeQcow2 } from './image-matrix.ts';
 import { type MountSubject, placeOf } from './subject.ts';
@@ -209,19 +209,28 @@ export const badInputTests = (subject: MountSubject): void => {
     await assertUnharmed(mounted);
   });
 
-  test('an image that is marked dirty or corrupt is read, and not written', async (t) => {
+  test('an image that was not closed cleanly is mended when it is used, one that is marked corrupt is only read', async (t) => {
     const place = await placeOf(t, subject);
-    for (const [name, bit] of [
-      ['dirty', 1],
-      ['corrupt', 2],
-    ] as const) {
+    const bits = { dirty: 1, corrupt: 2, hopeless: 1 };
+    for (const [name, bit] of Object.entries(bits)) {
       await makeQcow2(place.image(`${name}.qcow2`), { bytes: pattern(MIB) });
       await patch(place.image(`${name}.qcow2`), LAST_BYTE_OF_INCOMPATIBLE, [bit]);
     }
+    // An L2 entry past the disk's end that names no cluster: nothing here mends it.
+    const bytes = await readFile(place.image('hopeless.qcow2'));
+    const offsetAt = (at: number): number =>
+      Number(bytes.readBigUInt64BE(at) & 0x00ff_ffff_ffff_fe00n);
+    await patch(place.image('hopeless.qcow2'), offsetAt(offsetAt(40)) + 800 + 6, [0x12]);
     const mounted = await place.mount();
-    for (const name of ['dirty.raw', 'corrupt.raw']) {
+    for (const name of ['dirty.raw', 'corrupt.raw', 'hopeless.raw']) {
       assert.deepEqual(await readFile(mounted.path(name)), pattern(MIB), name);
-      await assert.rejects(open(mounted.path(name), 'r+'), { code: 'EROFS' }, name);
     }
+    for (const name of ['corrupt.raw', 'hopeless.raw'])
+      await assert.rejects(open(mounted.path(name), 'r+'), { code: 'EROFS' }, name);
+    const handle = await open(mounted.path('dirty.raw'), 'r+');
+    await handle.write(new Uint8Array(4096).fill(9), 0, 4096, 8192);
+    await handle.close();
+    await mounted.unmount();
+    await assertClean(place.image('dirty.qcow2'));
   });
 };
