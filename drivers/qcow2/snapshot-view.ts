@@ -9,6 +9,7 @@ import { BlockError, invalidImage } from '../../src/base/block-error.ts';
 import { divideUp } from '../../src/base/range.ts';
 import type { OpenRequest } from '../../src/block/driver.ts';
 import { bytesPerL1Entry, type Qcow2Header } from './header.ts';
+import { INCOMPATIBLE } from './layout.ts';
 import { readSnapshotTable } from './snapshot-table.ts';
 import { checkedL1Place } from './table-walk.ts';
 
@@ -19,6 +20,10 @@ export const snapshotHeader = async (
   id: string,
 ): Promise<Qcow2Header> => {
   const { file, path } = request;
+  if ((header.incompatible & INCOMPATIBLE.dataFile) !== 0) {
+    const message = 'has an external data file, whose content no snapshot keeps';
+    throw new BlockError({ kind: 'unsupported', message, path, op: 'open' });
+  }
   const { snapshots } = await readSnapshotTable(file, header, path);
   const snapshot = snapshots.find(({ description }) => description.id === id);
   if (snapshot === undefined)

@@ -2,24 +2,10 @@
  * Internal snapshots: made, applied, deleted (specification: "Snapshots"). Drained: no request runs beside it.
  *
  * A snapshot is an L1 table of its own; everything that it names is counted once more, and is nobody's to write in place.
- * The header decides in one write whether a snapshot is there and which L1 table is active. Around it refcounts and COPIED
- * flags of many clusters change, and no order makes both right at every instant. So:
- *
- *     1  what is dirty in memory goes to the image; new tables get their clusters, which count as leaked until step 4
- *     2  version 3: the dirty bit; sync. From here to step 6 a cut leaves an image that is repaired before it is written
- *     3  create, apply: refcounts of all that is shared raised. Create: COPIED flags cleared. New tables written; sync
- *     4  the header, in one write; sync
- *     5  apply, delete: refcounts of what is not named any more lowered; sync. Delete: COPIED flags set; sync
- *     6  version 3: the dirty bit cleared; sync
- *
- * Version 2 has no dirty bit. In this order a cut leaves refcounts that are too high (leaks), or COPIED flags that do not
- * fit them, which `check -r all` mends; and a program that goes on without a check keeps all data: until step 4 nobody
- * else names what it writes in place, and after it a missing flag means one copy too many.
- *
- * A failure before step 4 takes everything back. One after it leaves the new state, with leaks and the dirty bit.
+ * What is done in which order, and why, says snapshot-change.ts.
  */
 import { present } from '../../src/base/assert.ts';
-import { BlockError, invalidImage, toBlockError } from '../../src/base/block-error.ts';
+import { BlockError, invalidImage } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { divideUp } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
@@ -28,10 +14,8 @@ import type {
   SnapshotDescription,
   SnapshotRequest,
 } from '../../src/block/driver.ts';
-import type { Allocation, Allocator } from './allocator.ts';
-import { writeRefcountBlocks } from './checkpoint.ts';
+import type { Allocation } from './allocator.ts';
 import { CopiedFlags } from './copied-flags.ts';
-import { writeDirtyBit } from './dirty-bit.ts';
 import { entryOffset } from './entry.ts';
 import {
   ENTRY_BYTES,
@@ -41,6 +25,7 @@ import {
   MAX_SNAPSHOTS,
 } from './layout.ts';
 import { SharedRefcounts } from './shared-refcounts.ts';
+import { SnapshotChange, type SnapshotChangeOptions } from './snapshot-change.ts';
 import {
   carriedEntries,
   encodeSnapshot,
@@ -48,17 +33,12 @@ import {
   readSnapshotTable,
   type Snapshot,
 } from './snapshot-table.ts';
-import type { ImageState } from './state.ts';
 import { type L1Table, TableWalk } from './table-walk.ts';
 
 /** QEMU keeps no longer names. */
 const MAX_NAME_BYTES = 255;
 
-export interface SnapshotsOptions {
-  readonly state: ImageState;
-  readonly allocator: Allocator;
-  /** Brings everything to the image, and waits for what is being given back: nothing is dirty then, and nobody at work. */
-  readonly quiet: () => Promise<void>;
+export interface SnapshotsOptions extends SnapshotChangeOptions {
   /** Host clusters mean something else now: drops what was unpacked from them. */
   readonly forgetUnpacked: () => void;
   /** Before the content is replaced: the image's dirty bitmaps are out of date then. */
@@ -79,25 +59,13 @@ interface Tools {
   readonly flags: CopiedFlags;
 }
 
-/** The steps of one operation that differ; numbers as above. */
-interface Steps {
-  /** Counted, and named by nothing yet. */
-  readonly taken: readonly (Allocation | null)[];
-  /** 3. */
-  readonly prepare: () => Promise<void>;
-  /** Takes back what `prepare` has done, all of it or a part. */
-  readonly undo: () => Promise<void>;
-  /** 4. */
-  readonly commit: () => Promise<void>;
-  /** 5. */
-  readonly finish: () => Promise<void>;
-}
-
 export class Snapshots implements InternalSnapshots {
   readonly #options: SnapshotsOptions;
+  readonly #change: SnapshotChange;
 
   constructor(options: SnapshotsOptions) {
     this.#options = options;
+    this.#change = new SnapshotChange(options);
   }
 
   async list(): Promise<readonly SnapshotDescription[]> {
@@ -107,6 +75,7 @@ export class Snapshots implements InternalSnapshots {
 
   async create(request: SnapshotRequest): Promise<SnapshotDescription> {
     const { state, quiet } = this.#options;
+    this.#refuseDataFile();
     await quiet();
     const old = await this.#read();
     const carried = carriedEntries(old.bytes, old.snapshots);
@@ -121,20 +90,20 @@ export class Snapshots implements InternalSnapshots {
     const tools = this.#tools();
     const active = tools.walk.activeL1();
     await tools.walk.survey(active);
-    const copy = await this.#allocate(active.view.byteLength);
-    const table = await this.#allocate(carried.length + entryBytes);
+    const lengths = [active.view.byteLength, carried.length + entryBytes];
+    const [copy = null, table = null] = await this.#change.allocate(lengths);
     const l1Offset = copy === null ? 0 : copy.first * state.clusterBytes;
     const bytes = Buffer.concat([carried, encodeSnapshot({ ...fields, l1Offset })]);
     let isShared = false;
-    await this.#change({
+    await this.#change.run({
       taken: [copy, table],
       prepare: async () => {
         await tools.refcounts.raise(active);
         isShared = true;
         await tools.flags.clear(active);
         await this.#writeActiveL1(active);
-        await this.#write(copy, bytesOf(active));
-        await this.#write(table, bytes);
+        await this.#change.write(copy, bytesOf(active));
+        await this.#change.write(table, bytes);
       },
       undo: async () => {
         if (!isShared) return;
@@ -150,6 +119,7 @@ export class Snapshots implements InternalSnapshots {
 
   async apply(id: string): Promise<void> {
     const { state, quiet, forgetUnpacked, holdBitmaps } = this.#options;
+    this.#refuseDataFile();
     await holdBitmaps();
     await quiet();
     const snapshot = this.#find(await this.#read(), id);
@@ -160,16 +130,16 @@ export class Snapshots implements InternalSnapshots {
     const before = tools.walk.activeL1();
     await tools.walk.survey(saved);
     await tools.walk.survey(before);
-    const taken = await this.#allocate(bytes.length);
+    const [taken = null] = await this.#change.allocate([bytes.length]);
     let isShared = false;
-    await this.#change({
+    await this.#change.run({
       taken: [taken],
       prepare: async () => {
         await tools.refcounts.raise(saved);
         isShared = true;
         await tools.flags.clear(saved);
         bytes.set(bytesOf(saved));
-        await this.#write(taken, bytes);
+        await this.#change.write(taken, bytes);
       },
       undo: async () => {
         if (isShared) await tools.refcounts.lower(saved);
@@ -190,6 +160,7 @@ export class Snapshots implements InternalSnapshots {
 
   async remove(id: string): Promise<void> {
     const { quiet, forgetUnpacked } = this.#options;
+    this.#refuseDataFile();
     await quiet();
     const old = await this.#read();
     const snapshot = this.#find(old, id);
@@ -199,10 +170,10 @@ export class Snapshots implements InternalSnapshots {
     await tools.walk.survey(tools.walk.activeL1());
     const kept = old.snapshots.filter((other) => other !== snapshot);
     const bytes = carriedEntries(old.bytes, kept);
-    const table = await this.#allocate(bytes.length);
-    await this.#change({
+    const [table = null] = await this.#change.allocate([bytes.length]);
+    await this.#change.run({
       taken: [table],
-      prepare: () => this.#write(table, bytes),
+      prepare: () => this.#change.write(table, bytes),
       undo: async () => undefined,
       commit: () => this.#nameTable(table, kept.length),
       finish: async () => {
@@ -213,55 +184,6 @@ export class Snapshots implements InternalSnapshots {
       },
     });
     forgetUnpacked();
-  }
-
-  /** Steps 1 to 6. Errors: those of the file; the image is as before unless step 4 has begun. */
-  async #change(steps: Steps): Promise<void> {
-    const { state, quiet } = this.#options;
-    await quiet();
-    // No checkpoint begins beside what follows.
-    await state.schedule.close();
-    await this.#markDirty(true);
-    try {
-      await steps.prepare();
-      await this.#sync();
-    } catch (error) {
-      await this.#takeBack(steps);
-      throw error;
-    }
-    await steps.commit();
-    // Nothing is packed any more into a host cluster that a snapshot names, or that is free now.
-    state.compressedUnmapped(0, Number.POSITIVE_INFINITY);
-    try {
-      await steps.finish();
-      await this.#sync();
-      await this.#markDirty(false);
-    } catch (error) {
-      this.#tellLeaks(error);
-    }
-  }
-
-  async #takeBack(steps: Steps): Promise<void> {
-    try {
-      await steps.undo();
-      await this.#sync();
-      await this.#markDirty(false);
-      for (const allocation of steps.taken)
-        if (allocation !== null) await this.#options.allocator.giveBack(allocation);
-    } catch (error) {
-      this.#tellLeaks(error);
-    }
-  }
-
-  #tellLeaks(error: unknown): void {
-    const { log, path } = this.#options.state.request;
-    const reason = toBlockError(error).describe();
-    log.error(path, `clusters are leaked until the image is repaired: ${reason}`);
-  }
-
-  async #markDirty(isDirty: boolean): Promise<void> {
-    const { header, file } = this.#options.state;
-    if (header.version >= 3) await writeDirtyBit(file, isDirty);
   }
 
   #tools(): Tools {
@@ -278,6 +200,14 @@ export class Snapshots implements InternalSnapshots {
     const bytes = new Uint8Array(table.lengthBytes);
     await file.readClipped(guestOffset(place.snapshotsOffset), bytes);
     return { snapshots: table.snapshots, offset: place.snapshotsOffset, bytes };
+  }
+
+  // The clusters of a data file have no refcounts.
+  #refuseDataFile(): void {
+    const { dataFile, request } = this.#options.state;
+    if (dataFile === null) return;
+    const message = 'has an external data file, and such an image has no internal snapshots';
+    throw new BlockError({ kind: 'unsupported', message, path: request.path, op: 'snapshot' });
   }
 
   #find(table: Table, id: string): Snapshot {
@@ -311,25 +241,6 @@ export class Snapshots implements InternalSnapshots {
     throw invalidImage(`snapshot '${description.name}': ${what}`, { path: request.path });
   }
 
-  /** Clusters for a table; null for an empty one. */
-  async #allocate(lengthBytes: number): Promise<Allocation | null> {
-    const { state, allocator } = this.#options;
-    if (lengthBytes === 0) return null;
-    const clusters = divideUp(lengthBytes, state.clusterBytes);
-    const allocation = await allocator.allocateContiguous(clusters);
-    await state.record(allocation.changes);
-    return allocation;
-  }
-
-  /** Whole clusters: nothing of what they held before is left in them. */
-  async #write(allocation: Allocation | null, bytes: Uint8Array): Promise<void> {
-    const { file, clusterBytes } = this.#options.state;
-    if (allocation === null) return;
-    const whole = new Uint8Array(allocation.count * clusterBytes);
-    whole.set(bytes);
-    await file.write(guestOffset(allocation.first * clusterBytes), whole);
-  }
-
   async #writeActiveL1(l1: L1Table): Promise<void> {
     const { file, map } = this.#options.state;
     const bytes = bytesOf(l1);
@@ -338,17 +249,10 @@ export class Snapshots implements InternalSnapshots {
   }
 
   async #correctFlags({ walk, flags }: Tools): Promise<void> {
-    await this.#sync();
+    await this.#change.sync();
     const active = walk.activeL1();
     await flags.correct(active);
     await this.#writeActiveL1(active);
-  }
-
-  /** What the refcounts are now, and everything that was written, is on disk. */
-  async #sync(): Promise<void> {
-    const { state } = this.#options;
-    await writeRefcountBlocks(state);
-    await state.file.flush();
   }
 
   async #free(tools: Tools, offset: number, lengthBytes: number): Promise<void> {

@@ -237,6 +237,14 @@ describe('snapshot', () => {
     await assertClean(image);
   });
 
+  test('an image with an external data file has none, as in QEMU', async () => {
+    const image = path('external.qcow2');
+    const options = `data_file=${path('external.data')}`;
+    await qemuImg(['create', '-q', '-f', 'qcow2', '-o', options, image, '1M']);
+    await assert.rejects(qemuImg(['snapshot', '-c', 's', image]), /Operation not supported/);
+    await assert.rejects(change(image, '-c', 's'), /external data file/);
+  });
+
   test('a raw image has no snapshots, and says so', async () => {
     const image = path('disk.raw');
     await qemuImg(['create', '-q', '-f', 'raw', image, '1M']);

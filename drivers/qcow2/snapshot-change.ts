@@ -1,0 +1,142 @@
+/**
+ * The frame of one change of an image's snapshots. Drained: no request runs beside it.
+ *
+ * The header decides in one write whether a snapshot is there and which L1 table is active. Around it refcounts and COPIED
+ * flags of many clusters change, and no order makes both right at every instant. So:
+ *
+ *     1  what is dirty in memory goes to the image; new tables get their clusters, which count as leaked until step 4
+ *     2  version 3: the dirty bit; sync. From here to step 6 a cut leaves an image that is repaired before it is written
+ *     3  create, apply: refcounts of all that is shared raised. Create: COPIED flags cleared. New tables written; sync
+ *     4  the header, in one write; sync
+ *     5  apply, delete: refcounts of what is not named any more lowered; sync. Delete: COPIED flags set; sync
+ *     6  version 3: the dirty bit cleared; sync
+ *
+ * Version 2 has no dirty bit. In this order a cut leaves refcounts that are too high (leaks), or COPIED flags that do not
+ * fit them, which `check -r all` mends; and a program that goes on without a check keeps all data: until step 4 nobody
+ * else names what it writes in place, and after it a missing flag means one copy too many.
+ *
+ * A failure before step 4 takes everything back. One after it leaves the new state, with leaks and the dirty bit.
+ */
+import { toBlockError } from '../../src/base/block-error.ts';
+import { divideUp } from '../../src/base/range.ts';
+import { guestOffset } from '../../src/base/units.ts';
+import type { Allocation, Allocator } from './allocator.ts';
+import { writeRefcountBlocks } from './checkpoint.ts';
+import { writeDirtyBit } from './dirty-bit.ts';
+import type { ImageState } from './state.ts';
+
+/** The steps of one operation that differ; numbers as above. */
+export interface Steps {
+  /** Counted, and named by nothing yet. */
+  readonly taken: readonly (Allocation | null)[];
+  /** 3. */
+  readonly prepare: () => Promise<void>;
+  /** Takes back what `prepare` has done, all of it or a part. */
+  readonly undo: () => Promise<void>;
+  /** 4. */
+  readonly commit: () => Promise<void>;
+  /** 5. */
+  readonly finish: () => Promise<void>;
+}
+
+export interface SnapshotChangeOptions {
+  readonly state: ImageState;
+  readonly allocator: Allocator;
+  /** Brings everything to the image, and waits for what is being given back: nothing is dirty then, and nobody at work. */
+  readonly quiet: () => Promise<void>;
+}
+
+export class SnapshotChange {
+  readonly #options: SnapshotChangeOptions;
+
+  constructor(options: SnapshotChangeOptions) {
+    this.#options = options;
+  }
+
+  /** Steps 1 to 6. Errors: those of the file; the image is as before unless step 4 has begun. */
+  async run(steps: Steps): Promise<void> {
+    const { state, quiet } = this.#options;
+    try {
+      await quiet();
+      // No checkpoint begins beside what follows.
+      await state.schedule.close();
+      await this.#markDirty(true);
+      await steps.prepare();
+      await this.sync();
+    } catch (error) {
+      await this.#takeBack(steps);
+      throw error;
+    }
+    await steps.commit();
+    // Nothing is packed any more into a host cluster that a snapshot names, or that is free now.
+    state.compressedUnmapped(0, Number.POSITIVE_INFINITY);
+    try {
+      await steps.finish();
+      await this.sync();
+      await this.#markDirty(false);
+    } catch (error) {
+      this.#tellLeaks(error);
+    }
+  }
+
+  async #takeBack(steps: Steps): Promise<void> {
+    try {
+      await steps.undo();
+      await this.sync();
+      await this.#markDirty(false);
+      await this.#giveBack(steps.taken);
+    } catch (error) {
+      this.#tellLeaks(error);
+    }
+  }
+
+  #tellLeaks(error: unknown): void {
+    const { log, path } = this.#options.state.request;
+    const reason = toBlockError(error).describe();
+    log.error(path, `clusters are leaked until the image is repaired: ${reason}`);
+  }
+
+  async #markDirty(isDirty: boolean): Promise<void> {
+    const { header, file } = this.#options.state;
+    if (header.version >= 3) await writeDirtyBit(file, isDirty);
+  }
+
+  /** Clusters for tables of these lengths, for all or for none; null for an empty one. */
+  async allocate(lengths: readonly number[]): Promise<(Allocation | null)[]> {
+    const { state, allocator } = this.#options;
+    const taken: (Allocation | null)[] = [];
+    try {
+      for (const lengthBytes of lengths) {
+        const clusters = divideUp(lengthBytes, state.clusterBytes);
+        const allocation = clusters === 0 ? null : await allocator.allocateContiguous(clusters);
+        taken.push(allocation);
+        if (allocation !== null) await state.record(allocation.changes);
+      }
+      return taken;
+    } catch (error) {
+      await this.#giveBack(taken);
+      throw error;
+    }
+  }
+
+  async #giveBack(taken: readonly (Allocation | null)[]): Promise<void> {
+    for (const allocation of taken)
+      if (allocation !== null) await this.#options.allocator.giveBack(allocation);
+  }
+
+  /** Whole clusters: nothing of what they held before is left in them. */
+  async write(allocation: Allocation | null, bytes: Uint8Array): Promise<void> {
+    const { file, clusterBytes } = this.#options.state;
+    if (allocation === null) return;
+    const whole = new Uint8Array(allocation.count * clusterBytes);
+    whole.set(bytes);
+    await file.write(guestOffset(allocation.first * clusterBytes), whole);
+  }
+
+  /** What the refcounts are now, and everything that was written, is on disk. */
+  async sync(): Promise<void> {
+    const { state } = this.#options;
+    await writeRefcountBlocks(state);
+    await state.file.flush();
+  }
+}
