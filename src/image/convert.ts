@@ -24,6 +24,8 @@ export interface ConvertRequest {
   readonly sources: readonly string[];
   /** Of every source; null probes. */
   readonly sourceFormat: string | null;
+  /** The snapshot of the one source that is copied, as `snapshotToShow` reads it; null for what the sources show. */
+  readonly snapshot: string | null;
   readonly target: string;
   readonly targetFormat: string;
   /** Checked by `checkOptions`. */
@@ -52,7 +54,10 @@ export const convertImages = async (
   request: ConvertRequest,
   context: OfflineContext,
 ): Promise<number> => {
-  await using opened = await openImages(request.sources, request.sourceFormat, context);
+  const { snapshot } = request;
+  await using opened = await openImages(request.sources, request.sourceFormat, context, {
+    snapshot,
+  });
   const sources: Source[] = [];
   let totalBytes = 0;
   for (const root of opened.roots) {

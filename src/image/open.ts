@@ -3,7 +3,7 @@
  * the locks, like a mount does.
  */
 import { dirname, resolve } from 'node:path';
-import { BlockError } from '../base/block-error.ts';
+import { BlockError, toBlockError } from '../base/block-error.ts';
 import { createLog, silentLog } from '../base/log.ts';
 import type { BackingLink, DriverDescriptor } from '../block/driver.ts';
 import { readFileName } from '../block/file-name.ts';
@@ -16,6 +16,7 @@ import type { DriverRegistry } from '../block/registry.ts';
 import { type RemoteCredential, splitCredential } from '../block/remote-access.ts';
 import { fileNameOfUrl, isUrl, parseUrl, withoutPassword } from '../block/remote-url.ts';
 import type { Secrets } from '../block/secrets.ts';
+import { snapshotToShow } from '../block/snapshot-names.ts';
 
 /** What every offline command is given by the command line. */
 export interface OfflineContext {
@@ -83,6 +84,8 @@ export interface OpenOptions {
   readonly withoutBacking?: boolean;
   /** Only the mapping is wanted: encrypted images need no key. */
   readonly withoutKey?: boolean;
+  /** An internal snapshot in place of the image, as `convert -l` names it; read-only. */
+  readonly snapshot?: string | null;
 }
 
 /**
@@ -109,13 +112,30 @@ export const openImage = async (
     journalFor: null,
     credentials,
   });
+  const wanted = options.snapshot ?? null;
   const root = await graph.open({
     path,
     format: declaredFormat(path, format),
     readOnly: options.writable !== true,
     withoutBacking: options.withoutBacking === true,
+    ...(wanted === null ? {} : { snapshot: await snapshotId(given, format, context, wanted) }),
   });
   return { root, [Symbol.asyncDispose]: () => graph.close(root) };
+};
+
+const snapshotId = async (
+  path: string,
+  format: string | null,
+  context: OfflineContext,
+  wanted: string,
+): Promise<string> => {
+  await using opened = await openFile(path, format, context);
+  const description = await opened.format.inspect?.(opened.file, path);
+  try {
+    return snapshotToShow(description?.snapshots ?? [], wanted).id;
+  } catch (error) {
+    throw toBlockError(error, { path });
+  }
 };
 
 /** The image that `path` is to have as backing file. Errors: as `openImage`; those of `readFileName`. */
@@ -139,13 +159,14 @@ export const openImages = async (
   paths: readonly string[],
   format: string | null,
   context: OfflineContext,
+  options: OpenOptions = {},
 ): Promise<OpenedImages> => {
   const opened: OpenedImage[] = [];
   const dispose = async (): Promise<void> => {
     for (const image of opened) await image[Symbol.asyncDispose]();
   };
   try {
-    for (const path of paths) opened.push(await openImage(path, format, context));
+    for (const path of paths) opened.push(await openImage(path, format, context, options));
   } catch (error) {
     await dispose();
     throw error;

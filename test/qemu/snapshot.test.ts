@@ -237,6 +237,25 @@ describe('snapshot', () => {
     await assertClean(image);
   });
 
+  test('convert -l copies the snapshot that qemu-img copies, by id, name or both', async () => {
+    const image = path('copied.qcow2');
+    await qemuImg(['create', '-q', '-f', 'qcow2', image, '1M']);
+    for (const value of [1, 2]) {
+      await qemuIo(image, [`write -P ${value} 0 1M`]);
+      await change(image, '-c', `s${value}`);
+    }
+    await qemuIo(image, ['write -P 3 0 1M']);
+    for (const which of ['2', 's2', 'snapshot.id=2,snapshot.name=s2', 'snapshot.name=s2']) {
+      const done = await vdiskfs(['convert', '-l', which, image, path('ours.raw')]);
+      assert.equal(done.status, 0, done.stderr);
+      await qemuImg(['convert', '-O', 'raw', '-l', which, image, path('theirs.raw')]);
+      assert.ok((await readFile(path('ours.raw'))).equals(await readFile(path('theirs.raw'))));
+    }
+    const missing = await vdiskfs(['convert', '-l', 'snapshot.id=1,snapshot.name=s2', image, 'x']);
+    assert.equal(missing.status, 1);
+    assert.match(missing.stderr, /has no snapshot 's2'/);
+  });
+
   test('an image with an external data file has none, as in QEMU', async () => {
     const image = path('external.qcow2');
     const options = `data_file=${path('external.data')}`;

@@ -41,6 +41,12 @@ export const command = defineCommand({
         requiresArg: true,
         describe: 'Format of the new image',
       })
+      .option('snapshot', {
+        alias: 'l',
+        type: 'string',
+        requiresArg: true,
+        describe: 'Copy a snapshot of the source: its id or name, or snapshot.id=…,snapshot.name=…',
+      })
       .option('compress', {
         alias: 'c',
         type: 'boolean',
@@ -113,6 +119,8 @@ export const command = defineCommand({
     const { parallel } = options;
     if (!Number.isInteger(parallel) || parallel < 1 || parallel > MAX_PARALLEL)
       throw new UsageError(`is not a whole number from 1 to ${MAX_PARALLEL}`, '--parallel');
+    if (options.snapshot !== undefined && (sources.length > 1 || options.bitmaps))
+      throw new UsageError('copies one snapshot of one image, and no bitmaps', '--snapshot');
     const { bitmaps, 'skip-broken-bitmaps': skipBroken } = options;
     if (skipBroken && !bitmaps) throw new UsageError('needs --bitmaps', '--skip-broken-bitmaps');
     const settings = gather(options);
@@ -125,6 +133,7 @@ export const command = defineCommand({
           {
             sources,
             sourceFormat: options.format ?? null,
+            snapshot: options.snapshot ?? null,
             target,
             targetFormat: descriptor.name,
             options: ownOptions(settings, descriptor),
