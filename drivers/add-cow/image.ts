@@ -92,6 +92,15 @@ export class AddCowImage implements DriverInstance {
     await this.#writer.write(offset, buffer);
   }
 
+  async populate(
+    offset: GuestOffset,
+    lengthBytes: number,
+    bytes: Uint8Array | null,
+  ): Promise<void> {
+    await this.#state.admit();
+    await this.#writer.populate(offset, lengthBytes, bytes);
+  }
+
   async writeZeroes(
     offset: GuestOffset,
     lengthBytes: number,

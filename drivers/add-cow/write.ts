@@ -88,6 +88,20 @@ export class Writer {
     await this.#state.publish(start, end);
   }
 
+  /** See `DriverInstance.populate`. */
+  async populate(offset: number, lengthBytes: number, bytes: Uint8Array | null): Promise<void> {
+    const { image } = this.#state;
+    const range = { offset, end: offset + lengthBytes, stepBytes: STEP_BYTES };
+    await this.whereUnset(range, async (at, length) => {
+      if (bytes === null) await image.writeZeroes(guestOffset(at), length, { unmap: true });
+      else {
+        const part = bytes.subarray(at - offset, at - offset + length);
+        await image.write(guestOffset(at), part);
+      }
+      await this.#state.publish(at, at + length);
+    });
+  }
+
   /** Brings the clusters of a range into the image file as they are. */
   async copyUp(offset: number, lengthBytes: number): Promise<void> {
     const { clusterBytes, image, lengthBytes: imageEnd } = this.#state;
