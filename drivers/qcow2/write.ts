@@ -33,6 +33,9 @@ import {
 /** Pieces up to this are put together and written at once: one system call costs more than copying them. */
 const ASSEMBLE_BYTES = 256 << 10;
 
+/** What space is filled with, where it cannot just read as zeros, is in memory: so much at once. More than a cluster. */
+const MAX_FILL_BYTES = 8 << 20;
+
 interface Piece {
   /** Guest offset. */
   readonly guest: number;
@@ -298,16 +301,16 @@ export class Writer {
     if (isOwned) return alignUp(m.lengthBytes, clusterBytes);
     const place = map.place(start);
     const slice = await this.#tables.sliceFor(place);
+    const asZeros = header.version >= 3 && this.#readsZero(m, start, m.lengthBytes);
     let clusters = 1;
     const wanted = Math.min(
       Math.ceil(m.lengthBytes / clusterBytes),
       map.sliceEntries - place.index,
+      asZeros ? Number.POSITIVE_INFINITY : Math.floor(MAX_FILL_BYTES / clusterBytes),
     );
     while (clusters < wanted && this.#needsCluster(slice, place.index + clusters)) clusters++;
-    const readsZero = this.#readsZero(m, start, Math.min(clusters * clusterBytes, m.lengthBytes));
     const allocation = await this.#clusters.allocate(start, clusters);
     const target = wholeTarget(allocation, start, clusterBytes);
-    const asZeros = readsZero && header.version >= 3;
     await this.#undoingOnFailure(allocation, async () => {
       await clusterFile.allocate(guestOffset(target.hostOffset), allocation.count * clusterBytes);
       if (!asZeros) await this.#fill({ ...target, isFresh: false }, start, new Uint8Array(0));
