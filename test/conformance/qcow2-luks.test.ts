@@ -50,6 +50,10 @@ conformance({
       'encrypt.cipher-mode': 'cbc',
       'encrypt.ivgen-alg': 'essiv',
     }),
+    encrypted('encrypted, with extended L2 entries', {
+      extended_l2: 'on',
+      cluster_size: '16384',
+    }),
     overBacking,
   ],
   verify: async (path) => {

@@ -72,7 +72,7 @@ export const plannedLuks = ({ options, path }: CreatePlan): NewLuks | null => {
   if (!isHash(hash)) throw wrong('hash-alg', `'${hash}' is no hash that is known here`);
   const iterationMs = Number(value('iter-time') ?? DEFAULT_ITERATION_MS);
   if (iterationMs < 1) throw wrong('iter-time', '0 is no time');
-  if (options.get('preallocation') === 'metadata') {
+  if ((options.get('preallocation') ?? 'off') !== 'off') {
     const message = 'its clusters would read as noise in an encrypted image';
     throw wrongOption(path, 'preallocation', message);
   }
