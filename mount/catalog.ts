@@ -347,13 +347,14 @@ export class Catalog implements Directory {
   }
 
   #createContext(): EntryContext {
-    const { graph, locks, log, readOnly, allowShrink, format } = this.#options;
+    const { graph, locks, log, readOnly, allowShrink, detectZeroes, format } = this.#options;
     return {
       graph,
       locks,
       log,
       readOnly,
       allowShrink,
+      detectZeroes,
       inspect: async (candidate, patient) => {
         const inspection = await this.#inspector.inspect(candidate, { format, patient });
         return 'ignored' in inspection ? null : inspection;

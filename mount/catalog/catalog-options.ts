@@ -6,7 +6,7 @@ import type { ImageLocks } from '../../src/block/image-locks.ts';
 import type { OpenGate } from '../../src/block/open-gate.ts';
 import type { DriverRegistry } from '../../src/block/registry.ts';
 import type { RemoteCredential } from '../../src/block/remote-access.ts';
-import type { View } from '../../src/block/view.ts';
+import type { DetectZeroes, View } from '../../src/block/view.ts';
 import type { IgnoredFile } from './listing.ts';
 
 /** In front of a key for `nodeIds`: from now on the key stands for a new id, also for engines that come later. */
@@ -28,6 +28,8 @@ export interface CatalogOptions {
   readonly mountpoint: string | null;
   readonly readOnly: boolean;
   readonly allowShrink: boolean;
+  /** `--detect-zeroes`. */
+  readonly detectZeroes: DetectZeroes;
   /** `--format`: of a source that is one file; null probes. */
   readonly format: string | null;
   /** `user.vdiskfs.socket` and `.pid` of the root. */

@@ -119,7 +119,7 @@ export class NodeTranslations {
       root,
       pageBits,
       clusterBytes: root.driver.clusterBytes,
-      writable: !entry.view.readOnly,
+      writable: !entry.view.readOnly && !entry.view.detectsZeroes,
       files: new Set(),
       chain,
       onChange,

@@ -11,8 +11,12 @@
 import { assert } from '../base/assert.ts';
 import { BlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
+import { isAllZero } from '../base/range.ts';
 import { type GuestOffset, guestOffset, MAX_OFFSET } from '../base/units.ts';
 import type { Node } from './node.ts';
+
+/** `on`: a write of nothing but zeros is a write-zeroes; `unmap`: one that also gives its space back. As QEMU has it. */
+export type DetectZeroes = 'off' | 'on' | 'unmap';
 
 export interface ViewOptions {
   /** The file's name in the mount, with `.raw`. May be a getter: a view is renamed when a name clashes. */
@@ -20,6 +24,8 @@ export interface ViewOptions {
   /** Why writes are refused, for the log; null for a writable view. May be a getter: asked at each request. */
   readonly readOnlyReason: string | null;
   readonly allowShrink: boolean;
+  /** What writes of zeros become; 'off' when it is not given. */
+  readonly detectZeroes?: DetectZeroes;
   readonly log: Log;
   /** Opens the chain; called when the view is first used, and again after an idle close. */
   readonly open: () => Promise<Node>;
@@ -53,6 +59,11 @@ export class View {
 
   get readOnlyReason(): string | null {
     return this.#options.readOnlyReason;
+  }
+
+  /** Every write is looked at here, so nobody may write beside the view. */
+  get detectsZeroes(): boolean {
+    return (this.#options.detectZeroes ?? 'off') !== 'off';
   }
 
   /** The opened root, null while closed. */
@@ -115,7 +126,12 @@ export class View {
   /** Writes all of the buffer, growing the image when it reaches past the end. Errors: EROFS, ENOSPC, EFBIG, EIO. */
   async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
     await this.#growFor('write', offset, buffer.length);
-    await this.#request((root) => root.write(offset, buffer));
+    const { detectZeroes = 'off' } = this.#options;
+    const unmap = detectZeroes === 'unmap';
+    const isZero = detectZeroes !== 'off' && buffer.length > 0 && isAllZero(buffer);
+    await this.#request((root) =>
+      isZero ? root.writeZeroes(offset, buffer.length, { unmap }) : root.write(offset, buffer),
+    );
   }
 
   /** fallocate PUNCH_HOLE|KEEP_SIZE: what lies inside the file reads as zeros and gives its space back. */

@@ -13,7 +13,7 @@ import { declareSecrets } from './secrets.ts';
 import { parseSize } from './size.ts';
 
 /** Of the contract, with what they wait for: named here so that they are refused by name and not as typing errors. */
-const NOT_YET = ['inactive', 'detect-zeroes', 'record', 'prefetch'];
+const NOT_YET = ['inactive', 'record', 'prefetch'];
 
 const BOOLEANS = [
   'read-only',
@@ -33,6 +33,7 @@ const VALUES = [
   'state-dir',
   'lock',
   'discard',
+  'detect-zeroes',
   'log-level',
   'metrics',
 ] as const;
@@ -166,6 +167,12 @@ const declareImageOptions = <T>(yargs: Argv<T>) =>
       default: 'unmap' as const,
       requiresArg: true,
       describe: 'What punched ranges do to the image',
+    })
+    .option('detect-zeroes', {
+      choices: ['off', 'on', 'unmap'] as const,
+      default: 'off' as const,
+      requiresArg: true,
+      describe: 'What a write of zeros is: data, a write-zeroes, one that gives its space back',
     })
     .option('allow-shrink', {
       type: 'boolean',

@@ -83,6 +83,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     mountpoint,
     readOnly: config.readOnly,
     allowShrink: config.allowShrink,
+    detectZeroes: config.detectZeroes,
     format: config.format,
     socketPath: config.socketPath,
     pid: process.pid,

@@ -9,6 +9,7 @@ import type { BlockErrorWire } from '../base/block-error.ts';
 import type { LockMode } from '../block/image-locks.ts';
 import type { RemoteCredential } from '../block/remote-access.ts';
 import type { SecretSource } from '../block/secrets.ts';
+import type { DetectZeroes } from '../block/view.ts';
 import type { MetricsAddress } from './metrics-server.ts';
 
 /** Everything an engine needs to begin; also what `status` shows of the options. */
@@ -29,6 +30,7 @@ export interface EngineConfig {
   /** What servers may want to see: never shown. */
   readonly credentials: readonly RemoteCredential[];
   readonly discard: 'unmap' | 'ignore';
+  readonly detectZeroes: DetectZeroes;
   /** `--secret`: where keys are, never the keys. */
   readonly secrets: readonly SecretSource[];
   readonly allowShrink: boolean;

@@ -156,7 +156,6 @@ describe('external data files', () => {
       if (options !== '') {
         await qemuIo(data, ['write -P 9 500M 64k'], ['-f', 'raw']);
         await qemuIo(path, ['read -P 9 500M 64k']);
-        await succeed(['compare', '-f', 'raw', '-F', 'qcow2', data, path]);
       }
     }
   });

@@ -5,6 +5,7 @@ import { BlockError, toBlockError } from '../../base/block-error.ts';
 import { type RemoteCredential, splitCredential } from '../../block/remote-access.ts';
 import { isUrl } from '../../block/remote-url.ts';
 import { type SecretSource, Secrets } from '../../block/secrets.ts';
+import type { DetectZeroes } from '../../block/view.ts';
 import { startDaemon, stayInForeground } from '../../daemon/launch.ts';
 import { flagsOf } from '../../daemon/mount-flags.ts';
 import { cleanDeadMount, requireFreeMountpoint } from '../../daemon/mountpoint.ts';
@@ -74,6 +75,7 @@ export const command = defineCommand({
       format: formatOf(options.format, sources),
       backingDirectories: allowed.places.map((d) => requireDirectory(d)),
       discard: options.discard,
+      detectZeroes: detectZeroesFor(options),
       secrets: await secretsFor(parseSecrets(options.secret), sources),
       allowShrink: options['allow-shrink'],
       lock: options.lock,
@@ -113,6 +115,20 @@ const passthroughFor = (options: { passthrough: boolean; backend: string }): boo
     throw new UsageError('the backend fuse-native does not have it', '--passthrough');
   if (process.getuid?.() !== 0) throw new UsageError('needs root', '--passthrough');
   return true;
+};
+
+/** Errors: UsageError for what the other options take its sense away. */
+const detectZeroesFor = (options: {
+  'detect-zeroes': DetectZeroes;
+  discard: string;
+  passthrough: boolean;
+}): DetectZeroes => {
+  const detect = options['detect-zeroes'];
+  if (detect === 'unmap' && options.discard !== 'unmap')
+    throw new UsageError('unmap needs --discard unmap', '--detect-zeroes');
+  if (detect !== 'off' && options.passthrough)
+    throw new UsageError('the kernel does not look at what it writes directly', '--detect-zeroes');
+  return detect;
 };
 
 // A source's own name is known here alone. A key that cannot be read is told now, and not when a view is opened.

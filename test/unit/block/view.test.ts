@@ -12,7 +12,11 @@ const BYTES = 100_000;
 
 const viewOf = async (
   t: Cleanup,
-  options: { allowShrink?: boolean; readOnlyReason?: string } = {},
+  options: {
+    allowShrink?: boolean;
+    readOnlyReason?: string;
+    detectZeroes?: 'off' | 'on' | 'unmap';
+  } = {},
 ): Promise<View> => {
   const directory = await scratchDirectory(t);
   const path = `${directory}/disk.raw`;
@@ -23,6 +27,7 @@ const viewOf = async (
     name: 'disk.raw',
     readOnlyReason: options.readOnlyReason ?? null,
     allowShrink: options.allowShrink ?? false,
+    detectZeroes: options.detectZeroes ?? 'off',
     log: silentLog,
     open: () => graph.open({ path, format: 'raw', readOnly: options.readOnlyReason !== undefined }),
     close: (root) => graph.close(root),
@@ -56,6 +61,30 @@ test('writes past the end grow the file, also many at once', async (t) => {
     assert.equal(bytes[0], i + 1);
   }
   await view.close();
+});
+
+test('a write of zeros takes no space with --detect-zeroes unmap, and another one is a write', async (t) => {
+  for (const [detectZeroes, isHole] of [
+    ['off', false],
+    ['on', false],
+    ['unmap', true],
+  ] as const) {
+    const view = await viewOf(t, { detectZeroes });
+    await view.write(guestOffset(0), new Uint8Array(BYTES).fill(1));
+    const full = await view.allocatedBytes();
+    await view.write(guestOffset(8192), new Uint8Array(65_536));
+    const some = new Uint8Array(4096);
+    some[4095] = 1;
+    await view.write(guestOffset(80_000), some);
+    const found = new Uint8Array(BYTES);
+    await view.read(guestOffset(0), found);
+    const expected = new Uint8Array(BYTES).fill(1).fill(0, 8192, 8192 + 65_536);
+    expected.set(some, 80_000);
+    assert.deepEqual(found, expected);
+    assert.equal((await view.allocatedBytes()) <= full - 65_536, isHole, detectZeroes);
+    assert.equal(view.detectsZeroes, detectZeroes !== 'off');
+    await view.close();
+  }
 });
 
 test('shrinking is refused with EPERM unless it is allowed', async (t) => {

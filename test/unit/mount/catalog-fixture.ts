@@ -88,6 +88,7 @@ export const catalogFixture = async (t: Cleanup): Promise<Fixture> => {
       mountpoint: null,
       readOnly: false,
       allowShrink: false,
+      detectZeroes: 'off',
       format: null,
       socketPath: '/nowhere.sock',
       pid: process.pid,
