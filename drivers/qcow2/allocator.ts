@@ -6,11 +6,12 @@
  * cluster that was unmapped comes here only after the unmapping is on disk and nobody uses it any more (release.ts).
  */
 import { assert } from '../../src/base/assert.ts';
-import { BlockError, invalidImage } from '../../src/base/block-error.ts';
+import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { divideUp } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
+import { corruption } from './corruption.ts';
 import { hex } from './entry.ts';
 import type { Change } from './journal-records.ts';
 import { ENTRY_BYTES, MAX_REFCOUNT_TABLE_BYTES } from './layout.ts';
@@ -52,6 +53,9 @@ export class Allocator {
   #cursor = 0;
   #freed: ClusterRun[] = [];
   #growing: Promise<void> | null = null;
+  /** Nothing is taken until it resolves. */
+  #pause: Promise<void> | null = null;
+  #top = 0;
   /** What has changed and no allocation carries yet: blocks that were made, clusters that were given back. */
   #unjournaled: Change[] = [];
 
@@ -66,6 +70,7 @@ export class Allocator {
    */
   async allocate(want: number): Promise<Allocation> {
     for (;;) {
+      if (this.#pause !== null) await this.#pause;
       const found = this.#take(want);
       if (found === 'grow') await this.#growTable();
       else if (typeof found === 'number') await this.#options.refcounts.loadBlockOf(found);
@@ -76,10 +81,31 @@ export class Allocator {
   /** Exactly `count` neighbouring clusters, from the end of what is known to be used: for tables. */
   async allocateContiguous(count: number): Promise<Allocation> {
     for (;;) {
+      if (this.#pause !== null) await this.#pause;
       const outcome = this.#takeContiguous(count);
       if (outcome === 'grow') await this.#growTable();
       else if (typeof outcome === 'number') await this.#options.refcounts.loadBlockOf(outcome);
       else return outcome;
+    }
+  }
+
+  /** No cluster from this one on was ever taken. */
+  get top(): number {
+    return this.#top;
+  }
+
+  /** Nothing is taken while `change` runs. It takes nothing itself. One at a time. Errors: those of `change`. */
+  async paused(change: () => Promise<void>): Promise<void> {
+    assert(this.#pause === null, 'the allocator is paused once');
+    let end = (): void => undefined;
+    this.#pause = new Promise((resolve) => {
+      end = resolve;
+    });
+    try {
+      await change();
+    } finally {
+      this.#pause = null;
+      end();
     }
   }
 
@@ -211,6 +237,7 @@ export class Allocator {
       changes.push(refcounts.set(block, cluster, 1));
     }
     this.#unjournaled = [];
+    this.#top = Math.max(this.#top, run.first + run.count);
     return { ...run, isFresh: run.first * clusterBytes >= file.lengthBytes, changes };
   }
 
@@ -218,7 +245,7 @@ export class Allocator {
     const { metadata, path, clusterBytes } = this.#options;
     if (!metadata.has(cluster)) return;
     const message = `refcount of host cluster ${cluster} is 0, but it holds metadata`;
-    throw invalidImage(message, {
+    throw corruption(message, {
       path,
       offset: cluster * clusterBytes,
       hint: 'repair it: qemu-img check -r all',

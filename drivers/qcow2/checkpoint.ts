@@ -9,6 +9,7 @@
  *     3  L2 entries and L1 words; sync
  *     4  the journal forgets what it had before 1
  *     5  what was unmapped before 1 is given back, later and by itself (release.ts)
+ *     6  what is free at the file's end, and was on disk by 1, is cut off (free-tail.ts)
  *
  * A crash before 3 leaves the old mapping and leaks; inside 3, each entry is old or new, and what it names is on disk.
  */
@@ -17,6 +18,7 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { TableSnapshot } from '../../src/block/table-cache.ts';
 import type { ClusterRun } from './allocator.ts';
 import type { L1Word } from './cluster-map.ts';
+import type { FreeTail } from './free-tail.ts';
 import type { ImageState } from './state.ts';
 
 const WRITES_IN_FLIGHT = 32;
@@ -34,14 +36,15 @@ interface Covered {
   readonly unmapped: readonly ClusterRun[];
 }
 
-/** Runs one checkpoint; the runs that were unmapped go to `release`. Errors: EIO, ENOSPC; all that was dirty stays so. */
+/** Runs one checkpoint; the runs that were unmapped go to `next.release`. Errors: EIO, ENOSPC; all that was dirty stays so. */
 export const runCheckpoint = async (
   state: ImageState,
-  release: (runs: readonly ClusterRun[]) => void,
+  next: { readonly tail: FreeTail; readonly release: (runs: readonly ClusterRun[]) => void },
 ): Promise<void> => {
   const { request, file } = state;
   request.journal?.begin();
   const covered = collect(state);
+  next.tail.begin();
   try {
     await writeRefcounts(state, covered);
     for (const [offset, content] of covered.tables) {
@@ -56,7 +59,8 @@ export const runCheckpoint = async (
   }
   settle(state, covered);
   request.journal?.end();
-  if (covered.unmapped.length > 0) release(covered.unmapped);
+  if (covered.unmapped.length > 0) next.release(covered.unmapped);
+  await next.tail.end();
 };
 
 /**

@@ -5,12 +5,14 @@
  * It owns the entries in memory: which L1 words and L2 slices are dirty, and what the content of L2 tables is that are
  * not on disk yet. What to map where is decided by its users; when it is written, by checkpoint.ts.
  */
+
 import { invalidImage } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import { isAligned } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
 import { type CachedTable, TableCache } from '../../src/block/table-cache.ts';
+import { corruption } from './corruption.ts';
 import { entryHex, entryOffset, isCopied, type L2Entry, type TableEntry } from './entry.ts';
 import { bytesPerL1Entry, type Qcow2Header } from './header.ts';
 import type { Change } from './journal-records.ts';
@@ -116,7 +118,7 @@ export class ClusterMap {
     const value = entryHex(high, low);
     const context = { path, offset: this.#l1Offset + l1Index * ENTRY_BYTES };
     if (!isAligned(offset, this.#clusterBytes)) {
-      throw invalidImage(
+      throw corruption(
         `L1 entry ${l1Index} is ${value}, not a multiple of the cluster size`,
         context,
       );
@@ -125,7 +127,7 @@ export class ClusterMap {
       throw invalidImage(`L1 entry ${l1Index} is ${value}, past the end of the file`, context);
     }
     if (metadata.kindOf(offset / this.#clusterBytes) === 'other') {
-      throw invalidImage(`L1 entry ${l1Index} is ${value}, where other metadata lies`, context);
+      throw corruption(`L1 entry ${l1Index} is ${value}, where other metadata lies`, context);
     }
     return offset;
   }

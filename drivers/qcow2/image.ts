@@ -14,7 +14,9 @@ import { Allocator } from './allocator.ts';
 import { checkImageFile } from './check-image.ts';
 import { runCheckpoint } from './checkpoint.ts';
 import { CompressedClusters } from './compressed.ts';
+import { CorruptMark } from './corruption.ts';
 import { isCompressed } from './entry.ts';
+import { FreeTail } from './free-tail.ts';
 import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { rewriteHeaderCluster, withBackingFormat } from './header-cluster.ts';
 import { AES_READ_ONLY, AUTOCLEAR, CRYPT_METHOD, HEADER, INCOMPATIBLE } from './layout.ts';
@@ -116,6 +118,8 @@ export class Qcow2Image implements DriverInstance {
   readonly #lookup: EntryLookup;
   readonly #compressed: CompressedClusters;
   readonly #releases: Releases;
+  readonly #tail: FreeTail;
+  readonly #corrupt: CorruptMark;
   readonly #writer: Writer;
   readonly #zeroes: Zeroes;
   readonly #resizer: Resizer;
@@ -142,7 +146,15 @@ export class Qcow2Image implements DriverInstance {
       unmapped: (run) => state.unmapped.push(run),
     });
     this.#bitmaps = new PersistentBitmaps(state, allocator, () => this.#clearAutoclear());
-    this.#releases = new Releases(state, allocator, this.#compressed);
+    this.#tail = new FreeTail(state, allocator);
+    this.#releases = new Releases(state, allocator, {
+      compressed: this.#compressed,
+      tail: this.#tail,
+    });
+    this.#corrupt = new CorruptMark(request, {
+      hasBit: header.version >= 3,
+      stopInPlace: () => this.#allowInPlace(false),
+    });
     const tables = new OwnTables(state, allocator);
     this.#writer = new Writer(state, this.#lookup, allocator, tables);
     this.#zeroes = new Zeroes(state, this.#lookup, tables, this.#writer);
@@ -175,6 +187,10 @@ export class Qcow2Image implements DriverInstance {
     return image;
   }
 
+  get isMarkedCorrupt(): boolean {
+    return this.#corrupt.isSet;
+  }
+
   get lengthBytes(): number {
     return this.#state.lengthBytes;
   }
@@ -185,7 +201,10 @@ export class Qcow2Image implements DriverInstance {
 
   /** One checkpoint; see checkpoint.ts. The schedule calls it, one at a time. */
   async checkpoint(): Promise<void> {
-    await runCheckpoint(this.#state, (runs) => this.#releases.begin(runs));
+    await runCheckpoint(this.#state, {
+      tail: this.#tail,
+      release: (runs) => this.#releases.begin(runs),
+    });
   }
 
   /** Before the first request of an image that is opened for writing. */
@@ -240,15 +259,11 @@ export class Qcow2Image implements DriverInstance {
   }
 
   async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
-    await this.#prepare();
-    await this.#state.admit();
-    await this.#writer.write(offset, buffer);
+    await this.#change(() => this.#writer.write(offset, buffer));
   }
 
   async writeCompressed(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
-    await this.#prepare();
-    await this.#state.admit();
-    await this.#writer.writeCompressed(offset, buffer);
+    await this.#change(() => this.#writer.writeCompressed(offset, buffer));
   }
 
   async populate(
@@ -256,10 +271,11 @@ export class Qcow2Image implements DriverInstance {
     lengthBytes: number,
     bytes: Uint8Array | null,
   ): Promise<void> {
-    await this.#prepare();
-    await this.#state.admit();
-    if (bytes === null) await this.#zeroes.populate(offset, lengthBytes);
-    else await this.#writer.populate(offset, bytes);
+    await this.#change(() =>
+      bytes === null
+        ? this.#zeroes.populate(offset, lengthBytes)
+        : this.#writer.populate(offset, bytes),
+    );
   }
 
   async changeBacking(link: BackingLink | null): Promise<void> {
@@ -282,9 +298,9 @@ export class Qcow2Image implements DriverInstance {
     lengthBytes: number,
     options: WriteZeroesOptions,
   ): Promise<void> {
-    await this.#prepare();
-    await this.#state.admit();
-    await this.#zeroes.zero(offset, lengthBytes, options.unmap ? 'unmap' : 'keep');
+    await this.#change(() =>
+      this.#zeroes.zero(offset, lengthBytes, options.unmap ? 'unmap' : 'keep'),
+    );
   }
 
   async discard(offset: GuestOffset, lengthBytes: number): Promise<void> {
@@ -293,9 +309,7 @@ export class Qcow2Image implements DriverInstance {
   }
 
   async allocate(offset: GuestOffset, lengthBytes: number): Promise<void> {
-    await this.#prepare();
-    await this.#state.admit();
-    await this.#writer.allocate(offset, lengthBytes);
+    await this.#change(() => this.#writer.allocate(offset, lengthBytes));
   }
 
   // Workers write in place behind this driver: the file is synced also when no metadata is dirty.
@@ -367,8 +381,21 @@ export class Qcow2Image implements DriverInstance {
   async #prepareWriting(): Promise<void> {
     await this.#clearAutoclear();
     await this.#bitmaps.holdRecording();
-    this.#lookup.inPlace = true;
+    this.#allowInPlace(true);
+  }
+
+  #allowInPlace(isAllowed: boolean): void {
+    this.#lookup.inPlace = isAllowed;
     this.#state.request.mappingChanged({ start: guestOffset(0), lengthBytes: this.lengthBytes });
+  }
+
+  /** Everything that changes the image. Errors: those of `change`; EIO for an image that was found corrupt. */
+  #change(change: () => Promise<void>): Promise<void> {
+    return this.#corrupt.guard(async () => {
+      await this.#prepare();
+      await this.#state.admit();
+      await change();
+    });
   }
 
   // Autoclear bits say that something beside the mapping is up to date; from the first write on it may not be. Bitmaps are

@@ -1,9 +1,11 @@
 /** Where guest clusters are: from entries to mappings (specification: "Cluster mapping", "Standard Cluster Descriptor"). */
+
 import { invalidImage } from '../../src/base/block-error.ts';
 import { isAligned } from '../../src/base/range.ts';
 import { type GuestOffset, hostOffset } from '../../src/base/units.ts';
 import type { Mapping } from '../../src/block/driver.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
+import { corruption } from './corruption.ts';
 import { entryHex, entryOffset, isCompressed, isCopied, type L2Entry, ZERO_LOW } from './entry.ts';
 import { SUBCLUSTERS } from './layout.ts';
 import type { ImageState } from './state.ts';
@@ -15,6 +17,9 @@ export type EntryKind = SubclusterKind | 'compressed';
 /** Whether a cluster is kept for it, as plain bytes. */
 export const hasPlace = (kind: EntryKind): boolean =>
   kind === 'data' || kind === 'zero-allocated' || kind === 'reserved';
+
+/** A file that was cut short, which harms nobody else. */
+const PAST_END = 'lies past the end of the file';
 
 export class EntryLookup {
   readonly #state: ImageState;
@@ -78,8 +83,7 @@ export class EntryLookup {
       return allocated === 0 ? null : 'has allocated subclusters, but no cluster';
     }
     if (!isAligned(offset, clusterBytes)) return 'is not a multiple of the cluster size';
-    if (offset >= file.lengthBytes && !this.#isAllocatedHere(offset))
-      return 'lies past the end of the file';
+    if (offset >= file.lengthBytes && !this.#isAllocatedHere(offset)) return PAST_END;
     return metadata.has(offset / clusterBytes) ? 'points to metadata' : null;
   }
 
@@ -212,7 +216,8 @@ export class EntryLookup {
     const bitmap = map.hasSubclusters
       ? ` with bitmap ${entryHex(entry.zeroes, entry.allocated)}`
       : '';
-    return invalidImage(`L2 entry ${entryHex(entry.high, entry.low)}${bitmap} ${what}`, {
+    const text = `L2 entry ${entryHex(entry.high, entry.low)}${bitmap} ${what}`;
+    return (what === PAST_END ? invalidImage : corruption)(text, {
       path: request.path,
       offset: slice.key + index * map.entryBytes,
     });

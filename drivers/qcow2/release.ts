@@ -9,6 +9,7 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocator, ClusterRun } from './allocator.ts';
 import type { CompressedClusters } from './compressed.ts';
+import type { FreeTail } from './free-tail.ts';
 import type { Change } from './journal-records.ts';
 import type { Refcounts } from './refcounts.ts';
 import type { ImageState } from './state.ts';
@@ -17,12 +18,18 @@ export class Releases {
   readonly #state: ImageState;
   readonly #allocator: Allocator;
   readonly #compressed: CompressedClusters;
+  readonly #tail: FreeTail;
   readonly #running = new Set<Promise<void>>();
 
-  constructor(state: ImageState, allocator: Allocator, compressed: CompressedClusters) {
+  constructor(
+    state: ImageState,
+    allocator: Allocator,
+    users: { readonly compressed: CompressedClusters; readonly tail: FreeTail },
+  ) {
     this.#state = state;
     this.#allocator = allocator;
-    this.#compressed = compressed;
+    this.#compressed = users.compressed;
+    this.#tail = users.tail;
   }
 
   /** Begins; a failure leaves the clusters leaked, and is logged. */
@@ -71,7 +78,9 @@ export class Releases {
         continue;
       }
       changes.push(refcounts.set(block, cluster, count - gone));
-      if (count === gone) this.#allocator.free({ first: cluster, count: 1 });
+      if (count !== gone) continue;
+      this.#allocator.free({ first: cluster, count: 1 });
+      this.#tail.freed(cluster);
     }
     await this.#state.record(changes);
   }

@@ -11,7 +11,7 @@ import type { SnapshotDescription } from '../../src/block/driver.ts';
 import type { Graph, OpenImageOptions } from '../../src/block/graph.ts';
 import type { ImageLocks } from '../../src/block/image-locks.ts';
 import type { Node } from '../../src/block/node.ts';
-import { View } from '../../src/block/view.ts';
+import { type DetectZeroes, View } from '../../src/block/view.ts';
 import type { Entry, FileAttributes } from '../directory.ts';
 import { extendedAttributesOf, fileAttributesOf } from './attributes.ts';
 import type { DataFile } from './chain-walk.ts';
@@ -32,6 +32,8 @@ const LASTING: ReadonlySet<BlockErrorKind> = new Set([
   'not-found',
 ]);
 
+const CORRUPT = 'it is marked corrupt and needs a repair';
+
 /** What all entries of a mount share. */
 export interface EntryContext {
   readonly graph: Graph;
@@ -39,6 +41,7 @@ export interface EntryContext {
   readonly log: Log;
   readonly readOnly: boolean;
   readonly allowShrink: boolean;
+  readonly detectZeroes: DetectZeroes;
   /** Looks at the file again; `patient`: servers are waited for. Null when it is no image any more. */
   inspect(candidate: Candidate, patient: boolean): Promise<Inspection | null>;
   /** The image below this one that has handles which may write it; null for none. */
@@ -300,7 +303,7 @@ export class ImageEntry implements Entry {
 
   #createView(): View {
     const entry = this;
-    const { allowShrink, log } = this.#context;
+    const { allowShrink, detectZeroes, log } = this.#context;
     return new View({
       get name() {
         return entry.name;
@@ -309,6 +312,7 @@ export class ImageEntry implements Entry {
         return entry.#readOnlyReason;
       },
       allowShrink,
+      detectZeroes,
       log,
       open: () => entry.#open(),
       close: (root) => entry.#close(root),
@@ -365,15 +369,19 @@ export class ImageEntry implements Entry {
 
   async #close(root: Node): Promise<void> {
     const virtualSizeBytes = root.lengthBytes;
+    const isCorrupt = root.driver.isMarkedCorrupt === true;
     this.#closings++;
     try {
       await this.#context.graph.close(root);
     } finally {
+      if (isCorrupt) this.#nextReason ??= CORRUPT;
       this.#readOnlyReason = this.#nextReason;
       const { description } = this.inspection;
       // It may have grown since its header was read.
       if (description !== null) {
-        this.inspection = { ...this.inspection, description: { ...description, virtualSizeBytes } };
+        const corrupt = isCorrupt || description.corrupt;
+        const now = { ...description, virtualSizeBytes, corrupt };
+        this.inspection = { ...this.inspection, description: now };
       }
       await this.#giveModifyTime();
       await this.#adoptStamp();
@@ -522,7 +530,7 @@ export class ImageEntry implements Entry {
     if (driver.capabilities.write !== true) return `the format ${driver.name} is only read`;
     const { readOnlyReason } = description;
     if (typeof readOnlyReason === 'string') return readOnlyReason;
-    if (description.corrupt) return 'it is marked corrupt and needs a repair';
+    if (description.corrupt) return CORRUPT;
     if (description.dirty && driver.capabilities.repair !== true) {
       return 'it was not closed cleanly and needs a repair';
     }

@@ -135,6 +135,9 @@ export interface DriverInstance {
    */
   noticeGrowth?(): void;
 
+  /** A request has found the image corrupt, and marked it: it takes no more writes until it is repaired. */
+  readonly isMarkedCorrupt?: boolean;
+
   /** Bytes of mapping metadata in memory, which `OpenRequest.cacheBytes` bounds; for `status`. */
   readonly metadataBytes?: number;
 
