@@ -360,6 +360,7 @@ export class Catalog implements Directory {
         return 'ignored' in inspection ? null : inspection;
       },
       writerBelow: (entry) => this.#writerBelow(entry),
+      noteRead: (name, offset, length) => this.#options.noteRead?.(name, offset, length),
       jobsOf: (view) => this.#options.jobsOf?.(view) ?? [],
       outdated: () => {
         this.#inspector.forgetRemote();

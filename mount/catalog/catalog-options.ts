@@ -35,6 +35,8 @@ export interface CatalogOptions {
   /** `user.vdiskfs.socket` and `.pid` of the root. */
   readonly socketPath: string;
   readonly pid: number;
+  /** A read of a view, by its file name; for records of what guests read. */
+  readonly noteRead?: (name: string, offset: number, lengthBytes: number) => void;
   /** What works on the image of a view in the background, for `user.vdiskfs.jobs`; nothing when not given. */
   readonly jobsOf?: (view: View) => readonly object[];
   /**

@@ -46,6 +46,8 @@ export interface EntryContext {
   inspect(candidate: Candidate, patient: boolean): Promise<Inspection | null>;
   /** The image below this one that has handles which may write it; null for none. */
   writerBelow(entry: ImageEntry): Promise<ImageEntry | null>;
+  /** See `CatalogOptions.noteRead`. */
+  noteRead(name: string, offset: number, lengthBytes: number): void;
   /** What works on it in the background. */
   jobsOf(view: View): readonly object[];
   /** The file stands for something else than this entry now: the next scan replaces it. */
@@ -314,6 +316,7 @@ export class ImageEntry implements Entry {
       allowShrink,
       detectZeroes,
       log,
+      noteRead: (offset, lengthBytes) => this.#context.noteRead(this.name, offset, lengthBytes),
       open: () => entry.#open(),
       close: (root) => entry.#close(root),
     });

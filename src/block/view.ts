@@ -30,6 +30,8 @@ export interface ViewOptions {
   /** Opens the chain; called when the view is first used, and again after an idle close. */
   readonly open: () => Promise<Node>;
   readonly close: (root: Node) => Promise<void>;
+  /** Told of each read before it is done; for records of what a guest reads. */
+  readonly noteRead?: (offset: number, lengthBytes: number) => void;
 }
 
 export class View {
@@ -118,6 +120,7 @@ export class View {
   async read(offset: GuestOffset, buffer: Uint8Array): Promise<number> {
     return this.#request(async (root) => {
       const inside = Math.max(0, Math.min(buffer.length, root.lengthBytes - offset));
+      if (inside > 0) this.#options.noteRead?.(offset, inside);
       await root.read(offset, buffer.subarray(0, inside));
       return inside;
     });

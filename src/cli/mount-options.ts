@@ -13,7 +13,7 @@ import { declareSecrets } from './secrets.ts';
 import { parseSize } from './size.ts';
 
 /** Of the contract, with what they wait for: named here so that they are refused by name and not as typing errors. */
-const NOT_YET = ['inactive', 'record', 'prefetch'];
+const NOT_YET = ['inactive'];
 
 const BOOLEANS = [
   'read-only',
@@ -31,6 +31,8 @@ const VALUES = [
   'format',
   'socket',
   'state-dir',
+  'record',
+  'prefetch',
   'lock',
   'discard',
   'detect-zeroes',
@@ -106,6 +108,18 @@ const declareBackground = <T>(yargs: Argv<T>) =>
       type: 'string',
       describe:
         'Populate every image that has a backing image, at so many bytes a second: --stream, --stream=20M',
+      defaultDescription: 'off',
+    })
+    .option('record', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Write into this directory what guests read, in order',
+      defaultDescription: 'off',
+    })
+    .option('prefetch', {
+      type: 'string',
+      requiresArg: true,
+      describe: 'Fetch first what the records of this directory say that guests read',
       defaultDescription: 'off',
     })
     .option('state-dir', {

@@ -146,11 +146,15 @@ const restore = (context: ControlContext, record: JobRecord, type: JobType): voi
 /** `--stream`: populates every image that has a backing image, one after the other. Never throws. */
 export const streamAll = async (
   context: ControlContext,
-  speed: number,
-  log: Log,
+  {
+    speed,
+    signal,
+    log,
+  }: { readonly speed: number; readonly signal: AbortSignal; readonly log: Log },
 ): Promise<void> => {
   for (const device of await context.devices()) {
     const { view, name } = device;
+    if (signal.aborted) return;
     if (view.readOnly) continue;
     try {
       const root = await view.open();

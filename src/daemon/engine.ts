@@ -17,6 +17,7 @@ import { noLocks } from '../block/image-locks.ts';
 import { DriverRegistry } from '../block/registry.ts';
 import { createJournalFactory } from '../block/restart-journal-file.ts';
 import { Secrets } from '../block/secrets.ts';
+import type { ControlContext } from '../control/context.ts';
 import { createMonitor } from '../control/monitor.ts';
 import { serveMonitor } from '../control/server.ts';
 import { JobList } from '../job/job-list.ts';
@@ -26,6 +27,7 @@ import { controlContext, streamAll, takeUpJobs } from './control-context.ts';
 import type { EngineConfig, EngineMessage, SupervisorMessage } from './messages.ts';
 import type { MetricsSource } from './metrics.ts';
 import { serveMetrics } from './metrics-server.ts';
+import { prefetchAll, ReadRecords } from './read-records.ts';
 import { SupervisorLink } from './supervisor-link.ts';
 
 /** `off`: every request faults; for comparison and debugging. */
@@ -72,6 +74,8 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     copyOnRead: config.copyOnRead,
   });
   const jobs = new JobList(log);
+  const { recordDirectory } = config;
+  const records = recordDirectory === null ? null : new ReadRecords(recordDirectory, log);
   const catalog = await openCatalog({
     sources,
     graph,
@@ -87,6 +91,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     format: config.format,
     socketPath: config.socketPath,
     pid: process.pid,
+    noteRead: (name, offset, length) => records?.note(name, offset, length),
     jobsOf: (view) => jobs.infoOf(view.root),
     nodeIds: (keys) => link.nodeIds(keys),
   });
@@ -99,16 +104,31 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     const patience = sleep(JOBS_PATIENCE_MS, undefined, { ref: false });
     await Promise.race([takeUpJobs(context, log), patience]);
   }
-  if (config.streamSpeed !== null) void streamAll(context, config.streamSpeed, log);
+  const ending = new AbortController();
+  const populated = populate(context, config, ending.signal, log);
   const closeSocket = await serveMonitor(config.socketPath, createMonitor(context), log);
   const closeMetrics = await startMetrics(config, { config, catalog, backend }, log);
   const closeServers = async (): Promise<void> => {
     closeSocket();
     closeMetrics();
-    await jobs.close();
+    ending.abort();
+    await Promise.all([jobs.close(), records?.close()]);
+    await populated;
     await store.settled();
   };
   return { backend, catalog, closeServers };
+};
+
+/** `--prefetch`, then `--stream`. Never throws. */
+const populate = async (
+  context: ControlContext,
+  { prefetchDirectory, streamSpeed }: EngineConfig,
+  signal: AbortSignal,
+  log: Log,
+): Promise<void> => {
+  if (prefetchDirectory !== null)
+    await prefetchAll(context, { directory: prefetchDirectory, signal, log });
+  if (streamSpeed !== null) await streamAll(context, { speed: streamSpeed, signal, log });
 };
 
 const startMetrics = async (
@@ -133,7 +153,9 @@ const startBackend = async (
     return mountFuseNative({ ...options, source: config.sourceLabel });
   }
   const { descriptor, init } = fuse;
-  const tableBytes = process.env[TABLE_SWITCH] === 'off' ? 0 : Math.floor(cacheBytes * TABLE_SHARE);
+  // Workers would answer reads that are to be recorded.
+  const isTableOff = process.env[TABLE_SWITCH] === 'off' || config.recordDirectory !== null;
+  const tableBytes = isTableOff ? 0 : Math.floor(cacheBytes * TABLE_SHARE);
   const passthrough = {
     inherited: config.passthroughUses,
     changed: (use: PassthroughUse): void => send({ type: 'passthrough', use }),

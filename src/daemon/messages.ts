@@ -47,6 +47,9 @@ export interface EngineConfig {
   /** Jobs that an earlier mount of the same images left go on. */
   readonly resume: boolean;
   readonly copyOnRead: boolean;
+  /** Directories of `--record` and `--prefetch`; null without. */
+  readonly recordDirectory: string | null;
+  readonly prefetchDirectory: string | null;
   /** `--stream`: bytes a second, 0 for no limit; null for no streams. */
   readonly streamSpeed: number | null;
   /** What /proc/mounts shows as the source. */

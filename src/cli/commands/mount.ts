@@ -89,6 +89,8 @@ export const command = defineCommand({
           : resolve(options['state-dir']),
       resume: options.resume,
       copyOnRead: options['copy-on-read'],
+      recordDirectory: recordFor(options),
+      prefetchDirectory: options.prefetch === undefined ? null : resolve(options.prefetch),
       streamSpeed: options.stream === undefined ? null : parseSize(options.stream, '--stream'),
       logLevel: options['log-level'],
     };
@@ -143,6 +145,16 @@ const secretsFor = async (
     );
     return named === undefined ? secret : { ...secret, image: named.path };
   });
+};
+
+/** Errors: usage, where reads are not seen. */
+const recordFor = (options: {
+  record?: string | undefined;
+  passthrough: boolean;
+}): string | null => {
+  if (options.record === undefined) return null;
+  if (options.passthrough) throw new UsageError('sees no reads with --passthrough', '--record');
+  return resolve(options.record);
 };
 
 const announce = async (mountpoint: string, warnings: readonly string[]): Promise<void> => {

@@ -1,0 +1,70 @@
+/** `--record` and `--prefetch`: one record for each view, named after it. */
+import { join } from 'node:path';
+import { BlockError, toBlockError } from '../base/block-error.ts';
+import type { Log } from '../base/log.ts';
+import type { ControlContext, Device } from '../control/context.ts';
+import { Copies } from '../job/copies.ts';
+import { prefetch } from '../job/prefetch.ts';
+import { loadRecord, ReadRecorder } from '../job/read-record.ts';
+
+/** Images that are fetched for at the same time. */
+const VIEWS_AT_ONCE = 4;
+
+const recordPath = (directory: string, viewName: string): string =>
+  join(directory, `${viewName}.jsonl`);
+
+/** Records the reads of every view. */
+export class ReadRecords {
+  readonly #directory: string;
+  readonly #log: Log;
+  readonly #recorders = new Map<string, ReadRecorder>();
+
+  constructor(directory: string, log: Log) {
+    this.#directory = directory;
+    this.#log = log;
+  }
+
+  note(viewName: string, offset: number, lengthBytes: number): void {
+    let recorder = this.#recorders.get(viewName);
+    if (recorder === undefined) {
+      recorder = new ReadRecorder(recordPath(this.#directory, viewName), this.#log);
+      this.#recorders.set(viewName, recorder);
+    }
+    recorder.note(offset, lengthBytes);
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([...this.#recorders.values()].map((recorder) => recorder.close()));
+  }
+}
+
+/** Fetches for every writable view that has a record. Never throws. */
+export const prefetchAll = async (
+  context: ControlContext,
+  options: { readonly directory: string; readonly signal: AbortSignal; readonly log: Log },
+): Promise<void> => {
+  const fetches = new Copies(VIEWS_AT_ONCE);
+  for (const device of await context.devices()) {
+    if (options.signal.aborted) break;
+    await fetches.begin(() => prefetchDevice(device, options));
+  }
+  await fetches.settled();
+};
+
+const prefetchDevice = async (
+  { view, name }: Device,
+  { directory, signal, log }: Parameters<typeof prefetchAll>[1],
+): Promise<void> => {
+  const unpin = view.pin();
+  try {
+    const ranges = await loadRecord(recordPath(directory, view.name));
+    if (ranges === null || view.readOnly) return;
+    const fetchedBytes = await prefetch(view, ranges, signal);
+    log.info(name, `fetched ${fetchedBytes} bytes that were read before`);
+  } catch (error) {
+    const reason = error instanceof BlockError ? error : toBlockError(error);
+    log.warning(name, `not all is fetched: ${reason.describe()}`);
+  } finally {
+    unpin();
+  }
+};
