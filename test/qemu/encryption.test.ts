@@ -315,6 +315,7 @@ describe('encrypted images', () => {
       ['encrypt.format=luks,encrypt.key-secret=other', /there is no secret 'other'/],
       ['encrypt.key-secret=key', /encrypt\.key-secret: it needs encrypt\.format/],
       [`${LUKS},preallocation=metadata`, /preallocation: its clusters would read as noise/],
+      [`${LUKS},data_file=d,data_file_raw=on`, /data_file_raw: what lies in the data file/],
       [`${LUKS},encrypt.cipher-alg=serpent-256`, /serpent-256' is not one of aes-128/],
       [`${LUKS},encrypt.cipher-alg=aes-192,encrypt.cipher-mode=cbc`, /aes-192 does not go/],
       [`${LUKS},encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha1`, /makes no key of AES/],

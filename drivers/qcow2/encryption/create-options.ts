@@ -76,6 +76,10 @@ export const plannedLuks = ({ options, path }: CreatePlan): NewLuks | null => {
     const message = 'its clusters would read as noise in an encrypted image';
     throw wrongOption(path, 'preallocation', message);
   }
+  if (options.get('data_file_raw') === 'on') {
+    const message = 'what lies in the data file of an encrypted image is not what the guest sees';
+    throw wrongOption(path, 'data_file_raw', message);
+  }
   return { cipher: plannedCipher(value, wrong), hash, iterationMs };
 };
 
