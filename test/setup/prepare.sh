@@ -60,6 +60,8 @@ if command -v apt-get > /dev/null && ! compgen -G "$kernel_directory/linux-image
   done
 fi
 
+if command -v apt-get > /dev/null; then bash test/setup/qemu-client.sh; fi
+
 if [ ! -f node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
   say "installing npm packages"
   for try in 1 2 3; do
