@@ -62,9 +62,12 @@ const BROKEN_FIELDS: readonly BrokenField[] = [
   { name: 'refcount order huge', at: 96, bytes: U32_HUGE },
   { name: 'header length 50', at: 100, bytes: [0, 0, 0, 50] },
   { name: 'header length huge', at: 100, bytes: U32_HUGE },
+  { name: 'extension past the header cluster', at: 116, bytes: U32_HUGE },
 ];
 
 const LAST_BYTE_OF_INCOMPATIBLE = 79;
+
+const u32 = (value: number): number[] => [24, 16, 8, 0].map((bits) => (value >>> bits) & 0xff);
 
 const fileNameOf = (field: BrokenField): string =>
   `${field.name.replaceAll(/[^a-z0-9]+/gi, '-')}.qcow2`;
@@ -202,9 +205,29 @@ export const badInputTests = (subject: MountSubject): void => {
       await copyFile(place.image('good.qcow2'), path);
       await patch(path, (await readFile(path)).readUInt32BE(44), entry);
     }
+    const good = await readFile(place.image('good.qcow2'));
+    const l1 = good.readUInt32BE(44);
+    const l2 = good.readUInt32BE(l1 + 4);
+    // Tables on themselves, on each other and on the header, and packed data that is none.
+    for (const [name, at, target] of [
+      ['l1-itself', l1, [0x80, 0, 0, 0, ...u32(l1)]],
+      ['l2-itself', l2, [0x80, 0, 0, 0, ...u32(l2)]],
+      ['l2-refcounts', l2, [0x80, 0, 0, 0, ...u32(good.readUInt32BE(52))]],
+      ['l2-header', l2, [0x80, 0, 0, 0, 0, 0, 0, 0]],
+      ['l2-packed', l2, [0x40, 0, 0, 0, ...u32(l1)]],
+    ] as const) {
+      await copyFile(place.image('good.qcow2'), place.image(`${name}.qcow2`));
+      await patch(place.image(`${name}.qcow2`), at, target);
+    }
+    await makeQcow2(place.image('sub.qcow2'), { bytes: pattern(MIB), options: 'extended_l2=on' });
+    const sub = await readFile(place.image('sub.qcow2'));
+    // The first cluster's subclusters are zero and allocated.
+    const bitmap = sub.readUInt32BE(sub.readUInt32BE(44) + 4) + 8;
+    await patch(place.image('sub.qcow2'), bitmap, U32_HUGE);
     const mounted = await place.mount();
-    for (const name of ['unaligned', 'far', 'past-the-end']) {
-      assert.equal(await errnoOf(mounted.path(`l1-${name}.raw`)), 'EIO', name);
+    const broken = ['l1-unaligned', 'l1-far', 'l1-past-the-end', 'l1-itself', 'l2-itself'];
+    for (const name of [...broken, 'l2-refcounts', 'l2-header', 'l2-packed', 'sub']) {
+      assert.equal(await errnoOf(mounted.path(`${name}.raw`)), 'EIO', name);
     }
     await assertUnharmed(mounted);
   });
