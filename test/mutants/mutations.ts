@@ -16,7 +16,9 @@ export interface Mutation {
 const PROTOCOL = ['test/reference/translation-protocol.test.js'];
 const POWER_CUT = ['test/crash/power-cut.test.js'];
 const SIGKILL = ['test/crash/sigkill.test.js'];
-const CONCURRENCY = ['test/conformance/qcow2-concurrency.test.js', ...SIGKILL];
+const HISTORIES = ['test/reference/qcow2-concurrency.test.js'];
+const CONCURRENCY = ['test/conformance/qcow2-concurrency.test.js', ...HISTORIES, ...SIGKILL];
+const SUBCLUSTERS = ['test/qemu/subclusters.test.js', ...HISTORIES];
 
 export const MUTATIONS: readonly Mutation[] = [
   {
@@ -134,5 +136,26 @@ export const MUTATIONS: readonly Mutation[] = [
     replace:
       'lock.release(); const m = await this.#lookup.mapping(guestOffset(offset + done), buffer.length - done);',
     tests: CONCURRENCY,
+  },
+  {
+    step: 'the subclusters of a shared cluster go along when one of them is written',
+    file: 'drivers/qcow2/write.js',
+    find: 'await this.#copyKept(found);',
+    replace: '',
+    tests: SUBCLUSTERS,
+  },
+  {
+    step: 'a write into the place of a cluster ends before the next subcluster of data',
+    file: 'drivers/qcow2/write.js',
+    find: 'runsOf(allocated & ~((1 << subcluster) - 1))',
+    replace: 'runsOf(0)',
+    tests: SUBCLUSTERS,
+  },
+  {
+    step: 'a subcluster that is not written as a whole is filled up from below',
+    file: 'drivers/qcow2/write.js',
+    find: 'await request.readGuest(guestOffset(start), buffer.subarray(0, inside));',
+    replace: '',
+    tests: SUBCLUSTERS,
   },
 ];
