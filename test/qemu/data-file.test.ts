@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { describe, test } from 'node:test';
+import { BlockError } from '../../src/base/block-error.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
 import { assertClean, qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
@@ -229,5 +230,34 @@ describe('external data files', () => {
       ['convert', '--backing-dir', elsewhere, path, `${path}.raw`],
       /is not the guest offset/,
     );
+  });
+
+  test('a header whose data file cannot be is refused, naming what is wrong', async (t) => {
+    const directory = await scratchDirectory(t);
+    const path = `${directory}/abcd.qcow2`;
+    const o = 'data_file=data.bytes,data_file_raw=on';
+    await succeed(['create', '-f', 'qcow2', '-o', o, path, '1M']);
+    const sound = await readFile(path);
+    const name = sound.indexOf('data.bytes');
+    const cases: readonly [(image: Buffer) => void, RegExp][] = [
+      [(image) => image.write('abcd.qcow2', name), /loops/],
+      [(image) => image.write('gone.bytes', name), /gone\.bytes/],
+      [(image) => image.write('nbd:x:1234', name), /'nbd:' source/],
+      [(image) => image.write('json:{}{}{', name), /is not JSON/],
+      [(image) => image.writeUInt32BE(0x1111_1111, name - 8), /does not name/],
+      [(image) => image.writeUInt32BE(0x7fff_ffff, name - 4), /reaches past the header/],
+      [(image) => image.writeUInt32BE(0, 76), /raw external data file, but there is no/],
+    ];
+    for (const [damage, message] of cases) {
+      const image = Buffer.from(sound);
+      damage(image);
+      await writeFile(path, image);
+      const opening = withImage(path, async () => undefined);
+      await assert.rejects(
+        opening,
+        (error: unknown) => error instanceof BlockError && message.test(error.describe()),
+        String(message),
+      );
+    }
   });
 });
