@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { nbdDriver } from '../../../../drivers/nbd/index.ts';
 import { BlockError } from '../../../../src/base/block-error.ts';
-import { hostOffset } from '../../../../src/base/units.ts';
+import { guestOffset, hostOffset } from '../../../../src/base/units.ts';
 import {
   CONTEXT_ID,
   chunk,
@@ -313,4 +313,48 @@ describe('NBD driver: negotiations that lead nowhere', () => {
       });
     }
   });
+});
+
+test('NBD driver: a server that cannot flush is asked for FUA with every change', async (t) => {
+  const asked: StubRequest[] = [];
+  const [hasFlags, fua, zeroes] = [1, 8, 64];
+  const stub = await nbdStub(t, {
+    sizeBytes: SIZE,
+    flags: hasFlags | fua | zeroes,
+    answer: (request, socket) => {
+      asked.push(request);
+      socket.write(simpleReply(request.cookie, 0));
+    },
+  });
+  const node = await remoteNode(t, driver, stub.url, { readOnly: false });
+  await node.write(guestOffset(4096), patternBytes(512));
+  await node.writeZeroes(guestOffset(8192), 512, { unmap: false });
+  await node.discard(guestOffset(8192), 512);
+  await node.flush();
+  const seen = asked.map(({ command, flags }) => ({ command, flags }));
+  // FUA is 1; 2 keeps the space.
+  assert.deepEqual(seen, [
+    { command: 1, flags: 1 },
+    { command: 6, flags: 3 },
+    { command: 6, flags: 1 },
+  ]);
+});
+
+test('NBD driver: a flush that the server fails never succeeds later by itself', async (t) => {
+  let flushes = 0;
+  const [hasFlags, flush] = [1, 4];
+  const stub = await nbdStub(t, {
+    sizeBytes: SIZE,
+    flags: hasFlags | flush,
+    answer: ({ command, cookie }, socket) => {
+      const isFlush = command === 3;
+      if (isFlush) flushes++;
+      socket.write(simpleReply(cookie, isFlush && flushes === 1 ? 5 : 0));
+    },
+  });
+  const node = await remoteNode(t, driver, stub.url, { readOnly: false });
+  await node.write(guestOffset(0), patternBytes(512));
+  await assert.rejects(node.flush(), fails('EIO', /I\/O error/));
+  await assert.rejects(node.flush(), fails('EIO', /I\/O error/));
+  assert.equal(flushes, 1);
 });
