@@ -1,5 +1,5 @@
 /** An opened add-cow image: puts the parts together and holds the order of opening and closing. */
-import { type GuestOffset, hostOffset } from '../../src/base/units.ts';
+import { type GuestOffset, guestOffset, hostOffset } from '../../src/base/units.ts';
 import type {
   BackingLink,
   DriverInstance,
@@ -147,6 +147,16 @@ export class AddCowImage implements DriverInstance {
     // Without a backing file nothing is below: what is not there is zeros, and they can be here.
     await this.#zeroes.fill();
     await this.flush();
+  }
+
+  async makeEmpty(): Promise<void> {
+    const { bitmap, clusters, schedule, image } = this.#state;
+    await bitmap.change(0, clusters, false);
+    await schedule.request();
+    this.#completion.reset();
+    // Nobody looks there any more.
+    await image.discard(guestOffset(0), image.lengthBytes);
+    await image.flush();
   }
 
   async standsAlone(): Promise<Node | null> {

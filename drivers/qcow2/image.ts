@@ -278,6 +278,12 @@ export class Qcow2Image implements DriverInstance {
     );
   }
 
+  async makeEmpty(): Promise<void> {
+    await this.#prepare();
+    await this.#zeroes.forget(0, this.lengthBytes);
+    await this.flush();
+  }
+
   async changeBacking(link: BackingLink | null): Promise<void> {
     await this.#prepare();
     await this.flush();

@@ -170,6 +170,12 @@ export interface DriverInstance {
    */
   changeBacking?(link: BackingLink | null): Promise<void>;
 
+  /**
+   * Gives up everything that this layer has, durably: all of it reads from the backing afterwards. Cut short, each cluster is
+   * as it was or given up. Drained, and the backing shows the same already. Errors: EIO.
+   */
+  makeEmpty?(): Promise<void>;
+
   /** The range reads as zeros afterwards, whatever the alignment. */
   writeZeroes?(
     offset: GuestOffset,

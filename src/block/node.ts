@@ -200,6 +200,17 @@ export class Node {
     );
   }
 
+  /** See `DriverInstance.makeEmpty`. Errors: EOPNOTSUPP where the format has no backing files. */
+  async makeEmpty(): Promise<void> {
+    const driver = this.#writable('make-empty');
+    if (driver.makeEmpty === undefined) throw this.#cannot('give up its content');
+    try {
+      await driver.makeEmpty();
+    } catch (error) {
+      throw this.#inContext(error, 'make-empty', guestOffset(0));
+    }
+  }
+
   /** See `DriverInstance.changeBacking`. Errors: EOPNOTSUPP where the format has no backing files. */
   async changeBacking(link: BackingLink | null): Promise<void> {
     const driver = this.#writable('change-backing');

@@ -117,6 +117,12 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'Work on a dirty bitmap that an image keeps',
     load: async () => erase((await import('./commands/bitmap.ts')).command),
   },
+  commit: {
+    synopsis: 'commit <file>',
+    usage: 'commit [-b BASE] [-d] FILE',
+    summary: 'Bring what an overlay has into its backing image',
+    load: async () => erase((await import('./commands/commit.ts')).command),
+  },
   compare: {
     synopsis: 'compare <a> <b>',
     usage: 'compare A B',

@@ -28,6 +28,7 @@ test('the table of options has every option that qemu-img names, and no other', 
     'map',
     'resize',
     'rebase',
+    'commit',
     'snapshot',
     'bitmap',
   ];
