@@ -1,13 +1,15 @@
 /** Internal snapshots of a qcow2 image: what one failing write or flush leaves, and what changes of one another's do. */
 import assert from 'node:assert/strict';
-import { copyFile, readFile } from 'node:fs/promises';
+import { copyFile, mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { present } from '../../src/base/assert.ts';
 import { BlockError } from '../../src/base/block-error.ts';
+import { silentLog } from '../../src/base/log.ts';
 import { seededRandom } from '../../src/base/random.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
+import { View } from '../../src/block/view.ts';
 import { delayedFile, type Interference } from '../support/delayed-file.ts';
 import { qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
@@ -15,6 +17,8 @@ import { scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
 
 const FAILURES = countOf(15);
+/** Changes of snapshots among requests in flight. */
+const CHANGES = countOf(20);
 const SIZE = 256 << 10;
 
 type Change = 'create' | 'apply' | 'remove';
@@ -139,4 +143,69 @@ test('what a snapshot shows stays while the image is written, packed, zeroed and
   // QEMU shows it in the size that the image has now.
   const theirs = await flat(path, ['-l', 'snapshot.name=new']);
   assert.deepEqual(theirs.subarray(0, SIZE), before);
+});
+
+const WORKERS = 32;
+const SECTOR = 512;
+
+test('snapshots made, applied and deleted among 32 requests in flight are of one moment, and lose no answered write', async (t) => {
+  const directory = await scratchDirectory(t);
+  const path = join(directory, 'disk.qcow2');
+  await qemuImg(['create', '-q', '-f', 'qcow2', '-o', 'cluster_size=4k', path, String(SIZE)]);
+  const journalDirectory = join(directory, 'journals');
+  await mkdir(journalDirectory);
+  const graph = await testGraph({ directory, journalDirectory });
+  const view = new View({
+    name: 'disk.raw',
+    readOnlyReason: null,
+    allowShrink: false,
+    log: silentLog,
+    open: () => graph.open({ path, format: 'qcow2', readOnly: false }),
+    close: (root) => graph.close(root),
+  });
+  await view.open();
+  const random = seededRandom(SEED);
+  const content = new Uint8Array(SIZE);
+  let isOver = false;
+  // Each writes sectors of its own, but eight of them meet in every cluster.
+  const workers = Array.from({ length: WORKERS }, async (_, worker) => {
+    for (let round = 0; !isOver; round++) {
+      const at = (worker + WORKERS * random.below(SIZE / SECTOR / WORKERS)) * SECTOR;
+      const value = round % 5 === 4 ? 0 : 1 + random.below(250);
+      if (value === 0) await view.punchHole(guestOffset(at), SECTOR);
+      else await view.write(guestOffset(at), new Uint8Array(SECTOR).fill(value));
+      content.fill(value, at, at + SECTOR);
+      if (round % 8 === 7) await view.flush();
+      if (round % 4 === 3) await new Promise((resolve) => setImmediate(resolve));
+    }
+  });
+  const kept = new Map<string, Uint8Array>();
+  for (let i = 0; i < CHANGES; i++) {
+    const kind = kept.size === 0 ? 'create' : random.pick(['create', 'create', 'apply', 'remove']);
+    await view.drained(async () => {
+      const root = present(view.root, 'the view is open');
+      const shown = new Uint8Array(SIZE);
+      await root.read(guestOffset(0), shown);
+      assert.equal(Buffer.compare(shown, content), 0, `before ${kind} ${i}, seed ${SEED}`);
+      await root.withSnapshots(kind as Change, async (snapshots) => {
+        if (kind === 'create') {
+          const made = { name: `s${i}`, dateSeconds: 1, dateNanoseconds: i };
+          kept.set((await snapshots.create(made)).id, shown);
+          return;
+        }
+        const [id, old] = random.pick([...kept]);
+        await (kind === 'apply' ? snapshots.apply(id) : snapshots.remove(id));
+        if (kind === 'apply') content.set(old);
+        else kept.delete(id);
+      });
+    });
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  isOver = true;
+  await Promise.all(workers);
+  await view.close();
+  await qemuImg(['check', '-q', '-f', 'qcow2', path]);
+  assert.equal(Buffer.compare(await flat(path), content), 0, `seed ${SEED}`);
+  for (const [id, old] of kept)
+    assert.equal(Buffer.compare(await flat(path, ['-l', `snapshot.id=${id}`]), old), 0, id);
 });
