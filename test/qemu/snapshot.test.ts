@@ -16,7 +16,7 @@ import { suiteDirectory } from '../support/scratch.ts';
 import { context, type SnapshotCase, SnapshotSteps } from '../support/snapshot-steps.ts';
 import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 
-const STEPS = countOf(9);
+const STEPS = countOf(8);
 
 interface Case extends SnapshotCase {
   readonly options: string;
@@ -61,6 +61,13 @@ const CASES: readonly Case[] = [
     // Several packed clusters in one host cluster need more.
     packs: false,
     maxSnapshots: 2,
+  },
+  {
+    ...PLAIN,
+    name: 'extended L2 entries',
+    clusterBytes: 16_384,
+    options: 'cluster_size=16k,extended_l2=on',
+    sizeBytes: 1 << 20,
   },
   {
     ...PLAIN,
