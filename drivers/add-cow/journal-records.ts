@@ -2,10 +2,9 @@
  * Records of the restart journal: clusters whose bits were set, and what the image was then, so that a new engine can
  * see when another program has changed it.
  *
- *     kind u8 (1), CRC-32 of the header's fields u32, bytes of the image file f64, first cluster f64, clusters f64
+ *     kind u8 (0x41), CRC-32 of the header's fields u32, bytes of the image file f64, first cluster f64, clusters f64
  */
 import { crc32 } from 'node:zlib';
-import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 
 export interface BitsSet {
@@ -16,7 +15,8 @@ export interface BitsSet {
   readonly clusters: number;
 }
 
-const KIND = 1;
+/** No other format's. */
+const KIND = 0x41;
 const RECORD_BYTES = 29;
 
 /** Of a header: another one, another image. */
@@ -33,12 +33,9 @@ export const encodeRecord = ({ stamp, imageBytes, first, clusters }: BitsSet): U
   return bytes;
 };
 
-/** Errors: EIO for a record that this version did not write. */
-export const decodeRecord = (record: Uint8Array): BitsSet => {
-  if (record.length !== RECORD_BYTES || record[0] !== KIND) {
-    const message = `the restart journal has a record of ${record.length} bytes and kind ${record[0]}`;
-    throw new BlockError({ kind: 'io', message });
-  }
+/** Null for a record that this driver did not write: an image of another format had the file's inode. */
+export const decodeRecord = (record: Uint8Array): BitsSet | null => {
+  if (record.length !== RECORD_BYTES || record[0] !== KIND) return null;
   const view = viewOf(record);
   return {
     stamp: view.getUint32(1),

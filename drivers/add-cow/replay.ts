@@ -5,25 +5,28 @@
 import { decodeRecord, stampOf } from './journal-records.ts';
 import type { ImageState } from './state.ts';
 
-/** True when something was applied. Errors: EIO for a journal that cannot be read. */
+/** True when something was applied. Errors: EIO for bits that cannot be read. */
 export const replayJournal = async (state: ImageState): Promise<boolean> => {
   const { journal, log, path } = state.request;
-  const records = (journal?.leftover ?? []).map(decodeRecord);
-  if (records.length === 0) return false;
+  const leftover = journal?.leftover ?? [];
+  if (leftover.length === 0) return false;
   const stamp = stampOf(state.header.fields);
-  const isSame = records.every(
-    (r) =>
-      r.stamp === stamp &&
-      r.imageBytes === state.lengthBytes &&
-      r.first >= 0 &&
-      r.clusters > 0 &&
-      r.first + r.clusters <= state.clusters,
-  );
+  const records = leftover.map(decodeRecord).filter((r) => r !== null);
+  const isSame =
+    records.length === leftover.length &&
+    records.every(
+      (r) =>
+        r.stamp === stamp &&
+        r.imageBytes === state.lengthBytes &&
+        r.first >= 0 &&
+        r.clusters > 0 &&
+        r.first + r.clusters <= state.clusters,
+    );
   if (!isSame) {
     log.error(
       path,
       'another program has changed this image since vdiskfs was killed: ' +
-        `${records.length} changes that were answered then and never synced are lost`,
+        `${leftover.length} changes that were answered then and never synced are lost`,
     );
     return false;
   }

@@ -1,11 +1,14 @@
 import assert from 'node:assert/strict';
-import { readFile, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, stat, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { encodeHeader } from '../../../../drivers/add-cow/header-write.ts';
 import { addCow } from '../../../../drivers/add-cow/index.ts';
+import { encodeRecord } from '../../../../drivers/add-cow/journal-records.ts';
 import { BlockError } from '../../../../src/base/block-error.ts';
+import { silentLog } from '../../../../src/base/log.ts';
 import { guestOffset } from '../../../../src/base/units.ts';
+import { createJournalFactory } from '../../../../src/block/restart-journal-file.ts';
 import { encodeAddCow, readAddCow, writeAddCow } from '../../../support/add-cow-file.ts';
 import { type Cleanup, scratchDirectory } from '../../../support/scratch.ts';
 import { testGraph } from '../../../support/test-graph.ts';
@@ -185,5 +188,22 @@ test('probing claims this layout and the older ones, and no other bytes', () => 
   assert.equal(probe(Buffer.from('ADD_COW\xff0000', 'latin1')), 100);
   for (const other of ['', 'ACO', 'ACOW', 'QFI\xfb\0\0\0\x03', 'ADD_COW_']) {
     assert.equal(probe(Buffer.from(other, 'latin1')), 0, other);
+  }
+});
+
+test('a restart journal of another image, or of none of ours, is not applied', async (t) => {
+  const { directory, path } = await place(t);
+  const journals = join(directory, 'journals');
+  await mkdir(journals);
+  await writeAddCow(path, SOUND);
+  const { dev: device, ino: inode } = await stat(path);
+  const factory = createJournalFactory({ directory: journals, log: silentLog });
+  const wrong = { stamp: 1, imageBytes: BYTES, first: 2, clusters: 1 };
+  for (const record of [Uint8Array.of(2, 0, 0), encodeRecord(wrong)]) {
+    (await factory({ path, device, inode })).append(record);
+    const graph = await testGraph({ directory, journalDirectory: journals });
+    await graph.close(await graph.open({ path, format: null, readOnly: false }));
+    assert.ok(!(await readAddCow(path, BYTES)).bits.some(Boolean));
+    assert.deepEqual(await readdir(journals), [], 'it is forgotten');
   }
 });
