@@ -9,6 +9,7 @@ import type { Node } from '../../src/block/node.ts';
 import { qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
+import { vdiskfs } from '../support/vdiskfs.ts';
 
 const CLUSTER = 64 << 10;
 const SUB = 2 << 10;
@@ -173,4 +174,59 @@ test('allocating gives a cluster a place, and what it reads still comes from bel
   assert.deepEqual(extents(await finished(o)), [[CLUSTER, SUB]]);
   const bytes = await content(o.path);
   assert.deepEqual(bytes, new Uint8Array(DISK_BYTES).fill(BASE).fill(0, CLUSTER, CLUSTER + SUB));
+});
+
+const done = async (args: readonly string[]): Promise<void> => {
+  const { status, stderr } = await vdiskfs(args);
+  assert.equal(status, 0, `${args.join(' ')}: ${stderr}`);
+};
+
+/** Of subclusters all kinds; the base is of one byte. */
+const MIXED = [
+  `write -P 1 ${3 * SUB} ${SUB}`,
+  `write -z ${6 * SUB} ${2 * SUB}`,
+  `write -c -P 2 ${CLUSTER} ${CLUSTER}`,
+  `write -P 3 ${2 * CLUSTER + 20 * SUB} ${CLUSTER}`,
+];
+
+test('convert makes images with subclusters, packed or over a backing image, and reads them', async (t) => {
+  const o = await opened(t, MIXED);
+  await finished(o);
+  const expected = await content(o.path);
+  const made = `${o.path}.made`;
+  for (const more of [
+    [],
+    ['-c'],
+    ['-B', `${o.path.replace('disk.qcow2', 'base.raw')}`, '-F', 'raw'],
+  ]) {
+    await done(['convert', '-O', 'qcow2', '-o', 'extended_l2=on', ...more, o.path, made]);
+    await qemuImg(['check', '-q', '-f', 'qcow2', made]);
+    assert.deepEqual(await content(made), expected, more.join(' '));
+  }
+});
+
+test('rebase keeps what is shown, where parts of clusters lie below', async (t) => {
+  const o = await opened(t, MIXED);
+  await finished(o);
+  const expected = await content(o.path);
+  const other = o.path.replace('disk.qcow2', 'other.raw');
+  const bytes = new Uint8Array(DISK_BYTES).fill(BASE).fill(9, 10 * SUB, 5 * CLUSTER);
+  await writeFile(other, bytes);
+  for (const backing of [
+    ['-b', other, '-F', 'raw'],
+    ['-b', ''],
+  ]) {
+    await done(['rebase', '-f', 'qcow2', ...backing, o.path]);
+    await qemuImg(['check', '-q', '-f', 'qcow2', o.path]);
+    assert.deepEqual(await content(o.path), expected, backing.join(' '));
+  }
+});
+
+test('what a resize cut off inside of a cluster does not come back, nor what lies below', async (t) => {
+  const o = await opened(t, [`write -P 1 0 ${2 * CLUSTER}`]);
+  const cut = CLUSTER + 3 * SUB + 512;
+  await o.node.resize(cut);
+  await o.node.resize(DISK_BYTES);
+  await finished(o);
+  assert.deepEqual(await content(o.path), new Uint8Array(DISK_BYTES).fill(1, 0, cut));
 });
