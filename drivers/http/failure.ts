@@ -45,7 +45,7 @@ export const changedFailure = (message: string): TryFailed =>
 const CERTIFICATE = /^(?:ERR_TLS_|CERT_|DEPTH_ZERO_|SELF_SIGNED_|UNABLE_TO_|HOSTNAME_MISMATCH)/;
 
 /** What undici's parser found to be no HTTP, and TLS where there is none. */
-const NONSENSE = /^(?:HPE_|UND_ERR_HEADERS_OVERFLOW|EPROTO)/;
+const NONSENSE = /^(?:HTTPParserError|UND_ERR_HEADERS_OVERFLOW|EPROTO)/;
 
 /** Anything that a try has thrown. */
 export const toTryFailed = (thrown: unknown): TryFailed => {
@@ -60,7 +60,9 @@ export const toTryFailed = (thrown: unknown): TryFailed => {
       new BlockError({ kind: 'not-permitted', message: text, hint, cause: thrown }),
     );
   }
-  if (NONSENSE.test(code)) return brokenAnswer(`the answer is no HTTP: ${message}`);
+  const name = thrown instanceof Error ? thrown.name : '';
+  if (NONSENSE.test(code) || NONSENSE.test(name))
+    return brokenAnswer(`the answer is no HTTP: ${message}`);
   // A system error's own errno says more than EIO, but is none of a disk's: it stays in the message.
   const { message: text } = toBlockError(thrown);
   return new TryFailed(
