@@ -79,11 +79,11 @@ export class CompressedWriter {
     return { hostOffset, changes: allocation.changes, entry };
   }
 
-  // Readers ask for whole sectors: the file holds them, also behind the last cluster.
+  // Readers ask for whole sectors: the file holds them, also behind the last cluster. One byte that nothing was put to yet: a
+  // new length would cut off what others have written behind it meanwhile.
   async #reserve(end: number): Promise<void> {
     const { file } = this.#state;
-    if (file.lengthBytes >= end) return;
-    await file.writeZeroes(guestOffset(file.lengthBytes), end - file.lengthBytes, { unmap: true });
+    if (file.lengthBytes < end) await file.write(guestOffset(end - 1), new Uint8Array(1));
   }
 
   async #blockOf(cluster: number): Promise<CachedTable | null> {

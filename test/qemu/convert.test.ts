@@ -91,7 +91,7 @@ describe('convert', () => {
   test('what QEMU packs with zstd we read, and QEMU what we pack, at every cluster size', async () => {
     const source = path('zstd.img');
     const words = Array.from({ length: 60_000 }, (_, i) => `${i * 7919} lorem ipsum\n`).join('');
-    const bytes = Buffer.alloc(4 << 20);
+    const bytes = Buffer.alloc(6 << 20);
     Buffer.from(words).copy(bytes);
     randomBytes(300_000).copy(bytes, 2 << 20);
     await writeFile(source, bytes);
@@ -107,7 +107,7 @@ describe('convert', () => {
       const packed = async (image: string): Promise<unknown> =>
         ((await qemuImgJson('check', [image])) as Record<string, unknown>)['compressed-clusters'];
       assert.equal(await packed(ours), await packed(theirs), clusterSize);
-      await qemuIo(ours, ['write -P 3 100k 10k', 'write -c -P 4 2560k 1M', 'read -P 4 2560k 1M']);
+      await qemuIo(ours, ['write -P 3 100k 10k', 'write -c -P 4 4M 2M', 'read -P 4 4M 2M']);
       await assertClean(ours);
     }
   });
