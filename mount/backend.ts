@@ -43,6 +43,11 @@ export interface Backend {
   /** Resolves when the mount is gone and no request is in flight any more. */
   readonly ended: Promise<void>;
   readonly pages: KernelPages;
+  /**
+   * Takes nothing up any more: what comes is left to the engine that takes over. Resolves when nothing is in flight, or
+   * after a while. Only where the kernel repeats requests.
+   */
+  hold?(): Promise<void>;
   counters(): BackendCounters;
   /** Empty where they are not kept. */
   latencies(): readonly OperationLatency[];

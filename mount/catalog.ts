@@ -14,7 +14,12 @@ import { isUrl } from '../src/block/remote-url.ts';
 import type { View } from '../src/block/view.ts';
 import type { KernelPages } from './backend.ts';
 import { remoteRootAttributes, rootAttributesOf } from './catalog/attributes.ts';
-import type { CatalogOptions, CatalogStatus, ViewStatus } from './catalog/catalog-options.ts';
+import {
+  blockedError,
+  type CatalogOptions,
+  type CatalogStatus,
+  type ViewStatus,
+} from './catalog/catalog-options.ts';
 import { type CatalogEntry, EntryTable } from './catalog/entry-table.ts';
 import { statHostFile } from './catalog/host-file.ts';
 import type { EntryContext, ImageEntry } from './catalog/image-entry.ts';
@@ -348,6 +353,7 @@ export class Catalog implements Directory {
 
   #createContext(): EntryContext {
     const { graph, locks, log, readOnly, allowShrink, detectZeroes, format } = this.#options;
+    const { blocked, begin } = this.#options;
     return {
       graph,
       locks,
@@ -355,6 +361,9 @@ export class Catalog implements Directory {
       readOnly,
       allowShrink,
       detectZeroes,
+      refusal: (nodeId, path) =>
+        blocked.nodeIds.has(nodeId) || blocked.paths.has(path) ? blockedError(path) : null,
+      begin,
       inspect: async (candidate, patient) => {
         const inspection = await this.#inspector.inspect(candidate, { format, patient });
         return 'ignored' in inspection ? null : inspection;
@@ -427,7 +436,7 @@ const statusOf = async (entry: CatalogEntry): Promise<ViewStatus> => {
     ...(await entry.sizes()),
     chain: inspection.chain.map(({ path, format }) => ({ path, format })),
     readOnlyReason: entry.readOnlyReason,
-    error: entry.error?.toWire() ?? null,
+    error: (('refusal' in entry ? entry.refusal : null) ?? entry.error)?.toWire() ?? null,
     open: entry.isOpen,
     handles: entry.handles,
     metadataBytes: metadataBytesOf(entry.view.root),

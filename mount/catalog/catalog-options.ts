@@ -1,5 +1,5 @@
 /** What a catalog is made of, and what it tells about itself. */
-import type { BlockErrorWire } from '../../src/base/block-error.ts';
+import { BlockError, type BlockErrorWire } from '../../src/base/block-error.ts';
 import type { Log } from '../../src/base/log.ts';
 import type { Graph } from '../../src/block/graph.ts';
 import type { ImageLocks } from '../../src/block/image-locks.ts';
@@ -44,7 +44,28 @@ export interface CatalogOptions {
    * it is asked for with `RENEW_NODE_ID` in front: then it has a new one from now on, also for later engines. Keys are opaque.
    */
   readonly nodeIds: (keys: readonly string[]) => Promise<readonly number[]>;
+  /** What engines died of again and again: its views answer EIO. */
+  readonly blocked: {
+    readonly nodeIds: ReadonlySet<number>;
+    readonly paths: ReadonlySet<string>;
+  };
+  /** Records what is being done with an image, in an engine that is careful; call what it returns when that has ended. */
+  readonly begin: (task: {
+    readonly id: string;
+    readonly nodeId: number | null;
+    readonly path: string | null;
+    readonly name: string;
+  }) => () => void;
 }
+
+export const blockedError = (path: string): BlockError =>
+  new BlockError({
+    kind: 'io',
+    message: 'engines died of it again and again, so it is not served',
+    hint: '`vdiskfs restart MOUNTPOINT` gives it another try',
+    path,
+    op: 'open',
+  });
 
 /** What `status` shows of one view. */
 export interface ViewStatus {

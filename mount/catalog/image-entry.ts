@@ -14,6 +14,7 @@ import type { Node } from '../../src/block/node.ts';
 import { type DetectZeroes, View } from '../../src/block/view.ts';
 import type { Entry, FileAttributes } from '../directory.ts';
 import { extendedAttributesOf, fileAttributesOf } from './attributes.ts';
+import type { CatalogOptions } from './catalog-options.ts';
 import type { DataFile } from './chain-walk.ts';
 import { type HostFile, tryStatHostFile } from './host-file.ts';
 import { ImageHolds } from './image-hold.ts';
@@ -44,6 +45,10 @@ export interface EntryContext {
   readonly detectZeroes: DetectZeroes;
   /** Looks at the file again; `patient`: servers are waited for. Null when it is no image any more. */
   inspect(candidate: Candidate, patient: boolean): Promise<Inspection | null>;
+  /** Why an image is not served at all; null for one that is. */
+  refusal(nodeId: number, path: string): BlockError | null;
+  /** See `CatalogOptions`. */
+  readonly begin: CatalogOptions['begin'];
   /** The image below this one that has handles which may write it; null for none. */
   writerBelow(entry: ImageEntry): Promise<ImageEntry | null>;
   /** See `CatalogOptions.noteRead`. */
@@ -107,6 +112,8 @@ export class ImageEntry implements Entry {
   #alone: Promise<unknown> = Promise.resolve();
   /** Closings that go on: until their end the file changes through us. */
   #closings = 0;
+  /** The file's times are being changed by us: who looks at its stamp waits. */
+  #settingTimes: Promise<void> | null = null;
 
   constructor(context: EntryContext, fields: ImageEntryFields) {
     this.#context = context;
@@ -132,6 +139,11 @@ export class ImageEntry implements Entry {
   /** Why it cannot be opened, as far as is known. */
   get error(): BlockError | null {
     return this.inspection.error ?? this.#hold.refusal ?? this.#openError;
+  }
+
+  /** Why it is not served although it may be sound: engines die of it. */
+  get refusal(): BlockError | null {
+    return this.#context.refusal(this.nodeId, this.host.path);
   }
 
   /** Why an opening has failed; null when none has, or the file has changed since. */
@@ -242,11 +254,22 @@ export class ImageEntry implements Entry {
     const access = accessTimeMs ?? host.accessTimeMs;
     const modify = modifyTimeMs ?? this.#modifyTimeMs ?? host.modifyTimeMs;
     this.#modifyTimeMs = null;
-    await utimes(host.path, access / 1000, modify / 1000).catch((error: unknown) => {
-      throw toBlockError(error, { op: 'set times', path: host.path });
+    const setting = this.#setFileTimes(host.path, access, modify);
+    const settled = setting.catch(() => undefined);
+    this.#settingTimes = settled;
+    try {
+      await setting;
+    } finally {
+      if (this.#settingTimes === settled) this.#settingTimes = null;
+    }
+    return this.attributes();
+  }
+
+  async #setFileTimes(path: string, accessMs: number, modifyMs: number): Promise<void> {
+    await utimes(path, accessMs / 1000, modifyMs / 1000).catch((error: unknown) => {
+      throw toBlockError(error, { op: 'set times', path });
     });
     await this.#adoptStamp();
-    return this.attributes();
   }
 
   async extendedAttributes(): Promise<ReadonlyMap<string, string>> {
@@ -323,6 +346,17 @@ export class ImageEntry implements Entry {
   }
 
   async #open(): Promise<Node> {
+    const { refusal, nodeId, name } = this;
+    if (refusal !== null) throw refusal;
+    const end = this.#context.begin({ id: `open ${nodeId}`, nodeId, path: null, name });
+    try {
+      return await this.#openChain();
+    } finally {
+      end();
+    }
+  }
+
+  async #openChain(): Promise<Node> {
     try {
       await this.#lookAgain();
       for (;;) {
@@ -407,6 +441,7 @@ export class ImageEntry implements Entry {
 
   /** Before an opening: throws what keeps the image from being opened as it is now. */
   async #lookAgain(): Promise<void> {
+    while (this.#settingTimes !== null) await this.#settingTimes;
     const host = await tryStatHostFile(this.host.path);
     if (this.gone || host === null || host.identity !== this.host.identity) throw this.#stale();
     if (host.stamp !== this.host.stamp && this.error === null) throw this.#stale();
@@ -469,6 +504,7 @@ export class ImageEntry implements Entry {
 
   /** The file's attributes as they are now; of a file that is gone, as they were. */
   async #freshHost(): Promise<HostFile> {
+    while (this.#settingTimes !== null) await this.#settingTimes;
     const host = this.gone ? null : await tryStatHostFile(this.host.path);
     if (host === null || host.identity !== this.host.identity) return this.host;
     if (this.isOpen) return host;

@@ -14,6 +14,7 @@ import { probeFormat } from '../../src/block/probe.ts';
 import type { DriverRegistry } from '../../src/block/registry.ts';
 import type { RemoteCredential } from '../../src/block/remote-access.ts';
 import { fileNameOfUrl, isUrl } from '../../src/block/remote-url.ts';
+import { blockedError, type CatalogOptions } from './catalog-options.ts';
 import {
   type ChainLayer,
   ChainWalk,
@@ -52,7 +53,7 @@ export interface NoImage {
   readonly ignored: string;
 }
 
-export interface InspectorOptions {
+export interface InspectorOptions extends Pick<CatalogOptions, 'blocked' | 'begin'> {
   readonly registry: DriverRegistry;
   readonly gate: OpenGate;
   readonly credentials?: readonly RemoteCredential[];
@@ -69,6 +70,16 @@ export interface InspectOptions {
 }
 
 const MAX_KNOWN_LAYERS = 1024;
+
+/** Of an image that is not even looked at. */
+const blockedInspection = (path: string): Inspection => ({
+  driver: null,
+  declaredFormat: null,
+  description: null,
+  chain: [],
+  dataFiles: [],
+  error: blockedError(path),
+});
 
 export class Inspector {
   readonly #options: InspectorOptions;
@@ -91,6 +102,18 @@ export class Inspector {
    * rules of content and extension, which hold for files of a directory anyhow. Never throws for what the file holds.
    */
   async inspect(candidate: Candidate, options: InspectOptions): Promise<Inspection | NoImage> {
+    const { path } = candidate.host;
+    const { blocked, begin } = this.#options;
+    if (blocked.paths.has(path)) return blockedInspection(path);
+    const end = begin({ id: `look ${path}`, nodeId: null, path, name: path });
+    try {
+      return await this.#inspect(candidate, options);
+    } finally {
+      end();
+    }
+  }
+
+  async #inspect(candidate: Candidate, options: InspectOptions): Promise<Inspection | NoImage> {
     const { host } = candidate;
     const { patient } = options;
     // A symlink counts by its own name and by its target's.

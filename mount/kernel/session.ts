@@ -41,6 +41,10 @@ const STUCK_WORKER_MS = 10_000;
 const INTERRUPTED_AFTER_MS = 1000;
 /** Requests that leave nothing behind when their answer is not wanted. */
 const INTERRUPTIBLE: ReadonlySet<number> = new Set([OPCODE.READ, OPCODE.LSEEK, OPCODE.FSYNC]);
+/** A request that does not end, of a server that does not answer, is left to the next engine. */
+const HOLD_PATIENCE_MS = 3000;
+/** So long a careful engine waits for a request before it begins the next. */
+const TURN_MS = 1000;
 
 export interface KernelBackendOptions extends BackendOptions {
   readonly descriptor: number;
@@ -51,6 +55,18 @@ export interface KernelBackendOptions extends BackendOptions {
   readonly tableBytes: number;
   /** See passthrough.ts; used where INIT has settled it. */
   readonly passthrough: Pick<PassthroughOptions, 'inherited' | 'changed'>;
+  /** One request at a time, each recorded before it is served; null for an ordinary engine. */
+  readonly tasks: TaskLog | null;
+}
+
+/** Where what is being done is recorded; call what `begin` returns when it has ended. */
+export interface TaskLog {
+  begin(task: {
+    readonly id: string;
+    readonly nodeId: number;
+    readonly path: null;
+    readonly name: string;
+  }): () => void;
 }
 
 export class KernelSession implements Backend {
@@ -68,6 +84,8 @@ export class KernelSession implements Backend {
   readonly #context: HandlerContext;
   /** LOOKUPs and listings of each node that the kernel has not forgotten. */
   readonly #lookups = new Map<number, number>();
+  /** Of a careful engine: who waits for a request's end. */
+  readonly #ends = new Map<FuseRequest, () => void>();
   #faults = 0;
   /** Of what the control plane has answered. */
   #readBytes = 0;
@@ -75,6 +93,9 @@ export class KernelSession implements Backend {
   readonly #serving = new Set<FuseRequest>();
   /** Served requests that were answered before their work has ended. */
   readonly #answered = new Set<FuseRequest>();
+  #holding = false;
+  /** Of a careful engine: when the request before has ended. */
+  #turn: Promise<void> = Promise.resolve();
   #whenServed: (() => void) | null = null;
   #endPauses: () => void = () => undefined;
 
@@ -92,7 +113,7 @@ export class KernelSession implements Backend {
       perView: SLOTS / 2,
       // One slot for each worker to read into, and one more for each on its way.
       inSlots: SLOTS - 2 * threads,
-      start: (request) => this.#serve(request),
+      start: (request) => this.#begin(request),
       detach: (request) => this.#detach(request),
       refuse: (request, error) => this.#replyError(request, error),
     });
@@ -113,6 +134,15 @@ export class KernelSession implements Backend {
       mayBeWritten: (nodeId) => this.#context.handles.mayHoldDirtyPages(nodeId),
       invalidate: (nodeId) => this.#notifier.contentChanged(nodeId),
     };
+  }
+
+  async hold(): Promise<void> {
+    this.#holding = true;
+    this.#endPauses();
+    if (this.#serving.size === 0) return;
+    const served = new Promise<void>((resolve) => (this.#whenServed = resolve));
+    const patience = new Promise<void>((resolve) => setTimeout(resolve, HOLD_PATIENCE_MS).unref());
+    await Promise.race([served, patience]);
   }
 
   counters(): BackendCounters {
@@ -222,6 +252,8 @@ export class KernelSession implements Backend {
     const region = this.#regions[slot];
     if (region === undefined) throw new RangeError(`slot ${slot}`);
     const request = new FuseRequest(region, slot);
+    // Its slot is lost, as everything here is: the kernel repeats it to the next engine.
+    if (this.#holding) return;
     switch (request.opcode) {
       case OPCODE.FORGET:
         this.#forget(request.nodeId, request.u64(0));
@@ -238,6 +270,31 @@ export class KernelSession implements Backend {
       default:
         this.#queue.add(request);
     }
+  }
+
+  #begin(request: FuseRequest): void {
+    if (this.#holding) return;
+    const { tasks } = this.#options;
+    if (tasks === null) this.#serve(request);
+    else this.#turn = this.#turn.then(() => this.#serveCarefully(request, tasks));
+  }
+
+  async #serveCarefully(request: FuseRequest, tasks: TaskLog): Promise<void> {
+    if (this.#holding) return;
+    const { nodeId, uniqueLow, uniqueHigh } = request;
+    const name = this.#options.directory.byNodeId(nodeId)?.name ?? `node ${nodeId}`;
+    // The top bit says that it is repeated.
+    const id = `request ${uniqueHigh & 0x7fff_ffff}:${uniqueLow}`;
+    const end = tasks.begin({ id, nodeId, path: null, name });
+    const ended = new Promise<void>((resolve) => this.#ends.set(request, resolve));
+    void ended.then(end);
+    this.#serve(request);
+    let timer: NodeJS.Timeout | undefined;
+    const patience = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, TURN_MS);
+    });
+    await Promise.race([ended, patience]);
+    clearTimeout(timer);
   }
 
   #serve(request: FuseRequest): void {
@@ -263,6 +320,11 @@ export class KernelSession implements Backend {
 
   #fail(request: FuseRequest, thrown: unknown): void {
     const error = toBlockError(thrown);
+    if (this.#holding) {
+      // It may have failed because this engine ends: the next one tries it again.
+      this.#left(request);
+      return;
+    }
     if (!(thrown instanceof BlockError) || error.errno === 'EIO') {
       const name =
         this.#options.directory.byNodeId(request.nodeId)?.name ?? `node ${request.nodeId}`;
@@ -277,6 +339,12 @@ export class KernelSession implements Backend {
     this.#latencies?.served(operationOf(request.opcode), performance.now() - request.arrivedMs);
     if (request.slot >= 0) this.#receiver.release(request.slot);
     this.#queue.ended(request);
+    this.#ends.get(request)?.();
+    this.#ends.delete(request);
+    this.#left(request);
+  }
+
+  #left(request: FuseRequest): void {
     this.#serving.delete(request);
     if (this.#serving.size === 0) this.#whenServed?.();
   }

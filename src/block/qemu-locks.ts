@@ -6,7 +6,7 @@
  * One instance for each process that opens images: the supervisor of a mount, or an offline command. Holders in this
  * process share one open file description a file, so they never conflict with each other; the strongest mode counts.
  */
-import { closeSync, constants, fstatSync, openSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readlinkSync } from 'node:fs';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import { isByteLocked, lockByte } from '../os/linux.ts';
@@ -39,6 +39,8 @@ interface Held {
   readonly fd: number;
   readonly path: string;
   bytes: Bytes;
+  /** Came with locks from an earlier process: which ones is not known. */
+  adopted: boolean;
   readonly holders: Record<LockMode, number>;
 }
 
@@ -46,6 +48,9 @@ export interface QemuLocksOptions {
   /** `auto` goes on without locks where the file system has none; `on` refuses such a file. */
   readonly require: 'auto' | 'on';
   readonly log: Log;
+  /** A descriptor holds locks from now on, and no longer: for who keeps copies of it. */
+  readonly opened?: (key: string, fd: number) => void;
+  readonly closed?: (key: string) => void;
 }
 
 export class QemuLocks implements ImageLocks {
@@ -76,6 +81,36 @@ export class QemuLocks implements ImageLocks {
     return { release };
   }
 
+  /**
+   * Goes on with a descriptor that an earlier process has locked, so that nobody gets in between. Its locks are kept until
+   * `settleAdopted`.
+   */
+  adopt(fd: number): void {
+    const { dev, ino } = fstatSync(fd);
+    const key = `${dev}:${ino}`;
+    if (this.#held.has(key)) closeSync(fd);
+    else {
+      const holders = { read: 0, write: 0 };
+      this.#held.set(key, {
+        fd,
+        path: readlinkSync(`/proc/self/fd/${fd}`),
+        bytes: NO_BYTES,
+        adopted: true,
+        holders,
+      });
+    }
+  }
+
+  /** What is needed of adopted locks has been asked for: gives the rest back. */
+  settleAdopted(): void {
+    for (const [key, held] of this.#held) {
+      if (!held.adopted) continue;
+      held.adopted = false;
+      held.bytes = BYTES.write;
+      if (held.holders.write === 0) this.#settle(key, held);
+    }
+  }
+
   /** Gives everything back at once: the process is ending. */
   close(): void {
     for (const held of this.#held.values()) closeSync(held.fd);
@@ -97,8 +132,10 @@ export class QemuLocks implements ImageLocks {
       closeSync(fd);
       return { key, held: known };
     }
-    const held: Held = { fd, path, bytes: NO_BYTES, holders: { read: 0, write: 0 } };
+    const holders = { read: 0, write: 0 };
+    const held: Held = { fd, path, bytes: NO_BYTES, adopted: false, holders };
     this.#held.set(key, held);
+    this.#options.opened?.(key, fd);
     return { key, held };
   }
 
@@ -155,13 +192,16 @@ export class QemuLocks implements ImageLocks {
   }
 
   #settle(key: string, held: Held): void {
-    if (held.holders.write > 0) return;
+    if (held.holders.write > 0 || held.adopted) return;
     if (held.holders.read > 0) {
       this.#keepOnly(held, BYTES.read);
       return;
     }
+    // A copy of the descriptor elsewhere would keep them.
+    this.#keepOnly(held, NO_BYTES);
     closeSync(held.fd);
     this.#held.delete(key);
+    this.#options.closed?.(key);
   }
 
   #keepOnly(held: Held, kept: Bytes): void {

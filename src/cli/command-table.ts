@@ -63,6 +63,12 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'Send one QMP command',
     load: async () => erase((await import('./commands/qmp.ts')).command),
   },
+  restart: {
+    synopsis: 'restart <mountpoint>',
+    usage: 'restart MOUNTPOINT',
+    summary: 'Swap the engine for the installed version, without unmounting',
+    load: async () => erase((await import('./commands/restart.ts')).command),
+  },
   create: {
     synopsis: 'create <file> [size]',
     usage: 'create [-f FMT] [-o name=value,…] [-b BACKING -F BACKING_FMT] FILE [SIZE]',

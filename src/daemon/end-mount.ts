@@ -1,5 +1,4 @@
 /** Ending a mount from outside, as `vdiskfs umount` does. */
-import { existsSync, readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError, toBlockError } from '../base/block-error.ts';
@@ -7,6 +6,7 @@ import { queryStatus } from './control-client.ts';
 import { describeHolders, holdersOf } from './holders.ts';
 import { mountedAt } from './mount-table.ts';
 import { FILE_SYSTEM_TYPE, unmountFuse } from './mounting.ts';
+import { startTimeOf } from './process-identity.ts';
 
 /** A loop device that is just going, or a process that is ending, gets this long. */
 const BUSY_PATIENCE_MS = 5000;
@@ -63,17 +63,6 @@ const unmount = async (mountpoint: string, lazy: boolean): Promise<void> => {
         op: 'umount',
       });
     }
-  }
-};
-
-/** Field 22 of /proc/PID/stat: with it a pid names one process for ever. Null when there is no such process. */
-const startTimeOf = (pid: number): string | null => {
-  if (!existsSync(`/proc/${pid}/stat`)) return null;
-  try {
-    const text = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    return text.slice(text.lastIndexOf(')') + 2).split(' ')[19] ?? null;
-  } catch {
-    return null;
   }
 };
 

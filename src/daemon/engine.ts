@@ -4,10 +4,13 @@
  *
  * It may be killed at any instruction; nothing that must survive lives here alone.
  */
+import { constants, openSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { drivers } from '../../drivers/index.ts';
 import type { Backend } from '../../mount/backend.ts';
 import { type Catalog, openCatalog, sourceGate } from '../../mount/catalog.ts';
+import { INIT2 } from '../../mount/kernel/abi.ts';
+import type { InitOutcome } from '../../mount/kernel/init.ts';
 import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import { KernelSession } from '../../mount/kernel/session.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
@@ -22,9 +25,16 @@ import { createMonitor } from '../control/monitor.ts';
 import { serveMonitor } from '../control/server.ts';
 import { JobList } from '../job/job-list.ts';
 import { JobStore } from '../job/job-store.ts';
-import { dieWithParent } from '../os/linux.ts';
+import { cloneFuseDevice, dieWithParent } from '../os/linux.ts';
+import { TaskRecorder } from './black-box.ts';
 import { controlContext, streamAll, takeUpJobs } from './control-context.ts';
-import type { EngineConfig, EngineMessage, SupervisorMessage } from './messages.ts';
+import {
+  ENGINE_DESCRIPTORS,
+  ENGINE_PROTOCOL,
+  type EngineConfig,
+  type EngineMessage,
+  type SupervisorMessage,
+} from './messages.ts';
 import type { MetricsSource } from './metrics.ts';
 import { serveMetrics } from './metrics-server.ts';
 import { prefetchAll, ReadRecords } from './read-records.ts';
@@ -41,7 +51,8 @@ const IMAGE_SHARE = 1 - TABLE_SHARE;
 const JOBS_PATIENCE_MS = 2000;
 
 const send = (message: EngineMessage): void => {
-  process.send?.(message);
+  // A supervisor that is gone hears nothing; 'disconnect' ends this process then.
+  process.send?.(message, undefined, undefined, () => undefined);
 };
 
 interface Engine {
@@ -76,6 +87,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   const jobs = new JobList(log);
   const { recordDirectory } = config;
   const records = recordDirectory === null ? null : new ReadRecords(recordDirectory, log);
+  const tasks = config.careful ? new TaskRecorder(ENGINE_DESCRIPTORS.blackBox) : null;
   const catalog = await openCatalog({
     sources,
     graph,
@@ -94,8 +106,13 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     noteRead: (name, offset, length) => records?.note(name, offset, length),
     jobsOf: (view) => jobs.infoOf(view.root),
     nodeIds: (keys) => link.nodeIds(keys),
+    blocked: {
+      nodeIds: new Set(config.blocked.nodeIds),
+      paths: new Set(config.blocked.paths),
+    },
+    begin: (task) => tasks?.begin(task) ?? (() => undefined),
   });
-  const backend = await startBackend(config, catalog, log);
+  const backend = await startBackend(config, catalog, log, tasks);
   const store = new JobStore(config.stateDirectory, log);
   const quit = (): void => send({ type: 'quit' });
   const context = controlContext({ config, catalog, backend, graph, jobs, store, log, quit });
@@ -144,6 +161,7 @@ const startBackend = async (
   config: EngineConfig,
   directory: Catalog,
   log: Log,
+  tasks: TaskRecorder | null,
 ): Promise<Backend> => {
   const { mountpoint, readOnly, allowOther, threads, fuse, generation, cacheBytes } = config;
   const measure = config.metrics !== null;
@@ -156,6 +174,11 @@ const startBackend = async (
   // Workers would answer reads that are to be recorded.
   const isTableOff = process.env[TABLE_SWITCH] === 'off' || config.recordDirectory !== null;
   const tableBytes = isTableOff ? 0 : Math.floor(cacheBytes * TABLE_SHARE);
+  const { init } = fuse;
+  const descriptor = ownDescriptor(fuse.descriptor, init);
+  // A careful engine serves everything itself.
+  const withTable = process.env[TABLE_SWITCH] !== 'off' && tasks === null;
+  const tableBytes = !withTable ? 0 : Math.floor(cacheBytes * TABLE_SHARE);
   const passthrough = {
     inherited: config.passthroughUses,
     changed: (use: PassthroughUse): void => send({ type: 'passthrough', use }),
@@ -167,7 +190,19 @@ const startBackend = async (
     generation,
     tableBytes,
     passthrough,
+    tasks,
   });
+};
+
+/**
+ * Where the kernel does not repeat what a dead engine has left unanswered, each engine reads from a channel of its own: what
+ * it has taken up ends with an error when it dies, and hangs nobody.
+ */
+const ownDescriptor = (fuse: number, init: InitOutcome): number => {
+  if ((init.flags2 & INIT2.HAS_RESEND) !== 0) return fuse;
+  const fresh = openSync('/dev/fuse', constants.O_RDWR);
+  cloneFuseDevice(fresh, fuse);
+  return fresh;
 };
 
 const warningsOf = async (catalog: Catalog): Promise<string[]> => {
@@ -175,18 +210,33 @@ const warningsOf = async (catalog: Catalog): Promise<string[]> => {
   return views.flatMap((v) => (v.error === null ? [] : [BlockError.fromWire(v.error).describe()]));
 };
 
-const serve = async (config: EngineConfig, link: SupervisorLink): Promise<void> => {
+/** Serves until the mount is gone. `began`: what serves, when it does. */
+const serve = async (
+  config: EngineConfig,
+  link: SupervisorLink,
+  began: (engine: Engine) => void,
+): Promise<void> => {
   const log = createLog({ level: config.logLevel });
-  const { backend, catalog, closeServers } = await start(config, link, log);
-  send({ type: 'ready', warnings: await warningsOf(catalog) });
+  const engine = await start(config, link, log);
+  began(engine);
+  send({ type: 'ready', warnings: await warningsOf(engine.catalog) });
   try {
-    await backend.ended;
+    await engine.backend.ended;
   } finally {
-    await closeServers();
-    await catalog.close();
+    await engine.closeServers();
+    await engine.catalog.close();
   }
   // Not after a worker's death: the mount is still there, and another engine takes it over.
   send({ type: 'unmounted' });
+};
+
+/** Another engine goes on: nothing more is taken up, and everything is on disk when the supervisor hears of it. */
+const handOver = async ({ backend, catalog, closeServers }: Engine): Promise<void> => {
+  await backend.hold?.();
+  await closeServers();
+  // What cannot be flushed is in the journal, and the next engine meets the same error; it has been logged.
+  await catalog.close().catch(() => undefined);
+  send({ type: 'handed-over' });
 };
 
 const main = (): void => {
@@ -194,16 +244,21 @@ const main = (): void => {
   // The parent may have died before the line above: then nobody will tell.
   if (!process.connected) process.exit(1);
   const link = new SupervisorLink(send);
+  let serving: Engine | null = null;
   process.on('disconnect', () => process.exit(1));
   // The supervisor decides when to end; a terminal's ^C, or a service manager's signal, reaches the whole group.
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => undefined);
   process.on('message', (message: SupervisorMessage) => {
     if (message.type === 'ping') send({ type: 'pong' });
+    if (message.type === 'hand-over' && serving !== null) void handOver(serving);
     if (message.type !== 'start') {
       link.answer(message);
       return;
     }
-    serve(message.config, link).then(
+    const began = (engine: Engine): void => {
+      serving = engine;
+    };
+    serve(message.config, link, began).then(
       () => process.exit(0),
       (error: unknown) => {
         send({ type: 'failed', error: toBlockError(error).toWire() });
@@ -215,3 +270,4 @@ const main = (): void => {
 };
 
 main();
+send({ type: 'loaded', protocol: ENGINE_PROTOCOL });

@@ -4,7 +4,9 @@ import { closeSync, openSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { createLog } from '../base/log.ts';
-import { forgetService, Service } from './service.ts';
+import type { TakenOver } from './kept-state.ts';
+import { listenForRestart } from './restart.ts';
+import { forgetService, type Service } from './service.ts';
 import { type Ready, Supervisor, type SupervisorConfig } from './supervisor.ts';
 import type { StartOutcome } from './supervisor-main.ts';
 
@@ -56,12 +58,14 @@ const diedEarly = (how: string, logPath: string): BlockError =>
 /** Serves until the mount ends; SIGTERM and SIGINT unmount. Errors: why the mount failed. */
 export const stayInForeground = async (
   config: SupervisorConfig,
+  { service, taken }: { readonly service: Service; readonly taken: TakenOver | null },
   ready: (warnings: readonly string[]) => Promise<void>,
 ): Promise<void> => {
   const log = createLog({ level: config.logLevel });
-  const supervisor = new Supervisor(config, log, new Service(process.env, log));
+  const supervisor = new Supervisor(config, log, service, taken);
   for (const signal of ['SIGTERM', 'SIGINT'] as const)
     process.on(signal, () => void supervisor.stop());
+  listenForRestart(supervisor, config, log);
   const { warnings } = await supervisor.start();
   await ready(warnings);
   await supervisor.ended;

@@ -10,7 +10,14 @@ import type { LockMode } from '../block/image-locks.ts';
 import type { RemoteCredential } from '../block/remote-access.ts';
 import type { SecretSource } from '../block/secrets.ts';
 import type { DetectZeroes } from '../block/view.ts';
+import type { Blocked } from './blame.ts';
 import type { MetricsAddress } from './metrics-server.ts';
+
+/** Of these messages: an engine of another version that speaks others is not used. Changes with each of them. */
+export const ENGINE_PROTOCOL = 1;
+
+/** Where an engine finds what it is started with: after stdin, stdout, stderr and the channel. */
+export const ENGINE_DESCRIPTORS = { fuse: 4, blackBox: 5 } as const;
 
 /** Everything an engine needs to begin; also what `status` shows of the options. */
 export interface EngineConfig {
@@ -59,11 +66,17 @@ export interface EngineConfig {
   readonly fuse: { readonly descriptor: number; readonly init: InitOutcome } | null;
   /** 0 for the first engine of a mount. */
   readonly generation: number;
+  /** It does one thing at a time and records it, because engines died in short order (blame.ts). */
+  readonly careful: boolean;
+  /** What engines died of again and again. */
+  readonly blocked: Blocked;
   /** Passthrough handles that earlier engines opened. */
   readonly passthroughUses: readonly PassthroughUse[];
 }
 
 export type EngineMessage =
+  /** The first one: it can be told to begin. */
+  | { readonly type: 'loaded'; readonly protocol: number }
   | { readonly type: 'ready'; readonly warnings: readonly string[] }
   | { readonly type: 'failed'; readonly error: BlockErrorWire }
   /** Node ids for keys (`device:inode:snapshot id`): the same key has the same id for the life of the mount. */
@@ -80,6 +93,8 @@ export type EngineMessage =
   | { readonly type: 'pong' }
   /** Asked for over the control socket: as SIGTERM. */
   | { readonly type: 'quit' }
+  /** To `hand-over`: everything is flushed and closed, and nothing more is taken up. */
+  | { readonly type: 'handed-over' }
   /** The kernel has ended the mount. */
   | { readonly type: 'unmounted' };
 
@@ -88,4 +103,6 @@ export type SupervisorMessage =
   | { readonly type: 'node-ids'; readonly request: number; readonly ids: readonly number[] }
   | { readonly type: 'lock'; readonly request: number; readonly lock: number }
   | { readonly type: 'lock-failed'; readonly request: number; readonly error: BlockErrorWire }
-  | { readonly type: 'ping' };
+  | { readonly type: 'ping' }
+  /** Another engine is to go on: finish what is in flight, flush and close everything. */
+  | { readonly type: 'hand-over' };

@@ -8,16 +8,33 @@ export class NodeIds {
   readonly #byKey = new Map<string, number>();
   /** 1 is the root. */
   #next = 2;
+  readonly #given: (ids: readonly (readonly [string, number])[]) => void;
+
+  /** `earlier`: given before, in order. `given` hears of new ones before anybody else does. */
+  constructor(options: {
+    readonly earlier: readonly (readonly [string, number])[];
+    readonly given: (ids: readonly (readonly [string, number])[]) => void;
+  }) {
+    this.#given = options.given;
+    for (const [key, id] of options.earlier) {
+      this.#byKey.set(key, id);
+      this.#next = Math.max(this.#next, id + 1);
+    }
+  }
 
   idsFor(keys: readonly string[]): number[] {
-    return keys.map((asked) => {
+    const fresh: (readonly [string, number])[] = [];
+    const ids = keys.map((asked) => {
       const renews = asked.startsWith(RENEW_NODE_ID);
       const key = renews ? asked.slice(RENEW_NODE_ID.length) : asked;
       const known = this.#byKey.get(key);
       if (known !== undefined && !renews) return known;
       const id = this.#next++;
       this.#byKey.set(key, id);
+      fresh.push([key, id]);
       return id;
     });
+    if (fresh.length > 0) this.#given(fresh);
+    return ids;
   }
 }

@@ -19,7 +19,7 @@ export class SupervisorLink implements ImageLocks {
 
   /** Takes an answer; messages that are none are the caller's. */
   answer(message: SupervisorMessage): void {
-    if (message.type === 'start' || message.type === 'ping') return;
+    if (!('request' in message)) return;
     const pending = this.#pending.get(message.request);
     this.#pending.delete(message.request);
     if (message.type === 'node-ids') pending?.resolve(message.ids as never);

@@ -8,6 +8,7 @@ import { rmSync } from 'node:fs';
 import type { BlockErrorWire } from '../base/block-error.ts';
 import { toBlockError } from '../base/block-error.ts';
 import { createLog } from '../base/log.ts';
+import { listenForRestart } from './restart.ts';
 import { Service } from './service.ts';
 import { Supervisor, type SupervisorConfig } from './supervisor.ts';
 
@@ -24,10 +25,11 @@ const tell = (outcome: StartOutcome): Promise<void> =>
 
 const run = async (config: SupervisorConfig): Promise<number> => {
   const log = createLog({ level: config.logLevel });
-  const supervisor = new Supervisor(config, log, new Service({}, log));
+  const supervisor = new Supervisor(config, log, new Service({}, log), null);
   for (const signal of ['SIGTERM', 'SIGINT'] as const)
     process.on(signal, () => void supervisor.stop());
   process.on('SIGHUP', () => undefined);
+  listenForRestart(supervisor, config, log);
   try {
     const { warnings } = await supervisor.start();
     await tell({ type: 'ready', warnings });

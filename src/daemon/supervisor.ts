@@ -2,49 +2,55 @@
  * The supervisor: owns what must outlive an engine (the FUSE descriptor, the mount, the image locks, the node ids),
  * starts a new engine when one dies, and ends the mount. It opens no image content.
  *
- * States: starting → serving → (engine dies: starting again) → ended. `stop` unmounts; the engine then finds the mount
- * gone, flushes and exits, and the supervisor follows. An unmount from outside takes the same way.
+ * States: starting → serving → (engine dies, or hands over: the next one takes its place) → ended. `stop` unmounts; the
+ * engine then finds the mount gone, flushes and exits, and the supervisor follows. An unmount from outside takes the same
+ * way. What outlives the supervisor itself is in kept-state.ts.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { closeSync, readSync, writeFileSync, writeSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
+import { closeSync, mkdirSync, readSync, writeFileSync, writeSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { INIT2 } from '../../mount/kernel/abi.ts';
 import { answerInit, type InitOutcome } from '../../mount/kernel/init.ts';
 import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
-import { type ImageLock, type ImageLocks, noLocks } from '../block/image-locks.ts';
+import { noLocks } from '../block/image-locks.ts';
 import { QemuLocks } from '../block/qemu-locks.ts';
-import { becomeIoFlusher } from '../os/linux.ts';
+import { becomeIoFlusher, openMemoryFile } from '../os/linux.ts';
+import { clearTasks, tasksIn } from './black-box.ts';
+import { Blame } from './blame.ts';
+import { EngineProcess } from './engine-process.ts';
+import { HeldLocks } from './held-locks.ts';
 import { describeHolders, holdersOf } from './holders.ts';
-import type { EngineConfig, EngineMessage, SupervisorMessage } from './messages.ts';
+import { KeptState, type TakenOver } from './kept-state.ts';
+import type { EngineConfig, EngineMessage } from './messages.ts';
 import { mountedAt } from './mount-table.ts';
 import { FILE_SYSTEM_TYPE, mountFuse, unmountFuse } from './mounting.ts';
 import { NodeIds } from './node-ids.ts';
+import { identify, isAlive } from './process-identity.ts';
 import type { Service } from './service.ts';
 import { Watchdog } from './watchdog.ts';
 
-/** Where the engine finds the FUSE descriptor among its own: after stdin, stdout, stderr and the channel. */
-const ENGINE_FUSE_DESCRIPTOR = 4;
-/** Four fdatasyncs at once froze everything else with the default of 4. */
-const IO_THREADS = 32;
 const READ_AHEAD_KIB = 2048;
 const INIT_REQUEST_BYTES = 8192 + 4096;
-/** An engine that dies sooner than this after its start is not started again at once. */
+/** An engine that dies sooner than this after its start is not followed by another at once. */
 const HEALTHY_AFTER_MS = 5000;
 const FIRST_RESTART_MS = 100;
 const LAST_RESTART_MS = 10_000;
+/** A mount that lives for a moment only needs no spare engine. */
+const SPARE_AFTER_MS = 3000;
+const OLD_ENGINE_POLL_MS = 10;
+const LOAD_PATIENCE_MS = 60_000;
+/** An engine that hands over and does not come to an end is killed: it may be at any time. */
+const HAND_OVER_PATIENCE_MS = 20_000;
 
-export type SupervisorConfig = Omit<EngineConfig, 'fuse' | 'generation' | 'passthroughUses'>;
+export type SupervisorConfig = Omit<
+  EngineConfig,
+  'fuse' | 'generation' | 'passthroughUses' | 'careful' | 'blocked'
+>;
 
 export interface Ready {
   readonly warnings: readonly string[];
-}
-
-interface Running {
-  readonly child: ChildProcess;
-  readonly startedMs: number;
-  unmounted: boolean;
 }
 
 export class Supervisor {
@@ -53,48 +59,68 @@ export class Supervisor {
   readonly #config: SupervisorConfig;
   readonly #log: Log;
   readonly #service: Service;
-  #watchdog: Watchdog | null = null;
-  readonly #nodeIds = new NodeIds();
-  readonly #locks: ImageLocks;
-  /** Locks by number; those of an engine that died are kept until the next one is ready. */
-  readonly #held = new Map<number, { readonly lock: ImageLock; readonly generation: number }>();
+  readonly #taken: TakenOver | null;
+  readonly #nodeIds: NodeIds;
+  readonly #qemuLocks: QemuLocks | null;
+  readonly #locks: HeldLocks;
+  readonly #blame = new Blame();
+  readonly #blackBox = openMemoryFile('vdiskfs-tasks');
   /** By node id. */
-  readonly #passthroughUses = new Map<number, PassthroughUse>();
-  #nextLock = 1;
+  readonly #passthroughUses: Map<number, PassthroughUse>;
+  #watchdog: Watchdog | null = null;
+  #kept: KeptState | null = null;
   #fuse: { readonly descriptor: number; readonly init: InitOutcome } | null = null;
-  #engine: Running | null = null;
-  #generation = 0;
+  #engine: EngineProcess | null = null;
+  /** Has its modules loaded and waits to take over. */
+  #spare: EngineProcess | null = null;
+  #spareTimer: NodeJS.Timeout | undefined;
+  #healthyTimer: NodeJS.Timeout | undefined;
+  #careful = false;
+  #generation: number;
   #deaths = 0;
   #stops = 0;
   #firstReady: ((ready: Ready | BlockError) => void) | null = null;
+  /** Of a restart that is under way. */
+  #restarted: (() => void) | null = null;
+  #isEnding = false;
   #end: () => void = () => undefined;
 
-  constructor(config: SupervisorConfig, log: Log, service: Service) {
+  /** `taken`: what an earlier supervisor of the mount has left. */
+  constructor(config: SupervisorConfig, log: Log, service: Service, taken: TakenOver | null) {
     this.#config = config;
     this.#log = log;
     this.#service = service;
-    this.#locks = config.lock === 'off' ? noLocks : new QemuLocks({ require: config.lock, log });
+    this.#taken = taken;
+    this.#generation = taken === null ? 0 : taken.generation + 1;
+    this.#passthroughUses = new Map(taken?.passthroughUses.map((use) => [use.nodeId, use]));
+    this.#nodeIds = new NodeIds({
+      earlier: taken?.ids ?? [],
+      given: (ids) => this.#kept?.idsGiven(ids),
+    });
+    this.#qemuLocks =
+      config.lock === 'off'
+        ? null
+        : new QemuLocks({
+            require: config.lock,
+            log,
+            opened: (key, fd) => this.#kept?.lockOpened(key, fd),
+            closed: (key) => this.#kept?.lockClosed(key),
+          });
+    this.#locks = new HeldLocks(this.#qemuLocks ?? noLocks);
     this.ended = new Promise((resolve) => {
       this.#end = resolve;
     });
   }
 
-  /** Mounts and starts the first engine. Errors: what mounting or that engine says; nothing is left mounted then. */
+  /**
+   * Mounts, or takes over, and starts an engine. Errors: what mounting or that engine says; nothing is left mounted then,
+   * but for a mount that was taken over: whoever uses it waits for the next try.
+   */
   async start(): Promise<Ready> {
     protectFromPressure(this.#log);
-    const { sourceLabel: source, mountpoint, readOnly, allowOther, backend } = this.#config;
-    if (backend === 'kernel') {
-      const flags = this.#config.mountFlags;
-      const descriptor = await mountFuse({ source, mountpoint, readOnly, allowOther, flags });
-      try {
-        this.#fuse = { descriptor, init: handshake(descriptor, this.#config.passthrough) };
-        widenReadAhead(mountpoint, this.#log);
-        this.#warnWithoutPassthrough();
-      } catch (error) {
-        closeSync(descriptor);
-        throw error;
-      }
-    }
+    const { mountpoint, backend } = this.#config;
+    if (this.#taken !== null) await this.#goOn(this.#taken);
+    else if (backend === 'kernel') await this.#mount();
     const outcome = await new Promise<Ready | BlockError>((resolve) => {
       this.#firstReady = resolve;
       this.#startEngine();
@@ -104,8 +130,10 @@ export class Supervisor {
       this.#watch();
       return outcome;
     }
-    await this.#unmountIfMounted();
-    this.#finish();
+    if (this.#taken === null) {
+      await this.#unmountIfMounted();
+      this.#finish();
+    }
     throw outcome;
   }
 
@@ -114,10 +142,7 @@ export class Supervisor {
     this.#stops++;
     const { mountpoint } = this.#config;
     if (!this.#isMounted()) {
-      this.#log.info(
-        mountpoint,
-        'is not mounted any more: it ends when its last open file is closed',
-      );
+      this.#log.info(mountpoint, 'is unmounted already: it ends with its last open file');
       return;
     }
     try {
@@ -131,12 +156,79 @@ export class Supervisor {
     }
   }
 
+  /**
+   * Swaps the engine for the installed version of it, without unmounting: the new one is loaded first, then the old one
+   * finishes what is in flight, flushes and closes. What was blocked gets another try. Errors: why the engine stays.
+   */
+  async restart(): Promise<void> {
+    const { mountpoint } = this.#config;
+    const refuse = (message: string): never => {
+      throw new BlockError({ kind: 'busy', message, path: mountpoint, op: 'restart' });
+    };
+    if (this.#fuse === null) refuse('the backend fuse-native cannot be restarted');
+    if (((this.#fuse?.init.flags2 ?? 0) & INIT2.HAS_RESEND) === 0)
+      refuse('this kernel does not repeat requests (Linux 6.9 does): unmount and mount it again');
+    if (this.#restarted !== null || this.#engine?.ready !== true || this.#isEnding)
+      refuse('its engine is being replaced already');
+    this.#dropSpare();
+    const next = this.#createEngine();
+    this.#spare = next;
+    const patience = new Promise<false>((resolve) =>
+      setTimeout(() => resolve(false), LOAD_PATIENCE_MS).unref(),
+    );
+    if (!(await Promise.race([next.loaded, patience]))) {
+      this.#dropSpare();
+      refuse('the installed version does not start, or speaks another protocol: unmount and mount');
+    }
+    this.#blame.forgive();
+    const done = new Promise<void>((resolve) => {
+      this.#restarted = resolve;
+    });
+    this.#handOver();
+    await done;
+  }
+
+  async #mount(): Promise<void> {
+    const { sourceLabel: source, mountpoint, readOnly, allowOther, mountFlags } = this.#config;
+    const flags = mountFlags;
+    const descriptor = await mountFuse({ source, mountpoint, readOnly, allowOther, flags });
+    try {
+      this.#fuse = { descriptor, init: handshake(descriptor, this.#config.passthrough) };
+      this.#kept = KeptState.begin(this.#service, { mountpoint, fuse: this.#fuse });
+      widenReadAhead(mountpoint, this.#log);
+      this.#warnWithoutPassthrough();
+    } catch (error) {
+      this.#fuse = null;
+      closeSync(descriptor);
+      throw error;
+    }
+  }
+
+  async #goOn(taken: TakenOver): Promise<void> {
+    // It was told to die with its supervisor; never two engines on one descriptor.
+    const { engine } = taken;
+    while (engine !== null && isAlive(engine)) {
+      process.kill(engine.pid, 'SIGKILL');
+      await sleep(OLD_ENGINE_POLL_MS);
+    }
+    this.#fuse = taken.fuse;
+    this.#kept = KeptState.goOn(this.#service, taken);
+    for (const fd of taken.locks) {
+      if (this.#qemuLocks === null) closeSync(fd);
+      else this.#qemuLocks.adopt(fd);
+    }
+    this.#log.info(
+      this.#config.mountpoint,
+      `taken over from an earlier supervisor, engine ${this.#generation}`,
+    );
+  }
+
   #watch(): void {
     const { watchdogMs } = this.#service;
     if (watchdogMs === null) return;
     this.#watchdog = new Watchdog({
       patienceMs: watchdogMs,
-      ask: () => this.#send({ type: 'ping' }),
+      ask: () => this.#engine?.send({ type: 'ping' }) ?? false,
       alive: () => this.#service.alive(),
     });
   }
@@ -148,56 +240,82 @@ export class Supervisor {
     this.#log.warning(mountpoint, text);
   }
 
-  #startEngine(): void {
-    const program = fileURLToPath(new URL('./engine.js', import.meta.url));
-    const stdio = [
-      'ignore',
-      'inherit',
-      'inherit',
-      'ipc',
-      this.#fuse?.descriptor ?? 'ignore',
-    ] as const;
-    const child = spawn(process.execPath, [program], {
-      stdio: [...stdio],
-      serialization: 'advanced',
-      env: { ...process.env, UV_THREADPOOL_SIZE: String(IO_THREADS) },
+  #createEngine(): EngineProcess {
+    const engine: EngineProcess = new EngineProcess({
+      fuse: this.#fuse?.descriptor ?? null,
+      blackBox: this.#blackBox,
+      received: (message) => void this.#received(engine, message),
+      ended: (how) => this.#engineEnded(engine, how),
+      failed: (error) => {
+        if (engine === this.#engine) this.#engineFailed(error);
+      },
     });
-    const running: Running = { child, startedMs: Date.now(), unmounted: false };
-    this.#engine = running;
-    child.on('message', (message: EngineMessage) => void this.#received(running, message));
-    child.once('error', (error) => this.#engineFailed(toBlockError(error, { op: 'start engine' })));
-    child.once('exit', (code, signal) => this.#engineEnded(running, code, signal));
-    const fuse = this.#fuse === null ? null : { ...this.#fuse, descriptor: ENGINE_FUSE_DESCRIPTOR };
-    const passthroughUses = [...this.#passthroughUses.values()];
-    const config = { ...this.#config, fuse, generation: this.#generation, passthroughUses };
-    this.#send({ type: 'start', config });
+    return engine;
   }
 
-  async #received(running: Running, message: EngineMessage): Promise<void> {
+  #startEngine(): void {
+    const spare = this.#spare?.isAlive === true ? this.#spare : null;
+    this.#spare = null;
+    const engine = spare ?? this.#createEngine();
+    this.#engine = engine;
+    this.#careful = this.#blame.isCareful(Date.now());
+    clearTasks(this.#blackBox);
+    makeRuntimeDirectories(this.#config, this.#log);
+    this.#kept?.engineBegins(this.#generation, identify(engine.pid));
+    engine.begin(
+      {
+        ...this.#config,
+        generation: this.#generation,
+        passthroughUses: [...this.#passthroughUses.values()],
+        careful: this.#careful,
+        blocked: this.#blame.blocked,
+      },
+      this.#fuse,
+    );
+    void engine.loaded.then((speaksOurs) => {
+      if (!speaksOurs) engine.kill();
+    });
+    this.#scheduleSpare();
+  }
+
+  #scheduleSpare(): void {
+    clearTimeout(this.#spareTimer);
+    if (this.#fuse === null) return;
+    this.#spareTimer = setTimeout(() => {
+      if (!this.#isEnding && this.#spare === null) this.#spare = this.#createEngine();
+    }, SPARE_AFTER_MS);
+    this.#spareTimer.unref();
+  }
+
+  #dropSpare(): void {
+    this.#spare?.kill();
+    this.#spare = null;
+  }
+
+  async #received(engine: EngineProcess, message: EngineMessage): Promise<void> {
     switch (message.type) {
       case 'ready':
-        this.#dropLocksBefore(this.#generation);
+        this.#engineReady(engine);
         this.#firstReady?.({ warnings: message.warnings });
         this.#firstReady = null;
         return;
       case 'failed':
         this.#engineFailed(BlockError.fromWire(message.error));
         return;
-      case 'node-ids':
-        this.#send({
-          type: 'node-ids',
-          request: message.request,
-          ids: this.#nodeIds.idsFor(message.keys),
-        });
+      case 'node-ids': {
+        const ids = this.#nodeIds.idsFor(message.keys);
+        engine.send({ type: 'node-ids', request: message.request, ids });
         return;
+      }
       case 'lock':
-        await this.#lock(message);
+        await this.#lock(engine, message);
         return;
       case 'unlock':
-        await this.#held.get(message.lock)?.lock.release();
-        this.#held.delete(message.lock);
+        // One that hands over closes everything: the next one takes the locks from here.
+        if (!engine.handsOver) await this.#locks.release(message.lock);
         return;
       case 'passthrough':
+        this.#kept?.passthroughChanged(message.use);
         if (message.use.handles > 0) this.#passthroughUses.set(message.use.nodeId, message.use);
         else this.#passthroughUses.delete(message.use.nodeId);
         return;
@@ -207,22 +325,59 @@ export class Supervisor {
       case 'quit':
         await this.stop();
         return;
+      case 'handed-over':
+        engine.kill();
+        return;
       case 'unmounted':
-        running.unmounted = true;
+        engine.unmounted = true;
     }
   }
 
-  async #lock(message: Extract<EngineMessage, { type: 'lock' }>): Promise<void> {
-    const { request, path, mode } = message;
-    const generation = this.#generation;
+  async #lock(
+    engine: EngineProcess,
+    { request, path, mode }: Extract<EngineMessage, { type: 'lock' }>,
+  ): Promise<void> {
     try {
-      const lock = await this.#locks.acquire(path, mode);
-      const number = this.#nextLock++;
-      this.#held.set(number, { lock, generation });
-      this.#send({ type: 'lock', request, lock: number });
+      const lock = await this.#locks.acquire(path, mode, this.#generation);
+      engine.send({ type: 'lock', request, lock });
     } catch (error) {
-      this.#send({ type: 'lock-failed', request, error: toBlockError(error).toWire() });
+      engine.send({ type: 'lock-failed', request, error: toBlockError(error).toWire() });
     }
+  }
+
+  #engineReady(engine: EngineProcess): void {
+    engine.ready = true;
+    this.#locks.dropBefore(this.#generation);
+    this.#qemuLocks?.settleAdopted();
+    this.#restarted?.();
+    this.#restarted = null;
+    if (this.#careful) this.#leaveCareLater(engine);
+  }
+
+  #leaveCareLater(engine: EngineProcess): void {
+    clearTimeout(this.#healthyTimer);
+    this.#healthyTimer = setTimeout(() => this.#leaveCare(engine), HEALTHY_AFTER_MS).unref();
+  }
+
+  /** A careful engine that lives gives its place to an ordinary one. */
+  #leaveCare(engine: EngineProcess): void {
+    if (this.#engine !== engine || this.#isEnding || engine.handsOver) return;
+    // What an engine has died of before, perhaps, is not over yet.
+    if (this.#blame.suspects(tasksIn(this.#blackBox))) {
+      this.#leaveCareLater(engine);
+      return;
+    }
+    this.#blame.lives();
+    this.#log.info(this.#config.mountpoint, 'the engine lives: an ordinary one takes its place');
+    this.#handOver();
+  }
+
+  #handOver(): void {
+    const engine = this.#engine;
+    if (engine === null) return;
+    engine.handsOver = true;
+    engine.send({ type: 'hand-over' });
+    setTimeout(() => engine.kill(), HAND_OVER_PATIENCE_MS).unref();
   }
 
   #engineFailed(error: BlockError): void {
@@ -231,33 +386,51 @@ export class Supervisor {
     this.#firstReady = null;
   }
 
-  #engineEnded(running: Running, code: number | null, signal: NodeJS.Signals | null): void {
+  #engineEnded(engine: EngineProcess, how: string): void {
+    if (this.#spare === engine) this.#spare = null;
+    if (this.#engine !== engine) return;
     this.#engine = null;
     const { mountpoint } = this.#config;
     if (this.#firstReady !== null) {
-      this.#engineFailed(
-        new BlockError({ kind: 'io', message: `the engine ended with ${signal ?? code}` }),
-      );
+      this.#engineFailed(new BlockError({ kind: 'io', message: `the engine ended with ${how}` }));
       return;
     }
-    if (running.unmounted || !this.#isMounted()) {
-      if (code !== 0) this.#log.error(mountpoint, `the last engine ended with ${signal ?? code}`);
+    if (engine.unmounted || !this.#isMounted()) {
+      if (how !== '0' && !engine.handsOver)
+        this.#log.error(mountpoint, `the last engine ended with ${how}`);
       this.#finish();
       return;
     }
-    const lived = Date.now() - running.startedMs;
-    this.#deaths = lived > HEALTHY_AFTER_MS ? 1 : this.#deaths + 1;
-    const pauseMs =
-      this.#deaths === 1 ? 0 : Math.min(LAST_RESTART_MS, FIRST_RESTART_MS * 2 ** this.#deaths);
-    this.#log.error(
-      mountpoint,
-      `the engine ended with ${signal ?? code}: starting another in ${pauseMs} ms`,
-    );
     this.#generation++;
-    setTimeout(() => void this.#restart(), pauseMs);
+    if (engine.handsOver) void this.#replace();
+    else setTimeout(() => void this.#replace(), this.#pauseAfterDeath(engine, how));
   }
 
-  async #restart(): Promise<void> {
+  /** Judges a death; how long the next engine waits, in ms. */
+  #pauseAfterDeath(engine: EngineProcess, how: string): number {
+    const { mountpoint } = this.#config;
+    const nowMs = Date.now();
+    const tasks = this.#careful ? tasksIn(this.#blackBox) : null;
+    const guilty = this.#blame.died({ nowMs, how, tasks });
+    if (guilty !== null) {
+      const text = `engines die of it again and again: it answers EIO until \`vdiskfs restart ${mountpoint}\``;
+      this.#log.error(guilty.name, text);
+      this.#service.status(`${guilty.name}: ${text}`);
+    }
+    const lived = nowMs - engine.begunMs;
+    this.#deaths = lived > HEALTHY_AFTER_MS ? 1 : this.#deaths + 1;
+    const pauseMs =
+      this.#deaths === 1 || guilty !== null
+        ? 0
+        : Math.min(LAST_RESTART_MS, FIRST_RESTART_MS * 2 ** this.#deaths);
+    this.#log.error(
+      mountpoint,
+      `the engine ended with ${how}: another takes over in ${pauseMs} ms`,
+    );
+    return pauseMs;
+  }
+
+  async #replace(): Promise<void> {
     // Without the kernel backend the mount went with the engine, and what is left of it is in the way of the next.
     if (this.#fuse === null)
       await unmountFuse(this.#config.mountpoint, { lazy: true }).catch(() => undefined);
@@ -280,29 +453,20 @@ export class Supervisor {
   }
 
   #finish(): void {
+    if (this.#isEnding) return;
+    this.#isEnding = true;
+    clearTimeout(this.#spareTimer);
+    clearTimeout(this.#healthyTimer);
+    const spare = this.#spare;
+    this.#dropSpare();
+    this.#kept?.close();
     if (this.#fuse !== null) closeSync(this.#fuse.descriptor);
     this.#fuse = null;
-    for (const { lock } of this.#held.values()) void lock.release();
-    this.#held.clear();
+    this.#locks.releaseAll();
     this.#watchdog?.close();
+    this.#restarted?.();
     this.#service.stopping();
-    void this.#service.flushed().then(() => this.#end());
-  }
-
-  #dropLocksBefore(generation: number): void {
-    for (const [number, held] of this.#held) {
-      if (held.generation >= generation) continue;
-      void held.lock.release();
-      this.#held.delete(number);
-    }
-  }
-
-  /** False: there is no engine to hear it. */
-  #send(message: SupervisorMessage): boolean {
-    const child = this.#engine?.child;
-    if (child?.connected !== true) return false;
-    child.send(message, () => undefined);
-    return true;
+    void Promise.all([this.#service.flushed(), spare?.ended]).then(() => this.#end());
   }
 }
 
@@ -314,6 +478,17 @@ const handshake = (descriptor: number, passthrough: boolean): InitOutcome => {
   const { outcome, bytes } = answerInit(request.subarray(0, length), { withhold, passthrough });
   writeSync(descriptor, bytes);
   return outcome;
+};
+
+/** Somebody may have tidied them away; an engine that cannot have them serves without. */
+const makeRuntimeDirectories = (config: SupervisorConfig, log: Log): void => {
+  for (const path of [dirname(config.socketPath), config.journalDirectory]) {
+    try {
+      mkdirSync(path, { recursive: true, mode: 0o700 });
+    } catch (error) {
+      log.warning(path, toBlockError(error, { op: 'mkdir' }).describe());
+    }
+  }
 };
 
 // The kernel reads 128 KiB ahead of a sequential reader on FUSE, a quarter of what one request may carry.

@@ -223,6 +223,28 @@ export const closeBacking = (fuse: number, id: number): void => {
   ioctlCall(fuse, FUSE_DEV_IOC_BACKING_CLOSE, argument);
 };
 
+const FUSE_DEV_IOC_CLONE = 0x8004e500;
+
+/**
+ * Makes `fresh`, just opened from /dev/fuse, another channel of a mount: a request that is read from it ends with an error
+ * when it is closed, instead of waiting for an answer for ever.
+ */
+export const cloneFuseDevice = (fresh: number, fuse: number): void => {
+  const argument = new Uint8Array(4);
+  new DataView(argument.buffer).setUint32(0, fuse, true);
+  check('clone /dev/fuse', Number(ioctlCall(fresh, FUSE_DEV_IOC_CLONE, argument)));
+};
+
+const memfdCall = libc.func('int memfd_create(str name, uint flags)');
+const MFD_CLOEXEC = 1;
+
+/** An unnamed file in memory, not inherited by children; the caller's to close. */
+export const openMemoryFile = (name: string): number => {
+  const fd = Number(memfdCall(name, MFD_CLOEXEC));
+  check('memfd_create', fd);
+  return fd;
+};
+
 const fcntlCall = libc.func('int fcntl(int fd, int command, _Inout_ uint8_t *lock)');
 const prctlCall = libc.func('int prctl(int option, ulong a, ulong b, ulong c, ulong d)');
 

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import type { Cleanup } from './scratch.ts';
 import { type Finished, PROGRAM, run, vdiskfs } from './vdiskfs.ts';
 
-const READY_MS = 15_000;
+const READY_MS = 60_000;
 const END_MS = 15_000;
 
 export interface MountRequest {

@@ -74,7 +74,7 @@ export class StandInManager {
     const listen =
       passed.length === 0
         ? ''
-        : `LISTEN_PID=$$ LISTEN_FDS=${passed.length} LISTEN_FDNAMES=${this.store.map((s) => s.name).join(':')} `;
+        : `export LISTEN_PID=$$ LISTEN_FDS=${passed.length} LISTEN_FDNAMES=${this.store.map((s) => s.name).join(':')}; `;
     // The shell becomes the program, so its pid is the program's.
     return spawn('sh', ['-c', `${listen}exec "$@"`, 'sh', ...command], {
       stdio: ['ignore', 'pipe', 'pipe', ...passed],

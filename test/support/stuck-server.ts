@@ -50,6 +50,7 @@ const session = new KernelSession({
   init: outcome,
   generation: 0,
   tableBytes: 0,
+  tasks: null,
   passthrough: { inherited: [], changed: () => undefined },
 });
 /** What comes from now on waits, until the next line. */

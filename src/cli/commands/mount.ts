@@ -2,14 +2,17 @@
 import { existsSync, realpathSync, statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { BlockError, toBlockError } from '../../base/block-error.ts';
+import { createLog } from '../../base/log.ts';
 import { type RemoteCredential, splitCredential } from '../../block/remote-access.ts';
 import { isUrl } from '../../block/remote-url.ts';
 import { type SecretSource, Secrets } from '../../block/secrets.ts';
 import type { DetectZeroes } from '../../block/view.ts';
+import { takeOver } from '../../daemon/kept-state.ts';
 import { startDaemon, stayInForeground } from '../../daemon/launch.ts';
 import { flagsOf } from '../../daemon/mount-flags.ts';
 import { cleanDeadMount, requireFreeMountpoint } from '../../daemon/mountpoint.ts';
 import { prepareRuntime, stateDirectory } from '../../daemon/runtime-directory.ts';
+import { Service } from '../../daemon/service.ts';
 import type { SupervisorConfig } from '../../daemon/supervisor.ts';
 import { defineCommand, UsageError } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
@@ -53,8 +56,10 @@ export const command = defineCommand({
       throw new UsageError('a SOURCE and a MOUNTPOINT are needed');
     const sources = given.map(parseSource);
     const allowed = allowedPlaces(options['backing-dir']);
-    await cleanDeadMount(resolve(mountpointGiven));
-    const mountpoint = requireFreeMountpoint(mountpointGiven);
+    const log = createLog({ level: options['log-level'] });
+    const service = new Service(options.foreground ? process.env : {}, log);
+    const taken = takeOver(service, log);
+    const mountpoint = taken?.mountpoint ?? (await freeMountpoint(mountpointGiven));
     const runtime = prepareRuntime(mountpoint);
     const config: SupervisorConfig = {
       mountpoint,
@@ -95,7 +100,9 @@ export const command = defineCommand({
       logLevel: options['log-level'],
     };
     if (options.foreground) {
-      await stayInForeground(config, (warnings) => announce(mountpointGiven, warnings));
+      await stayInForeground(config, { service, taken }, (warnings) =>
+        announce(mountpointGiven, warnings),
+      );
       return EXIT.success;
     }
     const { warnings } = await startDaemon(config, runtime.log);
@@ -103,6 +110,12 @@ export const command = defineCommand({
     return EXIT.success;
   },
 });
+
+/** Of a mount whose daemon is dead, what is left is taken away. */
+const freeMountpoint = async (given: string): Promise<string> => {
+  await cleanDeadMount(resolve(given));
+  return requireFreeMountpoint(given);
+};
 
 /** `auto`: the kernel's protocol where it is Linux', else through libfuse. */
 const backendFor = (asked: 'auto' | 'kernel' | 'fuse-native'): 'kernel' | 'fuse-native' => {

@@ -61,7 +61,7 @@ export const catalogFixture = async (t: Cleanup): Promise<Fixture> => {
   const locks = new RecordedLocks();
   const lines: string[] = [];
   const log = createLog({ level: 'debug', journald: false, write: (line) => lines.push(line) });
-  const ids = new NodeIds();
+  const ids = new NodeIds({ earlier: [], given: () => undefined });
   const nodeIds = async (keys: readonly string[]): Promise<number[]> => ids.idsFor(keys);
   const mount = async (options: Partial<CatalogOptions> = {}): Promise<Catalog> => {
     const sources = options.sources ?? [{ name: null, path: images }];
@@ -79,6 +79,8 @@ export const catalogFixture = async (t: Cleanup): Promise<Fixture> => {
       journalFor: null,
     });
     const catalog = await openCatalog({
+      blocked: { nodeIds: new Set(), paths: new Set() },
+      begin: () => () => undefined,
       sources,
       graph,
       registry,
