@@ -112,6 +112,8 @@ export class ImageEntry implements Entry {
   #alone: Promise<unknown> = Promise.resolve();
   /** Closings that go on: until their end the file changes through us. */
   #closings = 0;
+  /** The same of openings, once the file is found to be the one that was looked at. */
+  #openings = 0;
   /** The file's times are being changed by us: who looks at its stamp waits. */
   #settingTimes: Promise<void> | null = null;
 
@@ -180,9 +182,9 @@ export class ImageEntry implements Entry {
     return this.#shownBroken === true || this.error !== null;
   }
 
-  /** The chain is open, or being closed: the file changes through us. */
+  /** The chain is open, or being opened (what a journal holds is brought to it) or closed: the file changes through us. */
   get isOpen(): boolean {
-    return this.view.root !== null || this.#closings > 0;
+    return this.view.root !== null || this.#openings > 0 || this.#closings > 0;
   }
 
   /** What a scan has found of the same file. */
@@ -357,8 +359,11 @@ export class ImageEntry implements Entry {
   }
 
   async #openChain(): Promise<Node> {
+    let opening = 0;
     try {
       await this.#lookAgain();
+      opening = 1;
+      this.#openings++;
       for (;;) {
         const reason = this.#readOnlyReason;
         const { path } = this.host;
@@ -380,6 +385,8 @@ export class ImageEntry implements Entry {
       if (failure.errno !== 'ESTALE') this.report(failure);
       if (this.mustBeReplaced) this.#context.outdated();
       throw failure;
+    } finally {
+      this.#openings -= opening;
     }
   }
 

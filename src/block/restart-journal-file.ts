@@ -6,7 +6,15 @@
  *     header  64 bytes: magic, boot id (36 bytes), device f64, inode f64
  *     record  length u32, CRC-32 of the content u32, content; a torn or damaged one ends the file
  */
-import { closeSync, openSync, readdirSync, readFileSync, unlinkSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  unlinkSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { toBlockError } from '../base/block-error.ts';
@@ -102,11 +110,22 @@ class JournalFile implements RestartJournal {
   }
 
   #create(): number {
-    const fd = openSync(this.#pathOf(this.#current), 'wx', 0o600);
+    const fd = this.#openNew(this.#pathOf(this.#current));
     this.#fd = fd;
     this.#generations.set(this.#current, 0);
     writeWhole(fd, this.#header);
     return fd;
+  }
+
+  // Somebody may have tidied the runtime directory away.
+  #openNew(path: string): number {
+    try {
+      return openSync(path, 'wx', 0o600);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+      mkdirSync(this.#options.directory, { recursive: true, mode: 0o700 });
+      return openSync(path, 'wx', 0o600);
+    }
   }
 
   #remove(generation: number): void {
@@ -120,7 +139,7 @@ class JournalFile implements RestartJournal {
   }
 
   #filesFound(): number[] {
-    return readdirSync(this.#options.directory)
+    return namesIn(this.#options.directory)
       .filter((name) => name.startsWith(this.#prefix) && /\.\d+$/.test(name))
       .map((name) => Number(name.slice(this.#prefix.length)))
       .sort((a, b) => a - b);
@@ -144,6 +163,15 @@ class JournalFile implements RestartJournal {
     return [];
   }
 }
+
+const namesIn = (directory: string): string[] => {
+  try {
+    return readdirSync(directory);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    throw error;
+  }
+};
 
 const encodeHeader = (bootId: string, file: FileIdentity): Uint8Array => {
   const bytes = new Uint8Array(HEADER_BYTES);

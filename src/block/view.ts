@@ -38,6 +38,8 @@ export class View {
   readonly #options: ViewOptions;
   #root: Node | null = null;
   #opening: Promise<Node> | null = null;
+  /** Resolves when the closing that is under way has ended, however. */
+  #closing: Promise<void> | null = null;
   #active = 0;
   #pins = 0;
   #whenIdle: (() => void) | null = null;
@@ -86,8 +88,7 @@ export class View {
   /** Opens the chain if it is not open. Two callers share one opening. Errors: those of the graph. */
   async open(): Promise<Node> {
     if (this.#root !== null) return this.#root;
-    this.#opening ??= this.#options
-      .open()
+    this.#opening ??= this.#openNow()
       .then((root) => {
         this.#root = root;
         return root;
@@ -98,12 +99,25 @@ export class View {
     return this.#opening;
   }
 
+  // Never two instances of one image: what is being closed still writes.
+  async #openNow(): Promise<Node> {
+    while (this.#closing !== null) await this.#closing;
+    return this.#options.open();
+  }
+
   /** Drains, flushes and closes. The next use opens it again. */
   async close(): Promise<void> {
     await this.drained(async () => {
       const root = this.#root;
       this.#root = null;
-      if (root !== null) await this.#options.close(root);
+      if (root === null) return;
+      const closing = this.#options.close(root);
+      this.#closing = closing.catch(() => undefined);
+      try {
+        await closing;
+      } finally {
+        this.#closing = null;
+      }
     });
   }
 

@@ -123,7 +123,14 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   }
   const ending = new AbortController();
   const populated = populate(context, config, ending.signal, log);
-  const closeSocket = await serveMonitor(config.socketPath, createMonitor(context), log);
+  const closeSocket = await serveMonitor(config.socketPath, createMonitor(context), log).catch(
+    (error: unknown) => {
+      if (config.generation === 0) throw error;
+      // The mount is in use: it goes on without being asked.
+      log.error('control socket', toBlockError(error, { path: config.socketPath }).describe());
+      return () => undefined;
+    },
+  );
   const closeMetrics = await startMetrics(config, { config, catalog, backend }, log);
   const closeServers = async (): Promise<void> => {
     closeSocket();
@@ -170,15 +177,12 @@ const startBackend = async (
     const { mountFuseNative } = await import('../../mount/fuse-native/backend.ts');
     return mountFuseNative({ ...options, source: config.sourceLabel });
   }
-  const { descriptor, init } = fuse;
-  // Workers would answer reads that are to be recorded.
-  const isTableOff = process.env[TABLE_SWITCH] === 'off' || config.recordDirectory !== null;
-  const tableBytes = isTableOff ? 0 : Math.floor(cacheBytes * TABLE_SHARE);
   const { init } = fuse;
   const descriptor = ownDescriptor(fuse.descriptor, init);
-  // A careful engine serves everything itself.
-  const withTable = process.env[TABLE_SWITCH] !== 'off' && tasks === null;
-  const tableBytes = !withTable ? 0 : Math.floor(cacheBytes * TABLE_SHARE);
+  // Workers would answer reads that are to be recorded; and a careful engine serves everything itself.
+  const isTableOff =
+    process.env[TABLE_SWITCH] === 'off' || config.recordDirectory !== null || tasks !== null;
+  const tableBytes = isTableOff ? 0 : Math.floor(cacheBytes * TABLE_SHARE);
   const passthrough = {
     inherited: config.passthroughUses,
     changed: (use: PassthroughUse): void => send({ type: 'passthrough', use }),

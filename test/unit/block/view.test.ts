@@ -146,3 +146,42 @@ test('SEEK_HOLE finds the end of the file, and past the end is ENXIO', async (t)
   await assert.rejects(view.seek(guestOffset(BYTES), 'hole'), isErrno('ENXIO'));
   await view.close();
 });
+
+test('a view that is being closed is not opened again before that has ended', async (t) => {
+  const directory = await scratchDirectory(t);
+  const path = `${directory}/disk.raw`;
+  await writeFile(path, new Uint8Array(BYTES));
+  const graph = await testGraph({ directory });
+  const events: string[] = [];
+  let endClose = (): void => undefined;
+  const view = new View({
+    name: 'disk.raw',
+    readOnlyReason: null,
+    allowShrink: false,
+    detectZeroes: 'off',
+    log: silentLog,
+    open: async () => {
+      events.push('open');
+      return graph.open({ path, format: 'raw', readOnly: false });
+    },
+    close: async (root) => {
+      await new Promise<void>((resolve) => {
+        endClose = resolve;
+      });
+      await graph.close(root);
+      events.push('closed');
+    },
+  });
+  await view.open();
+  const closing = view.close();
+  // A write asks for the length first, beside the drained section.
+  const writing = view.write(guestOffset(0), new Uint8Array(512));
+  await new Promise((resolve) => setImmediate(resolve));
+  endClose();
+  await Promise.all([closing, writing]);
+  assert.deepEqual(events, ['open', 'closed', 'open']);
+  const last = view.close();
+  await new Promise((resolve) => setImmediate(resolve));
+  endClose();
+  await last;
+});
