@@ -1,7 +1,7 @@
 /** A mount outlives its engine and its supervisor: what programs see, and what is told. */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdir, open, readFile, truncate, writeFile } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -10,7 +10,6 @@ import { CleanupStack } from '../support/cleanup-stack.ts';
 import { tool } from '../support/file-tools.ts';
 import { eventually, type Mounted, mountImages } from '../support/mounted.ts';
 import { assertClean, qemuImg } from '../support/qemu-img.ts';
-import { countOf } from '../support/run-parameters.ts';
 import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
 import { StandInManager } from '../support/stand-in-manager.ts';
 import { PROGRAM, run, vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
@@ -249,47 +248,6 @@ const directRead = (path: string): Promise<{ status: number | null; stderr: stri
     timeoutMs: 4 * PATIENCE_MS,
   });
 
-test('an image that engines die of again and again answers EIO and is named, and the others go on', async (t) => {
-  const place = await placeWith(t, ['good']);
-  const bad = await stuckFile(place);
-  const sources = [`bad=${bad.path}`, join(place.images, 'good.qcow2')];
-  const service = await startService(place, {}, {}, sources);
-  const good = join(place.mountpoint, 'good.raw');
-  const failed = directRead(join(place.mountpoint, 'bad.raw'));
-  let status = await place.status();
-  let deaths = 0;
-  for (; status.views.every((v) => v.error === null); deaths++) {
-    assert.ok(deaths < 20, 'it is found out');
-    // Long enough for an engine to take the read up again, and to serve the other view.
-    await sleep(1000);
-    assert.equal((await directRead(good)).status, 0);
-    process.kill(status.pid, 'SIGABRT');
-    status = await untilGeneration(place, status.generation + 1);
-  }
-  assert.ok(deaths >= 5, `${deaths} deaths`);
-  const outcome = await failed;
-  assert.match(outcome.stderr, /Input\/output error/);
-  assert.deepEqual(
-    status.views.map((v) => [v.name, v.error !== null]),
-    [
-      ['bad.raw', true],
-      ['good.raw', false],
-    ],
-  );
-  assert.match(service.log(), /error bad\.raw: engines die of it again and again/);
-  assert.equal((await directRead(good)).status, 0);
-  await tool('dd', ['if=/dev/urandom', `of=${good}`, 'bs=64k', 'count=4', 'conv=notrunc,fsync']);
-  // The cause is mended: a restart gives it another try.
-  bad.letGo();
-  await untilGeneration(place, status.generation);
-  const again = await vdiskfs(['restart', place.mountpoint], { timeoutMs: PATIENCE_MS });
-  assert.equal(again.status, 0, again.stderr);
-  assert.equal((await directRead(join(place.mountpoint, 'bad.raw'))).status, 0);
-  service.child.kill('SIGTERM');
-  assert.equal(await service.ended, 0);
-  await assertClean(join(place.images, 'good.qcow2'));
-});
-
 test('a kernel that does not repeat requests: what is in flight ends with an error, and the mount goes on', async (t) => {
   const place = await placeWith(t, []);
   const stuck = await stuckFile(place);
@@ -306,145 +264,4 @@ test('a kernel that does not repeat requests: what is in flight ends with an err
   assert.equal((await directRead(join(place.mountpoint, 'stuck.raw'))).status, 0);
   service.child.kill('SIGTERM');
   assert.equal(await service.ended, 0);
-});
-
-/** What each kind of request does while engines die: it is made again and again, and each time it must do what it says. */
-type Loop = (path: string, going: () => boolean) => Promise<void>;
-
-const block = (value: number): Uint8Array => new Uint8Array(4096).fill(value);
-
-const LOOPS: Readonly<Record<string, Loop>> = {
-  read: async (path, going) => {
-    while (going()) {
-      await tool(
-        'dd',
-        [`if=${path}`, 'of=/dev/null', 'bs=64k', 'count=32', 'iflag=direct'],
-        PATIENCE_MS,
-      );
-    }
-  },
-  write: async (path, going) => {
-    const file = await open(path, 'r+');
-    try {
-      for (let i = 0; going(); i++) {
-        const at = (i % 512) * 4096;
-        assert.equal((await file.write(block(i % 251), 0, 4096, at)).bytesWritten, 4096);
-        const back = new Uint8Array(4096);
-        await file.read(back, 0, 4096, at);
-        assert.deepEqual(back, block(i % 251), `write ${i}`);
-      }
-    } finally {
-      await file.close();
-    }
-  },
-  fsync: async (path, going) => {
-    const file = await open(path, 'r+');
-    try {
-      for (let i = 0; going(); i++) {
-        await file.write(block(i % 251), 0, 4096, (i % 64) * 65_536);
-        await file.sync();
-      }
-    } finally {
-      await file.close();
-    }
-  },
-  truncate: async (path, going) => {
-    for (let mib = 65; going() && mib < 4000; mib++) {
-      await truncate(path, mib << 20);
-      assert.equal(Number(await tool('stat', ['-c', '%s', path])), mib << 20);
-    }
-  },
-  fallocate: async (path, going) => {
-    const file = await open(path, 'r+');
-    try {
-      for (let i = 0; going(); i++) {
-        const at = (i % 32) * 131_072;
-        await file.write(new Uint8Array(131_072).fill(9), 0, 131_072, at);
-        await tool('fallocate', ['-p', '-o', String(at), '-l', '131072', path], PATIENCE_MS);
-        const back = new Uint8Array(131_072).fill(1);
-        await file.read(back, 0, back.length, at);
-        assert.ok(
-          back.every((byte) => byte === 0),
-          `punch ${i} reads as zeros`,
-        );
-      }
-    } finally {
-      await file.close();
-    }
-  },
-};
-
-test('read, write, fsync, truncate and fallocate in flight when the engine dies do what they say', async (t) => {
-  const names = Object.keys(LOOPS);
-  const place = await placeWith(t, names);
-  const mounted = await mountOf(place);
-  let going = true;
-  const loops = names.map(async (name) => {
-    await LOOPS[name]?.(mounted.path(`${name}.raw`), () => going).catch((error: unknown) => {
-      throw new Error(`${name}: ${String(error)}`);
-    });
-  });
-  const work = Promise.all(loops);
-  // A failure is met below.
-  work.catch(() => undefined);
-  const kills = countOf(4);
-  for (let kill = 1; kill <= kills; kill++) {
-    await sleep(700);
-    const { pid, generation } = await untilGeneration(place, kill - 1);
-    process.kill(pid, 'SIGKILL');
-    await untilGeneration(place, generation + 1);
-  }
-  going = false;
-  await work;
-  const { views } = await place.status();
-  assert.ok(views.every((v) => v.error === null));
-  await mounted.unmount();
-  for (const name of names) await assertClean(join(place.images, `${name}.qcow2`));
-});
-
-test('the pause of a mount of 10 images is short', async (t) => {
-  const names = Array.from({ length: 10 }, (_, i) => `disk${i}`);
-  const place = await placeWith(t, names);
-  for (const name of names)
-    await tool('qemu-io', ['-f', 'qcow2', '-c', 'write 0 1M', join(place.images, `${name}.qcow2`)]);
-  const mounted = await mountOf(place);
-  await tool('dd', [
-    'if=/dev/zero',
-    `of=${mounted.path('disk0.raw')}`,
-    'bs=4k',
-    'count=1',
-    'conv=notrunc',
-  ]);
-  // The spare engine is there by then.
-  await sleep(5000);
-  const latency = join(place.root, 'latency.json');
-  const fio = tool(
-    'fio',
-    [
-      '--name=pause',
-      `--filename=${names.map((n) => mounted.path(`${n}.raw`)).join(':')}`,
-      '--rw=randread',
-      '--bs=4k',
-      '--direct=1',
-      '--ioengine=psync',
-      '--size=1M',
-      '--runtime=4',
-      '--time_based',
-      '--thinktime=1000',
-      '--output-format=json',
-      `--output=${latency}`,
-    ],
-    PATIENCE_MS,
-  );
-  await sleep(1500);
-  process.kill((await place.status()).pid, 'SIGKILL');
-  await fio;
-  const result = JSON.parse(await readFile(latency, 'utf8')) as {
-    jobs: readonly { read: { clat_ns: { max: number } } }[];
-  };
-  const pauseMs = (result.jobs[0]?.read.clat_ns.max ?? Number.NaN) / 1e6;
-  t.diagnostic(`the longest read took ${Math.round(pauseMs)} ms`);
-  // On an idle machine of two cores it is well below 500 ms; here others may be at work.
-  assert.ok(pauseMs > 1 && pauseMs < 15_000, `${pauseMs} ms`);
-  await writeFile(latency, '');
 });
