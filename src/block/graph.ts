@@ -50,6 +50,8 @@ export interface FileIdentity {
   readonly path: string;
   readonly device: number;
   readonly inode: number;
+  /** Of the file, in ms; 0 where nobody knows. The number of an inode is used again when its file is gone. */
+  readonly birthMs: number;
 }
 
 export interface OpenImageOptions {
@@ -408,7 +410,7 @@ const identifyRemote = (url: string): FileIdentity => {
   const path = canonicalUrl(url);
   const hash = createHash('sha256').update(path).digest();
   const inode = Number(hash.readBigUInt64BE() >> BigInt(64 - HASH_BITS));
-  return { path, device: REMOTE_DEVICE, inode };
+  return { path, device: REMOTE_DEVICE, inode, birthMs: 0 };
 };
 
 /**
@@ -427,7 +429,7 @@ export const identify = async (path: string): Promise<FileIdentity> => {
       path,
     });
   }
-  return { path, device: s.dev, inode: s.ino };
+  return { path, device: s.dev, inode: s.ino, birthMs: s.birthtimeMs };
 };
 
 const chainError = (path: string, message: string): BlockError =>

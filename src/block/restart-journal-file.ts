@@ -3,7 +3,7 @@
  * inode, made when the first record is appended. What SIGKILL leaves there is offered to whoever opens that image for
  * writing next, in this boot; after a power cut nothing of it counts.
  *
- *     header  64 bytes: magic, boot id (36 bytes), device f64, inode f64
+ *     header  72 bytes: magic, boot id (36 bytes), device f64, inode f64, the file's time of birth in ms f64
  *     record  length u32, CRC-32 of the content u32, content; a torn or damaged one ends the file
  */
 import {
@@ -23,11 +23,12 @@ import type { Log } from '../base/log.ts';
 import type { FileIdentity } from './graph.ts';
 import type { RestartJournal } from './restart-journal.ts';
 
-const MAGIC = Buffer.from('VDKJRNL1');
-const HEADER_BYTES = 64;
+const MAGIC = Buffer.from('VDKJRNL2');
+const HEADER_BYTES = 72;
 const BOOT_ID_AT = 8;
 const DEVICE_AT = 48;
 const INODE_AT = 56;
+const BIRTH_AT = 64;
 const RECORD_HEAD_BYTES = 8;
 
 export interface JournalFactoryOptions {
@@ -179,6 +180,7 @@ const encodeHeader = (bootId: string, file: FileIdentity): Uint8Array => {
   bytes.set(Buffer.from(bootId.slice(0, DEVICE_AT - BOOT_ID_AT)), BOOT_ID_AT);
   viewOf(bytes).setFloat64(DEVICE_AT, file.device);
   viewOf(bytes).setFloat64(INODE_AT, file.inode);
+  viewOf(bytes).setFloat64(BIRTH_AT, file.birthMs);
   return bytes;
 };
 

@@ -7,7 +7,8 @@ import type { FileIdentity } from '../../../src/block/graph.ts';
 import { createJournalFactory } from '../../../src/block/restart-journal-file.ts';
 import { scratchDirectory } from '../../support/scratch.ts';
 
-const FILE: FileIdentity = { path: '/images/disk.qcow2', device: 5, inode: 77 };
+const FILE: FileIdentity = { path: '/images/disk.qcow2', device: 5, inode: 77, birthMs: 1.5 };
+const HEADER_BYTES = 72;
 const record = (text: string): Uint8Array => new TextEncoder().encode(text);
 const texts = (records: readonly Uint8Array[]): string[] =>
   records.map((r) => new TextDecoder().decode(r));
@@ -41,7 +42,7 @@ test('a record that was torn, and what follows it, is not offered', async (t) =>
     assert.deepEqual(texts((await open(FILE)).leftover), ['one', 'two']);
   }
   const damaged = Buffer.from(whole);
-  damaged[64 + 8] = (damaged[64 + 8] ?? 0) ^ 1;
+  damaged[HEADER_BYTES + 8] = (damaged[HEADER_BYTES + 8] ?? 0) ^ 1;
   writeFileSync(path, damaged);
   assert.deepEqual((await open(FILE)).leftover, []);
 });
@@ -54,6 +55,13 @@ test('records of another boot, or of another file, are never offered', async (t)
   assert.deepEqual((await open({ ...FILE, inode: 7 })).leftover, []);
   assert.deepEqual((await open(FILE)).leftover, []);
   assert.deepEqual(readdirSync(directory), [], 'what can never be applied is not kept');
+});
+
+test('records of a file that is gone are never offered to the one that has its inode number now', async (t) => {
+  const directory = await scratchDirectory(t);
+  const open = createJournalFactory({ directory, log: silentLog });
+  (await open(FILE)).append(record('of the old file'));
+  assert.deepEqual((await open({ ...FILE, birthMs: 1.75 })).leftover, []);
 });
 
 test('a journal that cannot be written says so, and loses nothing that it had', async (t) => {

@@ -196,11 +196,11 @@ test('a restart journal of another image, or of none of ours, is not applied', a
   const journals = join(directory, 'journals');
   await mkdir(journals);
   await writeAddCow(path, SOUND);
-  const { dev: device, ino: inode } = await stat(path);
+  const { dev: device, ino: inode, birthtimeMs: birthMs } = await stat(path);
   const factory = createJournalFactory({ directory: journals, log: silentLog });
   const wrong = { stamp: 1, imageBytes: BYTES, first: 2, clusters: 1 };
   for (const record of [Uint8Array.of(2, 0, 0), encodeRecord(wrong)]) {
-    (await factory({ path, device, inode })).append(record);
+    (await factory({ path, device, inode, birthMs })).append(record);
     const graph = await testGraph({ directory, journalDirectory: journals });
     await graph.close(await graph.open({ path, format: null, readOnly: false }));
     assert.ok(!(await readAddCow(path, BYTES)).bits.some(Boolean));
