@@ -41,7 +41,12 @@ const writes = fc.array(
 );
 
 const layouts = fc.record({
-  top: fc.constantFrom<'1.1' | '0.10' | 'add-cow'>('1.1', '0.10', 'add-cow'),
+  top: fc.constantFrom<'1.1' | '0.10' | 'subclusters' | 'add-cow'>(
+    '1.1',
+    '0.10',
+    'subclusters',
+    'add-cow',
+  ),
   topClusterBytes: fc.constantFrom(4 * KIB, 64 * KIB),
   midBytes: fc.constantFrom(384 * KIB, 1000 * KIB + 512, 1024 * KIB),
   baseBytes: fc.constantFrom(300 * KIB, 900 * KIB + 512, 1024 * KIB),
@@ -81,7 +86,10 @@ const makeChain = async (directory: string, layout: Layout): Promise<void> => {
     assert.equal(made.status, 0, made.stderr);
     return;
   }
-  const options = `compat=${top},cluster_size=${topClusterBytes}`;
+  const options =
+    top === 'subclusters'
+      ? `extended_l2=on,cluster_size=${Math.max(16 * KIB, topClusterBytes)}`
+      : `compat=${top},cluster_size=${topClusterBytes}`;
   const size = String(TOP_BYTES);
   await qemuImg([
     'create',
