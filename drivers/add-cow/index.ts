@@ -1,10 +1,8 @@
 /** The add-cow format: a plain image file, and a file that says which of its clusters hold data (docs/ADD-COW.md). */
 import type { DriverDescriptor, ImageDescription } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
-import { check } from './check.ts';
 import { checkCreate, create, createDataFile, createOptions } from './create.ts';
 import { layoutOf, readHeader } from './header.ts';
-import { openAddCow } from './image.ts';
 
 // Older layouts are claimed, and then refused by name.
 const probe = (head: Uint8Array): number => (layoutOf(head) === null ? 0 : 100);
@@ -54,11 +52,14 @@ export const addCow: DriverDescriptor = {
   },
   probe,
   inspect,
-  open: openAddCow,
+  load: async () => {
+    await import('./image.ts');
+  },
+  open: async (request) => (await import('./image.ts')).openAddCow(request),
   createOptions,
   recordsBackingFormat: true,
   createDataFile,
   checkCreate,
   create,
-  check,
+  check: async (request) => (await import('./check.ts')).check(request),
 };

@@ -8,7 +8,6 @@ import type { DriverDescriptor, DriverInstance, OpenPathRequest } from '../../sr
 import { splitCredential } from '../../src/block/remote-access.ts';
 import { withoutPassword } from '../../src/block/remote-url.ts';
 import { HTTP_LIMITS, type HttpLimits } from './limits.ts';
-import { RemoteFile } from './remote-file.ts';
 
 const openPath = async (request: OpenPathRequest, limits: HttpLimits): Promise<DriverInstance> => {
   const path = withoutPassword(request.path);
@@ -19,6 +18,7 @@ const openPath = async (request: OpenPathRequest, limits: HttpLimits): Promise<D
   const { url, credential } = splitCredential(request.path);
   const given = request.credentials ?? [];
   const credentials = credential === null ? given : [credential, ...given];
+  const { RemoteFile } = await import('./remote-file.ts');
   const file = new RemoteFile({ ...request, path, credentials }, new URL(url), limits);
   try {
     await file.learn();

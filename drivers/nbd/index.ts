@@ -8,8 +8,6 @@ import type { DriverDescriptor, DriverInstance, OpenPathRequest } from '../../sr
 import { withoutPassword } from '../../src/block/remote-url.ts';
 import { parseNbdUrl } from './address.ts';
 import { NBD_LIMITS, type NbdLimits } from './limits.ts';
-import { RemoteDisk } from './remote-disk.ts';
-import { openSession } from './session.ts';
 
 const openPath = async (request: OpenPathRequest, limits: NbdLimits): Promise<DriverInstance> => {
   const path = withoutPassword(request.path);
@@ -18,6 +16,10 @@ const openPath = async (request: OpenPathRequest, limits: NbdLimits): Promise<Dr
     throw new BlockError({ kind: 'unsupported', message, path, op: 'open' });
   }
   const address = parseNbdUrl(request.path);
+  const [{ openSession }, { RemoteDisk }] = await Promise.all([
+    import('./session.ts'),
+    import('./remote-disk.ts'),
+  ]);
   try {
     const session = await openSession({ address, limits, log: request.log, name: path });
     const disk = new RemoteDisk(session);

@@ -3,15 +3,10 @@ import { viewOf } from '../../src/base/byte-order.ts';
 import type { DriverDescriptor, ImageDescription } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
 import { describeBitmaps, readBitmapDirectory, type StoredBitmap } from './bitmap-directory.ts';
-import { checkImageFile } from './check-image.ts';
 import { checkCreate, create, createDataFile, createOptions } from './create.ts';
 import { hasDataFile } from './data-clusters.ts';
-import { describeEncryption } from './encryption/describe.ts';
-import type { LuksHeader } from './encryption/luks-header.ts';
-import { readLuks } from './encryption/open.ts';
 import { type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { dataFileNameOf } from './header-extensions.ts';
-import { openQcow2 } from './image.ts';
 import {
   AES_READ_ONLY,
   AUTOCLEAR,
@@ -30,22 +25,22 @@ const probe = (head: Uint8Array): number =>
 
 const formatSpecific = (
   h: Qcow2Header,
-  luks: LuksHeader | null,
+  encrypt: Record<string, unknown> | null,
   bitmaps: readonly StoredBitmap[],
 ): Record<string, unknown> => {
+  const encryption = encrypt === null ? {} : { encrypt };
   const common = {
     compat: h.version === 2 ? '0.10' : '1.1',
     'compression-type': h.compressionType === 1 ? 'zstd' : 'zlib',
   };
-  const encrypt = h.cryptMethod === CRYPT_METHOD.none ? {} : { encrypt: describeEncryption(luks) };
-  if (h.version === 2) return { ...common, 'refcount-bits': h.refcountBits, ...encrypt };
+  if (h.version === 2) return { ...common, 'refcount-bits': h.refcountBits, ...encryption };
   return {
     ...common,
     'lazy-refcounts': (h.compatible & COMPATIBLE.lazyRefcounts) !== 0,
     ...(bitmaps.length === 0 ? {} : { bitmaps: describeBitmaps(bitmaps) }),
     'refcount-bits': h.refcountBits,
     ...dataFileInfo(h),
-    ...encrypt,
+    ...encryption,
     corrupt: (h.incompatible & INCOMPATIBLE.corrupt) !== 0,
     'extended-l2': (h.incompatible & INCOMPATIBLE.extendedL2) !== 0,
   };
@@ -58,12 +53,22 @@ const dataFileInfo = (h: Qcow2Header): Record<string, unknown> => {
   return name === null ? raw : { 'data-file': name, ...raw };
 };
 
+// Its modules are loaded for images that need them: most commands look at one plain image.
+const encryptionOf = async (
+  header: Qcow2Header,
+  file: Node,
+  path: string,
+): Promise<Record<string, unknown> | null> => {
+  if (header.cryptMethod === CRYPT_METHOD.none) return null;
+  const { inspectEncryption } = await import('./encryption/describe.ts');
+  return inspectEncryption(header, file, path);
+};
+
 const inspect = async (file: Node, path: string): Promise<ImageDescription> => {
   const header = await readHeader(file, path);
   refuseUnsupported(header, path);
   const dataFile = hasDataFile(header) ? dataFileNameOf(header.extensions) : null;
   const { snapshots } = await readSnapshotTable(file, header, path);
-  const luks = await readLuks(header, file, path);
   return {
     format: 'qcow2',
     virtualSizeBytes: header.virtualSizeBytes,
@@ -78,7 +83,7 @@ const inspect = async (file: Node, path: string): Promise<ImageDescription> => {
     snapshots: snapshots.map((s) => s.description),
     formatSpecific: formatSpecific(
       header,
-      luks?.luks ?? null,
+      await encryptionOf(header, file, path),
       await readBitmapDirectory(file, header, path),
     ),
   };
@@ -102,10 +107,13 @@ export const qcow2: DriverDescriptor = {
   },
   probe,
   inspect,
-  open: openQcow2,
+  load: async () => {
+    await import('./image.ts');
+  },
+  open: async (request) => (await import('./image.ts')).openQcow2(request),
   createOptions,
   checkCreate,
   createDataFile,
   create,
-  check: checkImageFile,
+  check: async (request) => (await import('./check-image.ts')).checkImageFile(request),
 };

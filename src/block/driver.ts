@@ -462,6 +462,8 @@ export interface DriverDescriptor {
   readonly capabilities: DriverCapabilities;
   /** Protocol drivers: the schemes of the URLs that they open, in lower case; without, it opens paths of the host. */
   readonly schemes?: readonly string[];
+  /** Loads the modules that the first `open` would load: for processes that open many images, ahead of time. */
+  load?(): Promise<void>;
   /** 0 (not mine) to 100 (surely). Pure, and safe for any bytes. */
   probe?(head: Uint8Array, fileLengthBytes: number): number;
   /** Reads the header alone. Errors: EIO kind invalid-image, EOPNOTSUPP. */

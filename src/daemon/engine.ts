@@ -275,3 +275,5 @@ const main = (): void => {
 
 main();
 send({ type: 'loaded', protocol: ENGINE_PROTOCOL });
+// A spare engine has the time; the first mount's is opening its images anyway.
+for (const driver of drivers) if (driver.role === 'format') void driver.load?.();

@@ -1,8 +1,19 @@
 /** What `qemu-img info` says of an image's encryption. */
+import type { Node } from '../../../src/block/node.ts';
+import type { Qcow2Header } from '../header.ts';
 import type { KeySlot, LuksHeader } from './luks-header.ts';
+import { readLuks } from './open.ts';
+
+/** Of an encrypted image; no key is needed. Errors: as `readLuks`. */
+export const inspectEncryption = async (
+  header: Qcow2Header,
+  file: Node,
+  path: string,
+): Promise<Record<string, unknown>> =>
+  describeEncryption((await readLuks(header, file, path))?.luks ?? null);
 
 /** Null: the old AES encryption. */
-export const describeEncryption = (luks: LuksHeader | null): Record<string, unknown> => {
+const describeEncryption = (luks: LuksHeader | null): Record<string, unknown> => {
   if (luks === null) return { format: 'aes' };
   const { cipher, hash, uuid, slots, payloadOffset, digestIterations } = luks;
   return {
