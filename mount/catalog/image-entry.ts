@@ -1,8 +1,8 @@
 /**
  * One image of a mount: its file, what its header says, its lock, the reason why it is read-only, and its view.
  *
- * Whether it may be written is settled (`settle`) only while no handle is open, so a guest never sees a view change
- * under it; a change that comes meanwhile waits for the last release.
+ * Whether it may be written is settled (`settle`) only while no handle is open and nobody has pinned the view, so a guest or a
+ * job never sees it change; a change that comes meanwhile waits for the last release.
  */
 import { access, constants, utimes } from 'node:fs/promises';
 import { BlockError, type BlockErrorKind, toBlockError } from '../../src/base/block-error.ts';
@@ -342,6 +342,7 @@ export class ImageEntry implements Entry {
       detectZeroes,
       log,
       noteRead: (offset, lengthBytes) => this.#context.noteRead(this.name, offset, lengthBytes),
+      unpinned: () => void entry.settle(),
       open: () => entry.#open(),
       close: (root) => entry.#close(root),
     });
@@ -559,7 +560,7 @@ export class ImageEntry implements Entry {
   async #settle(): Promise<void> {
     const wanted = await this.#wantedReason();
     const same = (wanted === null) === (this.#readOnlyReason === null);
-    if (!same && this.handles > 0) return;
+    if (!same && (this.handles > 0 || this.view.isPinned)) return;
     this.#nextReason = wanted;
     if (!same && this.isOpen) await this.view.close();
     this.#readOnlyReason = wanted;

@@ -53,6 +53,8 @@ export interface TrackedBitmapFields {
   readonly storage?: BitmapStorage | null;
   /** It was not saved the last time: it can only be removed. */
   readonly inconsistent?: boolean;
+  /** Called when the node has it no more. */
+  readonly dropped?: () => void;
 }
 
 export class TrackedBitmap {
@@ -61,6 +63,7 @@ export class TrackedBitmap {
   readonly persistent: boolean;
   readonly inconsistent: boolean;
   readonly storage: BitmapStorage | null;
+  readonly dropped: (() => void) | null;
   /** Whether writes are marked in it. Changed by `DirtyTracking`. */
   recording: boolean;
   /** The job that uses it; nobody else changes or removes it meanwhile. */
@@ -75,6 +78,7 @@ export class TrackedBitmap {
     this.persistent = fields.persistent;
     this.storage = fields.storage ?? null;
     this.inconsistent = inconsistent;
+    this.dropped = fields.dropped ?? null;
   }
 }
 
@@ -186,6 +190,7 @@ export class DirtyTracking {
   drop(bitmap: TrackedBitmap): void {
     this.#bitmaps.delete(bitmap);
     this.#settle();
+    bitmap.dropped?.();
   }
 
   /** From when this resolves, every write is in the bitmap. Never awaited by a request of the node. Errors: EIO. */

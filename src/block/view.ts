@@ -32,6 +32,8 @@ export interface ViewOptions {
   readonly close: (root: Node) => Promise<void>;
   /** Told of each read before it is done; for records of what a guest reads. */
   readonly noteRead?: (offset: number, lengthBytes: number) => void;
+  /** Nobody but guests needs it open any more. */
+  readonly unpinned?: () => void;
 }
 
 export class View {
@@ -261,13 +263,15 @@ export class View {
     return this.#request(run);
   }
 
-  /** Keeps an idle view open until the returned function is called: a job works on it. */
+  /** Keeps an idle view open, and as writable as it is, until the returned function is called: a job works on it. */
   pin(): () => void {
     this.#pins++;
     let isPinned = true;
     return () => {
-      if (isPinned) this.#pins--;
+      if (!isPinned) return;
       isPinned = false;
+      this.#pins--;
+      if (this.#pins === 0) this.#options.unpinned?.();
     };
   }
 

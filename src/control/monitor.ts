@@ -3,6 +3,7 @@ import { JobError } from '../job/job-error.ts';
 import { basicCommands, EVENTS, VERSION } from './commands/basic.ts';
 import { blockQueries } from './commands/block-queries.ts';
 import { blockStream } from './commands/block-stream.ts';
+import { dirtyBitmapCommands } from './commands/dirty-bitmaps.ts';
 import { jobCommands } from './commands/jobs.ts';
 import { snapshotCommands } from './commands/snapshots.ts';
 import type { ControlContext } from './context.ts';
@@ -30,7 +31,14 @@ export const createMonitor = (context: ControlContext): Monitor => {
     }
     return (await command.run(context, checkArguments(command.arguments, given))) ?? {};
   };
-  const all = [...basicCommands, ...blockQueries, ...jobCommands, blockStream, ...snapshotCommands];
+  const all = [
+    ...basicCommands,
+    ...blockQueries,
+    ...jobCommands,
+    blockStream,
+    ...snapshotCommands,
+    ...dirtyBitmapCommands,
+  ];
   for (const command of [...all, ...aboutCommands(commands), humanMonitor(execute)]) {
     commands.set(command.name, command);
   }

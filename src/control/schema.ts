@@ -50,6 +50,14 @@ export const flag: Kind<boolean> = {
   accepts: (value): value is boolean => typeof value === 'boolean',
 };
 
+/** A list of such values; `itemName` as QEMU names their type. */
+export const listOf = <T>(itemName: string, accepts: (item: unknown) => item is T): Kind<T[]> => ({
+  expected: 'array',
+  schemaName: `[${itemName}]`,
+  isOptional: false,
+  accepts: (value): value is T[] => Array.isArray(value) && value.every(accepts),
+});
+
 /** One of QEMU's enumerations, by its name there. */
 export const choice = <V extends string>(schemaName: string, values: readonly V[]): Kind<V> => ({
   expected: 'string',
@@ -119,6 +127,16 @@ export const introspect = (
         const members = type.values.map((value) => ({ name: value }));
         const { schemaName, values } = type;
         types.set(schemaName, { name: schemaName, 'meta-type': 'enum', members, values });
+      }
+      if (type.expected === 'array') {
+        const { schemaName } = type;
+        const itemType = schemaName.slice(1, -1);
+        types.set(schemaName, {
+          name: schemaName,
+          'meta-type': 'array',
+          'element-type': itemType,
+        });
+        types.set(itemType, { name: itemType, 'meta-type': 'object', members: [] });
       }
       return { name, type: type.schemaName, ...(type.isOptional ? { default: null } : {}) };
     });

@@ -1,6 +1,7 @@
 /** Working on the dirty bitmaps that an image keeps: `vdiskfs bitmap`, and what `vdiskfs convert --bitmaps` takes along. */
 import { present } from '../base/assert.ts';
 import { BlockError } from '../base/block-error.ts';
+import { defaultGranularity, refuseOtherLength } from '../block/bitmap-rules.ts';
 import { DirtyBitmap } from '../block/dirty-bitmap.ts';
 import { type BitmapStore, TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
@@ -22,9 +23,6 @@ export interface BitmapRequest {
   /** Where the sources of merges are; null: in the image itself. */
   readonly mergeFrom: { readonly path: string; readonly format: string | null } | null;
 }
-
-const MIN_DEFAULT_GRANULARITY_BYTES = 4096;
-const MAX_DEFAULT_GRANULARITY_BYTES = 65_536;
 
 /** Errors: ENOENT, EEXIST, EINVAL for a bitmap; EOPNOTSUPP for a format without; those of the images. */
 export const changeBitmap = async (
@@ -88,12 +86,6 @@ const applyAction = async (
   }
 };
 
-const defaultGranularity = (root: Node): number =>
-  Math.min(
-    Math.max(root.driver.clusterBytes, MIN_DEFAULT_GRANULARITY_BYTES),
-    MAX_DEFAULT_GRANULARITY_BYTES,
-  );
-
 interface NewBitmap {
   readonly name: string;
   readonly recording: boolean;
@@ -109,12 +101,6 @@ const addBitmap = async (root: Node, store: BitmapStore, plan: NewBitmap): Promi
   if (plan.content !== null) content.merge(plan.content);
   const bitmap = new TrackedBitmap({ name, content, recording, persistent: true });
   await root.dirtyBitmaps.add(bitmap);
-};
-
-const refuseOtherLength = (target: DirtyBitmap, source: DirtyBitmap, path: string): void => {
-  if (target.lengthBytes === source.lengthBytes) return;
-  const message = `its bitmap is for ${target.lengthBytes} bytes, the one to merge for ${source.lengthBytes}`;
-  throw new BlockError({ kind: 'bad-request', message, path, op: 'bitmap' });
 };
 
 /** The bitmaps of another image that are to be merged, by name. */

@@ -7,6 +7,20 @@ import { defineQmp, flag, integer, optional, type QmpCommand, text } from '../sc
 const NO_THROTTLING = { bps: 0, bps_rd: 0, bps_wr: 0, iops: 0, iops_rd: 0, iops_wr: 0 };
 const CACHE = { writeback: true, direct: false, 'no-flush': false };
 
+/** A list of QEMU's BlockDirtyInfo, where there are any; those that only a job knows have no name. */
+const bitmapsOf = ({ dirtyBitmaps }: Node): object => {
+  const infos = [...dirtyBitmaps.bitmaps].map((bitmap) => ({
+    ...(bitmap.name === null ? {} : { name: bitmap.name }),
+    count: bitmap.content.dirtyBytes,
+    granularity: bitmap.content.granularityBytes,
+    recording: bitmap.recording,
+    busy: bitmap.user !== null,
+    persistent: bitmap.persistent,
+    ...(bitmap.inconsistent ? { inconsistent: true } : {}),
+  }));
+  return infos.length === 0 ? {} : { 'dirty-bitmaps': infos };
+};
+
 /** QEMU's BlockDeviceInfo. */
 const nodeInfo = async (context: ControlContext, node: Node): Promise<object> => {
   const depth = chainOf(node).length - 1;
@@ -20,6 +34,7 @@ const nodeInfo = async (context: ControlContext, node: Node): Promise<object> =>
     encrypted: false,
     detect_zeroes: 'off',
     write_threshold: 0,
+    ...bitmapsOf(node),
     ...NO_THROTTLING,
     cache: CACHE,
     image: await context.imageInfo(node),
