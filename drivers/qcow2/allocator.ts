@@ -243,7 +243,7 @@ export class Allocator {
 
   #refuseMetadata(cluster: number): void {
     const { metadata, path, clusterBytes } = this.#options;
-    if (!metadata.has(cluster)) return;
+    if (!metadata.isAny(cluster)) return;
     const message = `refcount of host cluster ${cluster} is 0, but it holds metadata`;
     throw corruption(message, {
       path,

@@ -45,7 +45,7 @@ export class BitmapClusters {
     const own = new Set<number>();
     for (const { first, count } of runs) {
       for (let cluster = first; cluster < first + count; cluster++) {
-        if (this.#state.metadata.has(cluster) || own.has(cluster)) return cluster;
+        if (this.#state.metadata.isAny(cluster) || own.has(cluster)) return cluster;
         own.add(cluster);
       }
     }

@@ -26,6 +26,7 @@ import { hasPreallocatedMetadata } from './preallocation.ts';
 import { Releases } from './release.ts';
 import { replayJournal } from './replay.ts';
 import { Resizer } from './resize.ts';
+import { readSavedMetadata, refuseSavedConflict } from './saved-metadata.ts';
 import { snapshotHeader } from './snapshot-view.ts';
 import { Snapshots } from './snapshots.ts';
 import { ImageState } from './state.ts';
@@ -183,6 +184,7 @@ export class Qcow2Image implements DriverInstance {
       await image?.checkpoint();
     });
     image = new Qcow2Image(state);
+    if (!request.readOnly) await readSavedMetadata(state);
     if (request.snapshot === null) await image.#bitmaps.open();
     return image;
   }
@@ -354,7 +356,9 @@ export class Qcow2Image implements DriverInstance {
   async #end(): Promise<void> {
     const { request } = this.#state;
     if (request.readOnly) return;
-    await this.#bitmaps.save().catch((error: unknown) => {
+    // Space is not to be taken in an image that was found corrupt: its bitmaps stay marked in use.
+    const saved = this.#corrupt.isSet ? Promise.resolve() : this.#bitmaps.save();
+    await saved.catch((error: unknown) => {
       const reason = toBlockError(error).describe();
       request.log.error(request.path, `dirty bitmaps are lost, they could not be saved: ${reason}`);
     });
@@ -385,6 +389,7 @@ export class Qcow2Image implements DriverInstance {
   }
 
   async #prepareWriting(): Promise<void> {
+    refuseSavedConflict(this.#state);
     await this.#clearAutoclear();
     await this.#bitmaps.holdRecording();
     this.#allowInPlace(true);

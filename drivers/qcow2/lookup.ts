@@ -6,7 +6,15 @@ import { type GuestOffset, hostOffset } from '../../src/base/units.ts';
 import type { Mapping } from '../../src/block/driver.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import { corruption } from './corruption.ts';
-import { entryHex, entryOffset, isCompressed, isCopied, type L2Entry, ZERO_LOW } from './entry.ts';
+import {
+  compressedPlace,
+  entryHex,
+  entryOffset,
+  isCompressed,
+  isCopied,
+  type L2Entry,
+  ZERO_LOW,
+} from './entry.ts';
 import { SUBCLUSTERS } from './layout.ts';
 import type { ImageState } from './state.ts';
 import { equalSubclusters, type SubclusterKind, subclusterKind } from './subclusters.ts';
@@ -54,6 +62,23 @@ export class EntryLookup {
     return this.#kind(entry, subcluster);
   }
 
+  /**
+   * As `kindOf`, of an entry that is about to be changed, or its place written. Errors: also EIO, kind invalid-image, for one
+   * whose place a snapshot keeps for its own metadata: reading it harms nobody.
+   */
+  kindForChange(slice: CachedTable, index: number, subcluster = 0): EntryKind {
+    const kind = this.kindOf(slice, index, subcluster);
+    const { map, metadata, clusterBytes, dataFile } = this.#state;
+    if (dataFile !== null) return kind;
+    const { high, low } = map.entry(slice, index);
+    const isSaved =
+      kind === 'compressed'
+        ? this.#isPackedIn(high, low, (cluster) => metadata.isSaved(cluster))
+        : metadata.isSaved(entryOffset(high, low) / clusterBytes);
+    if (isSaved) throw this.#bad(slice, index, "points to a snapshot's metadata");
+    return kind;
+  }
+
   #kind(entry: L2Entry, subcluster: number): EntryKind {
     if (isCompressed(entry.high)) return 'compressed';
     const isPlaced = this.#isPlaced(entry);
@@ -72,8 +97,12 @@ export class EntryLookup {
   #problemOf(entry: L2Entry): string | null {
     if (this.#state.dataFile !== null) return this.#problemOutside(entry);
     const { high, low, zeroes, allocated } = entry;
-    if (isCompressed(high)) return null;
     const { clusterBytes, file, metadata, header, map } = this.#state;
+    if (isCompressed(high)) {
+      // To be overwritten would give metadata back.
+      const isIn = this.#isPackedIn(high, low, (cluster) => metadata.has(cluster));
+      return isIn ? 'points to metadata' : null;
+    }
     if ((low & ZERO_LOW) !== 0 && header.version < 3 && !map.hasSubclusters)
       return 'reads as zeros, which version 2 does not have';
     if ((zeroes & allocated) !== 0) return 'has subclusters that are both allocated and zero';
@@ -85,6 +114,16 @@ export class EntryLookup {
     if (!isAligned(offset, clusterBytes)) return 'is not a multiple of the cluster size';
     if (offset >= file.lengthBytes && !this.#isAllocatedHere(offset)) return PAST_END;
     return metadata.has(offset / clusterBytes) ? 'points to metadata' : null;
+  }
+
+  /** Whether one of the host clusters that a compressed cluster touches is such a one. */
+  #isPackedIn(high: number, low: number, isSuch: (cluster: number) => boolean): boolean {
+    const { header, clusterBytes } = this.#state;
+    const { hostOffset: at, maxBytes } = compressedPlace(high, low, header.clusterBits);
+    const last = Math.floor((at + maxBytes - 1) / clusterBytes);
+    for (let cluster = Math.floor(at / clusterBytes); cluster <= last; cluster++)
+      if (isSuch(cluster)) return true;
+    return false;
   }
 
   /** Of an entry that places its cluster in an external data file. */
@@ -109,7 +148,7 @@ export class EntryLookup {
   }
 
   #inSlice(slice: CachedTable, index: number, offset: number, lengthBytes: number): Mapping {
-    const { clusterBytes, map, clusterFile: file, dataFile } = this.#state;
+    const { clusterBytes, map, metadata, clusterFile: file, dataFile } = this.#state;
     const inCluster = offset % clusterBytes;
     const subcluster = map.subclusterOf(offset);
     const kind = this.kindOf(slice, index, subcluster);
@@ -141,6 +180,8 @@ export class EntryLookup {
     }
     const run = { lengthBytes: Math.min(lengthBytes, runEnd - inCluster) };
     const at = hostOffset(first + inCluster);
+    const mayChange =
+      this.inPlace && (dataFile !== null || !metadata.isSaved(first / clusterBytes));
     switch (kind) {
       case 'unallocated':
         return { kind: 'unallocated', ...run };
@@ -153,7 +194,7 @@ export class EntryLookup {
       case 'compressed':
         return { kind: 'opaque', ...run };
       case 'data':
-        return { kind: 'data', ...run, file, hostOffset: at, inPlace: copied && this.inPlace };
+        return { kind: 'data', ...run, file, hostOffset: at, inPlace: copied && mayChange };
     }
   }
 
@@ -162,7 +203,7 @@ export class EntryLookup {
    * run before it.
    */
   #subclustersEnd({ slice, index, kind, subcluster, limit }: SubclusterRun): number {
-    const { map, clusterBytes, subclusterBytes } = this.#state;
+    const { map, clusterBytes, subclusterBytes, dataFile, metadata } = this.#state;
     if (kind === 'compressed') return clusterBytes;
     const entry = map.entry(slice, index);
     const place = this.#isPlaced(entry) ? entryOffset(entry.high, entry.low) : null;
@@ -173,6 +214,7 @@ export class EntryLookup {
       if (entryOffset(next.high, next.low) !== expected) break;
       if (isCopied(next.high) !== isCopied(entry.high)) break;
       if (this.#problemOf(next) !== null || this.#kind(next, 0) !== kind) break;
+      if (place !== null && dataFile === null && metadata.isSaved(expected / clusterBytes)) break;
       end += equalSubclusters(next, 0);
     }
     return end * subclusterBytes;
@@ -199,7 +241,7 @@ export class EntryLookup {
     if (dataFile !== null) return true;
     return (
       (expected < file.lengthBytes || this.#isAllocatedHere(expected)) &&
-      !metadata.has(expected / clusterBytes)
+      !metadata.isAny(expected / clusterBytes)
     );
   }
 

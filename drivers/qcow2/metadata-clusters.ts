@@ -1,9 +1,15 @@
 /**
- * Which host clusters hold the active metadata, so that no damaged entry makes guest data land there and no damaged
- * refcount hands them out (specification: structures must not overlap).
+ * Which host clusters hold metadata, so that no damaged entry makes guest data land there and no damaged refcount hands them
+ * out (specification: structures must not overlap).
+ *
+ * What the image uses now and what its snapshots keep are told apart: a snapshot may share an L2 table with the active L1
+ * table, and goes on keeping it when that one gets a copy.
  */
 
-/** `table`: an active L2 table. `other`: header, L1 table, refcount table, refcount blocks. */
+/**
+ * `table`: an L2 table. `other`: header, L1 tables, refcount table, refcount blocks, snapshot table, and all that bitmaps
+ * consist of.
+ */
 export type MetadataKind = 'table' | 'other';
 
 /** More are not kept: the overlap check then covers what was added first. 64 KiB clusters: 512 TiB of disk. */
@@ -11,24 +17,24 @@ const MAX_CLUSTERS = 1 << 20;
 
 /** Clusters of one block: neighbours are asked for one after the other. */
 const BLOCK_CLUSTERS = 512;
-const NONE = 0;
 const TABLE = 1;
 const OTHER = 2;
+const SAVED_TABLE = 4;
+const SAVED_OTHER = 8;
+const ACTIVE = TABLE | OTHER;
+const SAVED = SAVED_TABLE | SAVED_OTHER;
 
 export class MetadataClusters {
   readonly #blocks = new Map<number, Uint8Array>();
   #count = 0;
+  #savedCount = 0;
   #lastIndex = -1;
   #lastBlock: Uint8Array | undefined;
 
   add(cluster: number, kind: MetadataKind): void {
-    if (this.#count >= MAX_CLUSTERS) return;
-    const index = Math.floor(cluster / BLOCK_CLUSTERS);
-    const block = this.#blocks.get(index) ?? new Uint8Array(BLOCK_CLUSTERS);
-    this.#blocks.set(index, block);
-    this.#lastIndex = -1;
-    if (block[cluster % BLOCK_CLUSTERS] === NONE) this.#count++;
-    block[cluster % BLOCK_CLUSTERS] = kind === 'table' ? TABLE : OTHER;
+    const bits = this.#at(cluster);
+    if (bits === 0 && this.#count >= MAX_CLUSTERS) return;
+    this.#put(cluster, (bits & SAVED) | (kind === 'table' ? TABLE : OTHER));
   }
 
   /** `first` to `first + count - 1`. */
@@ -36,22 +42,77 @@ export class MetadataClusters {
     for (let i = 0; i < count; i++) this.add(first + i, kind);
   }
 
+  /** It is none of the active metadata any more. */
   remove(cluster: number): void {
-    if (!this.has(cluster)) return;
-    this.#count--;
-    this.#blocks
-      .get(Math.floor(cluster / BLOCK_CLUSTERS))
-      ?.fill(NONE, cluster % BLOCK_CLUSTERS, (cluster % BLOCK_CLUSTERS) + 1);
+    const bits = this.#at(cluster);
+    if ((bits & ACTIVE) !== 0) this.#put(cluster, bits & SAVED);
   }
 
+  /** Active metadata. */
   has(cluster: number): boolean {
-    return this.#at(cluster) !== NONE;
+    return (this.#at(cluster) & ACTIVE) !== 0;
   }
 
+  /** Of active metadata; null for none. */
   kindOf(cluster: number): MetadataKind | null {
-    const kind = this.#at(cluster);
-    if (kind === NONE) return null;
-    return kind === TABLE ? 'table' : 'other';
+    const bits = this.#at(cluster);
+    if ((bits & ACTIVE) === 0) return null;
+    return (bits & TABLE) !== 0 ? 'table' : 'other';
+  }
+
+  /** A snapshot keeps it. */
+  addSaved(cluster: number, kind: MetadataKind): void {
+    const bits = this.#at(cluster);
+    if (bits === 0 && this.#count >= MAX_CLUSTERS) return;
+    if ((bits & SAVED) === 0) this.#savedCount++;
+    this.#put(cluster, bits | (kind === 'table' ? SAVED_TABLE : SAVED_OTHER));
+  }
+
+  /** Nothing is known of what snapshots keep. */
+  clearSaved(): void {
+    if (this.#savedCount === 0) return;
+    this.#savedCount = 0;
+    for (const [index, block] of this.#blocks) {
+      for (const [i, bits] of block.entries())
+        if ((bits & SAVED) !== 0) this.#put(index * BLOCK_CLUSTERS + i, bits & ACTIVE);
+    }
+  }
+
+  /** Kept by a snapshot: nothing may be written there. */
+  isSaved(cluster: number): boolean {
+    return this.#savedCount > 0 && (this.#at(cluster) & SAVED) !== 0;
+  }
+
+  /** Active or kept by a snapshot. */
+  isAny(cluster: number): boolean {
+    return this.#at(cluster) !== 0;
+  }
+
+  /** A cluster that active metadata and a snapshot's cannot both be in; null for none. They may share L2 tables. */
+  savedConflict(): number | null {
+    if (this.#savedCount === 0) return null;
+    for (const [index, block] of this.#blocks) {
+      for (const [i, bits] of block.entries()) {
+        const isOwn = (bits & OTHER) !== 0 && (bits & SAVED) !== 0;
+        if (isOwn || (bits & (TABLE | SAVED_OTHER)) === (TABLE | SAVED_OTHER))
+          return index * BLOCK_CLUSTERS + i;
+      }
+    }
+    return null;
+  }
+
+  #put(cluster: number, bits: number): void {
+    const index = Math.floor(cluster / BLOCK_CLUSTERS);
+    let block = this.#blocks.get(index);
+    if (block === undefined) {
+      block = new Uint8Array(BLOCK_CLUSTERS);
+      this.#blocks.set(index, block);
+      this.#lastIndex = -1;
+    }
+    const at = cluster % BLOCK_CLUSTERS;
+    if (block[at] === 0 && bits !== 0) this.#count++;
+    if (block[at] !== 0 && bits === 0) this.#count--;
+    block[at] = bits;
   }
 
   #at(cluster: number): number {
@@ -60,6 +121,6 @@ export class MetadataClusters {
       this.#lastIndex = index;
       this.#lastBlock = this.#blocks.get(index);
     }
-    return this.#lastBlock?.[cluster % BLOCK_CLUSTERS] ?? NONE;
+    return this.#lastBlock?.[cluster % BLOCK_CLUSTERS] ?? 0;
   }
 }

@@ -24,6 +24,7 @@ import {
   MAX_SNAPSHOT_TABLE_BYTES,
   MAX_SNAPSHOTS,
 } from './layout.ts';
+import { readSavedMetadata } from './saved-metadata.ts';
 import { SharedRefcounts } from './shared-refcounts.ts';
 import { SnapshotChange, type SnapshotChangeOptions } from './snapshot-change.ts';
 import {
@@ -113,6 +114,7 @@ export class Snapshots implements InternalSnapshots {
       commit: () => this.#nameTable(table, old.snapshots.length + 1),
       finish: () => this.#free(tools, old.offset, old.bytes.length),
     });
+    await readSavedMetadata(state);
     return present((await this.#read()).snapshots.at(-1), 'what was made is in the table')
       .description;
   }
@@ -159,7 +161,7 @@ export class Snapshots implements InternalSnapshots {
   }
 
   async remove(id: string): Promise<void> {
-    const { quiet, forgetUnpacked } = this.#options;
+    const { state, quiet, forgetUnpacked } = this.#options;
     this.#refuseDataFile();
     await quiet();
     const old = await this.#read();
@@ -183,6 +185,7 @@ export class Snapshots implements InternalSnapshots {
         await this.#correctFlags(tools);
       },
     });
+    await readSavedMetadata(state);
     forgetUnpacked();
   }
 

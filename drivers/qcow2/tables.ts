@@ -3,7 +3,9 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocator } from './allocator.ts';
 import type { EntryPlace } from './cluster-map.ts';
-import { copiedEntry } from './entry.ts';
+import { corruption } from './corruption.ts';
+import { copiedEntry, entryHex } from './entry.ts';
+import { ENTRY_BYTES } from './layout.ts';
 import type { ImageState } from './state.ts';
 
 export class OwnTables {
@@ -24,6 +26,7 @@ export class OwnTables {
     const { map } = this.#state;
     for (;;) {
       const table = map.tableOffset(place.l1Index);
+      this.#refuseSaved(place.l1Index, table);
       if (table === 0 || !map.isTableOwned(place.l1Index)) {
         await this.#make(place.l1Index, table);
         continue;
@@ -32,6 +35,15 @@ export class OwnTables {
       if (slice !== undefined) return slice;
       await map.slices.get(table + place.sliceStart);
     }
+  }
+
+  /** What a snapshot keeps may be copied, when it is a table, and never be written. */
+  #refuseSaved(l1Index: number, table: number): void {
+    const { map, metadata, clusterBytes, request } = this.#state;
+    if (!map.isTableOwned(l1Index) || !metadata.isSaved(table / clusterBytes)) return;
+    const { high, low } = map.l1Entry(l1Index);
+    const text = `L1 entry ${l1Index} is ${entryHex(high, low)}, as if no snapshot kept that table`;
+    throw corruption(text, { path: request.path, offset: map.l1Offset + l1Index * ENTRY_BYTES });
   }
 
   #make(l1Index: number, shared: number): Promise<void> {

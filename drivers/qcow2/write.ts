@@ -98,6 +98,8 @@ export class Writer {
     if (packed === null) return this.write(offset, buffer);
     const lock = await locks.acquire({ start: offset, end: offset + clusterBytes });
     try {
+      const place = map.place(offset);
+      this.#lookup.kindForChange(await this.#tables.sliceFor(place), place.index);
       const placed = await this.#compressed.place(packed.length);
       try {
         await file.write(guestOffset(placed.hostOffset), packed);
@@ -106,7 +108,6 @@ export class Writer {
         await this.#state.record(placed.changes);
         throw error;
       }
-      const place = map.place(offset);
       const slice = await this.#tables.sliceFor(place);
       const old = map.entry(slice, place.index);
       const change = map.setEntry(slice, place.index, plainEntry(placed.entry));
@@ -258,7 +259,7 @@ export class Writer {
     const { map, clusterBytes, subclusterBytes } = this.#state;
     const { high, low, allocated } = map.entry(slice, index);
     const subcluster = map.subclusterOf(offset);
-    const kind = this.#lookup.kindOf(slice, index, subcluster);
+    const kind = this.#lookup.kindForChange(slice, index, subcluster);
     if ((kind !== 'zero-allocated' && kind !== 'reserved') || !isCopied(high)) return null;
     const start = alignDown(offset, clusterBytes);
     const [data] = runsOf(allocated & ~((1 << subcluster) - 1));
@@ -271,7 +272,7 @@ export class Writer {
   /** What is packed, shared or nowhere cannot be written where it is. */
   #needsCluster(slice: CachedTable, index: number): boolean {
     const { high } = this.#state.map.entry(slice, index);
-    return !hasPlace(this.#lookup.kindOf(slice, index)) || !isCopied(high);
+    return !hasPlace(this.#lookup.kindForChange(slice, index)) || !isCopied(high);
   }
 
   /** Brings the subclusters that the guest does not write from a shared cluster to the new one; nobody writes them in place. */
@@ -325,7 +326,7 @@ export class Writer {
     const place = map.place(start);
     const slice = await this.#tables.sliceFor(place);
     const isPlaced = (i: number): boolean => {
-      const kind = this.#lookup.kindOf(slice, place.index + i);
+      const kind = this.#lookup.kindForChange(slice, place.index + i);
       return kind === 'compressed' || hasPlace(kind);
     };
     if (isPlaced(0)) return clusterBytes;

@@ -224,7 +224,7 @@ export class Zeroes {
       const index = place.index + i;
       const cluster = first + i * clusterBytes;
       const part = this.#partOf(cluster, start, end);
-      const kind = this.#lookup.kindOf(slice, index, map.subclusterOf(part.start));
+      const kind = this.#lookup.kindForChange(slice, index, map.subclusterOf(part.start));
       const old = map.entry(slice, index);
       const now = change({ old, kind, ...part });
       if (isSameEntry(now, old)) continue;

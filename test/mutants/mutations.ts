@@ -54,8 +54,8 @@ export const MUTATIONS: readonly Mutation[] = [
     step: 'an entry is taken away before it is filled anew',
     file: 'src/translation/translation-table.js',
     find: `        Atomics.store(words, at, 0);
-        if (translation === null`,
-    replace: '        if (translation === null',
+        if (permissions === 0`,
+    replace: '        if (permissions === 0',
     tests: PROTOCOL,
   },
   {
