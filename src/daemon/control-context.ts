@@ -103,9 +103,9 @@ export const takeUpJobs = async (context: ControlContext, log: Log): Promise<voi
       await takeUp(context, { ...record, arguments: { ...record.arguments, device: device.name } });
       if (record.result === null) log.info(record.id, `goes on${record.paused ? ', paused' : ''}`);
     } catch (error) {
+      // An image may be locked, or its server away, for a while: the record stays.
       const reason = error instanceof Error ? error.message : String(error);
-      log.error(record.id, `cannot go on: ${reason}`);
-      context.store.forget(record.id);
+      log.error(record.id, `cannot go on, the next mount tries again: ${reason}`);
     }
   }
 };

@@ -86,7 +86,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   });
   const jobs = new JobList(log);
   const { recordDirectory } = config;
-  const records = recordDirectory === null ? null : new ReadRecords(recordDirectory, log);
+  const records = recordDirectory === null ? null : new ReadRecords(recordDirectory, log, { append: config.generation > 0 });
   const tasks = config.careful ? new TaskRecorder(ENGINE_DESCRIPTORS.blackBox) : null;
   const catalog = await openCatalog({
     sources,
@@ -116,11 +116,10 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   const store = new JobStore(config.stateDirectory, log);
   const quit = (): void => send({ type: 'quit' });
   const context = controlContext({ config, catalog, backend, graph, jobs, store, log, quit });
-  if (config.resume || config.generation > 0) {
-    // A client that asks at once finds the jobs; but an image that hangs keeps nobody from asking.
-    const patience = sleep(JOBS_PATIENCE_MS, undefined, { ref: false });
-    await Promise.race([takeUpJobs(context, log), patience]);
-  }
+  const takenUp =
+    config.resume || config.generation > 0 ? takeUpJobs(context, log) : Promise.resolve();
+  // A client that asks at once finds the jobs; but an image that hangs keeps nobody from asking.
+  await Promise.race([takenUp, sleep(JOBS_PATIENCE_MS, undefined, { ref: false })]);
   const ending = new AbortController();
   const populated = populate(context, config, ending.signal, log);
   const closeSocket = await serveMonitor(config.socketPath, createMonitor(context), log).catch(
@@ -137,7 +136,8 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     closeMetrics();
     ending.abort();
     await Promise.all([jobs.close(), records?.close()]);
-    await populated;
+    // Neither starts one any more.
+    await Promise.all([takenUp, populated]);
     await store.settled();
   };
   return { backend, catalog, closeServers };

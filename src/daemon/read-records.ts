@@ -17,17 +17,22 @@ const recordPath = (directory: string, viewName: string): string =>
 export class ReadRecords {
   readonly #directory: string;
   readonly #log: Log;
+  readonly #append: boolean;
   readonly #recorders = new Map<string, ReadRecorder>();
 
-  constructor(directory: string, log: Log) {
+  /** `append`: an earlier engine of this mount has begun the records. */
+  constructor(directory: string, log: Log, { append }: { readonly append: boolean }) {
     this.#directory = directory;
     this.#log = log;
+    this.#append = append;
   }
 
   note(viewName: string, offset: number, lengthBytes: number): void {
     let recorder = this.#recorders.get(viewName);
     if (recorder === undefined) {
-      recorder = new ReadRecorder(recordPath(this.#directory, viewName), this.#log);
+      recorder = new ReadRecorder(recordPath(this.#directory, viewName), this.#log, {
+        append: this.#append,
+      });
       this.#recorders.set(viewName, recorder);
     }
     recorder.note(offset, lengthBytes);

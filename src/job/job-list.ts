@@ -115,14 +115,14 @@ export class JobList {
     this.#isClosed = true;
     const running = this.all.filter((job) => job.status !== 'concluded');
     for (const job of running) {
+      // Somebody has cancelled it, or it has failed: that outcome is its own, and stays on disk.
+      if (job.isCancelled || job.status === 'aborting') continue;
       job.onChanged = () => undefined;
       job.onDismissed = () => undefined;
-      if (job.status !== 'aborting') {
-        try {
-          job.cancel({ force: true });
-        } catch {
-          // It ends by itself.
-        }
+      try {
+        job.cancel({ force: true });
+      } catch {
+        // It ends by itself.
       }
     }
     await Promise.all(running.map((job) => job.concluded));

@@ -37,12 +37,13 @@ export class ReadRecorder {
   #count = 0;
   #timer: NodeJS.Timeout | null = null;
   #writing: Promise<void> = Promise.resolve();
-  #isFresh = true;
+  #isFresh: boolean;
 
-  /** The file is made at the first read, in the place of an older one. */
-  constructor(path: string, log: Log) {
+  /** The file is made at the first read, in the place of an older one unless `append`. */
+  constructor(path: string, log: Log, { append = false }: { readonly append?: boolean } = {}) {
     this.#path = path;
     this.#log = log;
+    this.#isFresh = !append;
   }
 
   /** A read that a guest has asked for. */

@@ -87,8 +87,9 @@ export class Stream implements JobWork {
     if (root.backing === base) return;
     await view.drained(async () => {
       await root.changeBacking(this.#link());
-      await replaceBacking(root, base);
+      // The header says so from here on, whatever becomes of the graph.
       this.#chainChanged = true;
+      await replaceBacking(root, base);
       root.notifyMappingChanged({ start: guestOffset(0), lengthBytes: root.lengthBytes });
     });
   }

@@ -76,6 +76,8 @@ export const startStream = async (
       dismissed: (now) => context.store.forget(now.id),
     });
     if (options.paused === true) job.pause();
+    // Who was told that it began finds it again, whenever the engine dies.
+    await context.store.settled();
     return job;
   } catch (error) {
     unpin();
