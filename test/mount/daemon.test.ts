@@ -284,7 +284,7 @@ test('a directory mounts although an image cannot be opened, and says so; a sing
   assert.ok(!(await isMounted(d.mountpoint)));
 });
 
-test('options in both spellings; what is unknown, or not there yet, is refused by name', async (t) => {
+test('options in both spellings; what is unknown is refused by name', async (t) => {
   const d = await prepared(t);
   const spelled = await vdiskfs([
     d.images,
@@ -306,7 +306,6 @@ test('options in both spellings; what is unknown, or not there yet, is refused b
   assert.equal((await vdiskfs(['umount', d.mountpoint])).status, 0);
   const wrong: readonly (readonly [string[], RegExp])[] = [
     [['--colour'], /colour/],
-    [['--stream'], /--stream: is not supported yet/],
     [['-o', 'purple'], /-o purple: is no mount option/],
     [['--threads', '0'], /--threads/],
     [['--l2-cache-size', '12x'], /--l2-cache-size/],

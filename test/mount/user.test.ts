@@ -1,5 +1,6 @@
 /** An ordinary user mounts, uses and unmounts, through fusermount3. */
 import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
 import { chmod, chown, cp, mkdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -12,35 +13,24 @@ import { type Finished, run } from '../support/vdiskfs.ts';
 
 const NOBODY = 65_534;
 const PROJECT = fileURLToPath(new URL('../../../', import.meta.url));
-/** What the program needs of its packages. */
-const PACKAGES = [
-  'yargs',
-  'yargs-parser',
-  'cliui',
-  'string-width',
-  'strip-ansi',
-  'ansi-regex',
-  'ansi-styles',
-  'wrap-ansi',
-  'emoji-regex',
-  'get-east-asian-width',
-  'escalade',
-  'get-caller-file',
-  'y18n',
-  'koffi',
-  '@koromix',
-  'lru-cache',
-];
+/** The packages that the program needs, and those that these need: folders below the project. */
+const packageFolders = async (): Promise<readonly string[]> => {
+  const lock = JSON.parse(await readFile(join(PROJECT, 'package-lock.json'), 'utf8')) as {
+    readonly packages: Readonly<Record<string, { readonly dev?: boolean }>>;
+  };
+  return Object.entries(lock.packages)
+    .filter(([folder, { dev }]) => folder !== '' && dev !== true)
+    .map(([folder]) => folder)
+    .filter((folder) => existsSync(join(PROJECT, folder)));
+};
 
 /** A copy of the built program that everybody can read: a checkout often lies in a private directory. */
 const copyProgram = async (directory: string): Promise<string> => {
   await cp(join(PROJECT, 'dist'), join(directory, 'dist'), { recursive: true });
   await cp(join(PROJECT, 'package.json'), join(directory, 'package.json'));
-  for (const name of PACKAGES) {
-    await cp(join(PROJECT, 'node_modules', name), join(directory, 'node_modules', name), {
-      recursive: true,
-      dereference: true,
-    });
+  for (const folder of await packageFolders()) {
+    const how = { recursive: true, dereference: true };
+    await cp(join(PROJECT, folder), join(directory, folder), how);
   }
   await tool('chmod', ['-R', 'a+rX', directory]);
   return join(directory, 'dist/src/cli/main.js');

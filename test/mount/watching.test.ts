@@ -153,7 +153,7 @@ test('status --watch prints look after look, and draws over the last one on a te
   for (const line of out.trim().split('\n'))
     assert.equal((JSON.parse(line) as { mountpoint: string }).mountpoint, mounted.mountpoint);
   // script(1) gives it a terminal.
-  const command = `timeout -s INT 3 ${process.execPath} ${args.join(' ')}`;
+  const command = `stty cols 300; timeout --foreground -s INT 3 ${process.execPath} ${args.join(' ')}`;
   const drawn = await run('script', ['-qec', command, '/dev/null']);
   const frames = drawn.stdout.split('\x1b[H').slice(1);
   assert.ok(frames.length >= 3, drawn.stdout);
