@@ -130,6 +130,9 @@ test('an NBD export is written through a mount, raw and qcow2, and survives its 
   const mounted = await mountImages(cleanup, { backend: 'kernel', sources, mountpoint });
   const model = Buffer.from(CONTENT);
   const views = ['flat.raw', 'packed.raw'].map((name) => mounted.path(name));
+  // Both are open when the first server dies: without a server a view cannot be opened.
+  for (const view of views)
+    await tool('dd', [`if=${view}`, 'of=/dev/null', 'count=1', 'status=none']);
   const writing = (async () => {
     for (let i = 0; i < 40; i++) {
       const bytes = patternBytes(30_000, i);
@@ -143,12 +146,14 @@ test('an NBD export is written through a mount, raw and qcow2, and survives its 
       }
     }
   })();
-  for (const server of [raw, qcow2]) {
-    await sleep(100);
-    await server.kill();
-    await server.start();
-  }
-  await writing;
+  const dying = (async () => {
+    for (const server of [raw, qcow2]) {
+      await sleep(100);
+      await server.kill();
+      await server.start();
+    }
+  })();
+  await Promise.all([writing, dying]);
   const expected = join(root, 'model.img');
   await writeFile(expected, model);
   for (const view of views) {
