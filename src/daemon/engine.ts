@@ -86,7 +86,10 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   });
   const jobs = new JobList(log);
   const { recordDirectory } = config;
-  const records = recordDirectory === null ? null : new ReadRecords(recordDirectory, log, { append: config.generation > 0 });
+  const records =
+    recordDirectory === null
+      ? null
+      : new ReadRecords(recordDirectory, log, { append: config.generation > 0 });
   const tasks = config.careful ? new TaskRecorder(ENGINE_DESCRIPTORS.blackBox) : null;
   const catalog = await openCatalog({
     sources,
