@@ -119,6 +119,23 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   const store = new JobStore(config.stateDirectory, log);
   const quit = (): void => send({ type: 'quit' });
   const context = controlContext({ config, catalog, backend, graph, jobs, store, log, quit });
+  const closeServers = await startServers(config, { config, catalog, backend }, context, log);
+  return {
+    backend,
+    catalog,
+    closeServers: async () => {
+      await Promise.all([closeServers(), records?.close()]);
+    },
+  };
+};
+
+/** Takes up jobs, then opens control socket and metrics. Returns what ends all of it. Errors: those of a first engine's sockets. */
+const startServers = async (
+  config: EngineConfig,
+  source: MetricsSource,
+  context: ControlContext,
+  log: Log,
+): Promise<() => Promise<void>> => {
   const takenUp =
     config.resume || config.generation > 0 ? takeUpJobs(context, log) : Promise.resolve();
   // A client that asks at once finds the jobs; but an image that hangs keeps nobody from asking.
@@ -133,17 +150,16 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
       return () => undefined;
     },
   );
-  const closeMetrics = await startMetrics(config, { config, catalog, backend }, log);
-  const closeServers = async (): Promise<void> => {
+  const closeMetrics = await startMetrics(config, source, log);
+  return async () => {
     closeSocket();
     closeMetrics();
     ending.abort();
-    await Promise.all([jobs.close(), records?.close()]);
+    await context.jobs.close();
     // Neither starts one any more.
     await Promise.all([takenUp, populated]);
-    await store.settled();
+    await context.store.settled();
   };
-  return { backend, catalog, closeServers };
 };
 
 /** `--prefetch`, then `--stream`. Never throws. */
