@@ -139,9 +139,28 @@ export const raw: DriverDescriptor = {
     formatSpecific: null,
   }),
   open: async (request) => new RawImage(request),
-  createOptions: [],
-  create: async ({ file, virtualSizeBytes }) => {
+  createOptions: [
+    {
+      name: 'preallocation',
+      type: 'choice',
+      choices: ['off', 'falloc', 'full'],
+      help: 'Take the space now; full: write it [off]',
+    },
+  ],
+  create: async ({ file, virtualSizeBytes, options }) => {
     await file.resize(virtualSizeBytes);
+    const preallocation = options.get('preallocation');
+    if (preallocation === 'falloc' && virtualSizeBytes > 0)
+      await file.allocate(guestOffset(0), virtualSizeBytes);
+    if (preallocation === 'full') await writeZeros(file, virtualSizeBytes);
     await file.flush();
   },
+};
+
+const WRITE_BYTES = 2 << 20;
+
+const writeZeros = async (file: Node, lengthBytes: number): Promise<void> => {
+  const zeros = new Uint8Array(WRITE_BYTES);
+  for (let at = 0; at < lengthBytes; at += WRITE_BYTES)
+    await file.write(guestOffset(at), zeros.subarray(0, Math.min(WRITE_BYTES, lengthBytes - at)));
 };

@@ -19,6 +19,8 @@ export interface CommitRequest {
   /** The overlay keeps what it has; so it does with a base that is not directly below. */
   readonly keep: boolean;
   readonly progress: (doneBytes: number, totalBytes: number) => void;
+  /** Resolves when so many bytes may be read. */
+  readonly pace: (lengthBytes: number) => Promise<void>;
   readonly signal: AbortSignal;
 }
 
@@ -72,7 +74,7 @@ const baseIndex = ({ path, base }: CommitRequest, chain: readonly Node[]): numbe
 };
 
 const copyLayers = async (
-  { signal, progress }: CommitRequest,
+  { signal, progress, pace }: CommitRequest,
   layers: readonly Node[],
   base: Node,
 ): Promise<void> => {
@@ -85,8 +87,10 @@ const copyLayers = async (
     const { from, lengthBytes } = await runOf(layers, at, end - at);
     const isRead = from !== null && from !== 'zero';
     const length = isRead ? Math.min(lengthBytes, buffer.length) : lengthBytes;
-    if (isRead) await bringBytes(from, base, at, buffer.subarray(0, length));
-    else if (from === 'zero') await base.writeZeroes(guestOffset(at), length, { unmap: true });
+    if (isRead) {
+      await pace(length);
+      await bringBytes(from, base, at, buffer.subarray(0, length));
+    } else if (from === 'zero') await base.writeZeroes(guestOffset(at), length, { unmap: true });
     at += length;
   }
   progress(end, end);

@@ -16,6 +16,7 @@ export type Comparison =
 export interface CompareOptions {
   /** Sizes and allocation must be equal too. */
   readonly strict: boolean;
+  readonly progress: (doneBytes: number, totalBytes: number) => void;
 }
 
 /** Which half of the work failed: the exit status tells them apart. */
@@ -49,13 +50,21 @@ export const compareImages = async (
   }
   const buffers = { a: new Uint8Array(CHUNK_BYTES), b: new Uint8Array(CHUNK_BYTES) };
   for (let at = 0; at < longer; ) {
+    options.progress(at, longer);
     const [x, y] = await Promise.all([statusAt(a, at), statusAt(b, at)]);
     const length = Math.min(x?.lengthBytes ?? Infinity, y?.lengthBytes ?? Infinity, longer - at);
     if (options.strict && isAllocated(x) !== isAllocated(y)) {
       return { identical: false, reason: 'allocation', offset: at };
     }
     if (!(isZero(x) && isZero(y))) {
-      const difference = await firstDifference(a, b, at, length, buffers);
+      const progress = (at: number): void => options.progress(at, longer);
+      const difference = await firstDifference(
+        a,
+        b,
+        { start: at, lengthBytes: length },
+        buffers,
+        progress,
+      );
       if (difference !== null) return { identical: false, reason: 'content', offset: difference };
     }
     at += length;
@@ -78,11 +87,12 @@ const isAllocated = (s: BlockStatus | null): boolean => s?.allocated ?? false;
 const firstDifference = async (
   a: Node,
   b: Node,
-  start: number,
-  lengthBytes: number,
+  { start, lengthBytes }: { readonly start: number; readonly lengthBytes: number },
   buffers: { readonly a: Uint8Array; readonly b: Uint8Array },
+  progress: (doneBytes: number) => void,
 ): Promise<number | null> => {
   for (let done = 0; done < lengthBytes; done += CHUNK_BYTES) {
+    progress(start + done);
     const size = Math.min(CHUNK_BYTES, lengthBytes - done);
     const [x, y] = [buffers.a.subarray(0, size), buffers.b.subarray(0, size)];
     await Promise.all([readAt(a, start + done, x), readAt(b, start + done, y)]);

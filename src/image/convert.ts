@@ -19,6 +19,7 @@ import { chainOf } from './chain.ts';
 import { type CopyRun, copyRuns } from './copy-runs.ts';
 import { createImage } from './create.ts';
 import { type OfflineContext, type OpenedImage, openImage, openImages } from './open.ts';
+import { type LostRanges, readSalvaging } from './salvage.ts';
 
 export interface ConvertRequest {
   readonly sources: readonly string[];
@@ -33,6 +34,8 @@ export interface ConvertRequest {
   readonly backing: BackingLink | null;
   /** The target is there, and is written over. */
   readonly existing: boolean;
+  /** An existing target shows nothing but zeros: they are not written. */
+  readonly targetIsZero: boolean;
   readonly compress: boolean;
   /** Pieces in flight, 1 to 16. */
   readonly parallel: number;
@@ -42,12 +45,18 @@ export interface ConvertRequest {
   readonly sparseBytes: number;
   /** Whether the dirty bitmaps of the source come along; those that were not saved are refused or left behind. */
   readonly bitmaps: 'leave' | 'copy' | 'copy-sound';
+  /** Takes what of the sources cannot be read, which is zeros in the target; null: an error ends the copy. */
+  readonly salvage: LostRanges | null;
   readonly progress: (doneBytes: number, totalBytes: number) => void;
+  /** Resolves when so many bytes may be read. */
+  readonly pace: (lengthBytes: number) => Promise<void>;
   /** Aborted: the copy ends with its reason, and a new target is removed. */
   readonly signal: AbortSignal;
 }
 
 const PIECE_BYTES = 2 << 20;
+/** How far what could not be told of one place is taken to hold, at least. */
+const SALVAGE_BYTES = 4096;
 
 /** Errors: EINVAL for a target that is a source or too small; those of the images. Returns the bytes the target shows. */
 export const convertImages = async (
@@ -150,7 +159,7 @@ const copyAll = async (
   target: Node,
   totalBytes: number,
 ): Promise<void> => {
-  const { compress, signal, sparseBytes } = request;
+  const { compress, signal, sparseBytes, salvage } = request;
   if (compress && target.descriptor.capabilities.compressedWrite !== true) {
     const message = `the format ${target.descriptor.name} has no compressed clusters`;
     throw new BlockError({ kind: 'bad-request', message, path: request.target, op: 'convert' });
@@ -169,13 +178,13 @@ const copyAll = async (
   };
   // A new image reads as zeros wherever nothing was written, but where its backing or a data file shows through.
   const zerosNeedWriting =
-    request.existing || target.backing !== null || target.dataFiles.length > 0;
+    !request.targetIsZero &&
+    (request.existing || target.backing !== null || target.dataFiles.length > 0);
   const zero = async (at: GuestOffset, lengthBytes: number): Promise<void> => {
     if (sparseBytes === 0) await target.write(at, new Uint8Array(lengthBytes));
     else if (zerosNeedWriting) await target.writeZeroes(at, lengthBytes, { unmap: true });
   };
-  const read = async (at: GuestOffset, buffer: Uint8Array): Promise<void> => {
-    signal.throwIfAborted();
+  const readSources = async (at: number, buffer: Uint8Array): Promise<void> => {
     for (let done = 0; done < buffer.length; ) {
       const { root, startByte } = sourceOf(at + done);
       const inSource = at + done - startByte;
@@ -183,6 +192,12 @@ const copyAll = async (
       await root.read(guestOffset(inSource), buffer.subarray(done, done + length));
       done += length;
     }
+  };
+  const read = async (at: GuestOffset, buffer: Uint8Array): Promise<void> => {
+    await request.pace(buffer.length);
+    signal.throwIfAborted();
+    if (salvage === null) await readSources(at, buffer);
+    else await readSalvaging(readSources, at, buffer, salvage);
   };
   const write = (at: GuestOffset, bytes: Uint8Array): Promise<void> =>
     compress
@@ -195,6 +210,7 @@ const copyAll = async (
       aboveBacking: request.backing !== null,
       pieceBytes,
       wholePieces: compress,
+      salvages: salvage !== null,
       skipped: advance,
     }),
     parallel: request.parallel,
@@ -215,6 +231,8 @@ interface RunPlan {
   readonly pieceBytes: number;
   /** Data comes in whole pieces, aligned: what is packed is a cluster. */
   readonly wholePieces: boolean;
+  /** What nothing is known of is data, which is then read as far as it can be. */
+  readonly salvages: boolean;
   readonly skipped: (lengthBytes: number) => void;
 }
 
@@ -224,7 +242,12 @@ async function* runsOf(plan: RunPlan): AsyncGenerator<CopyRun> {
     const source = sources.findLast((s) => s.startByte <= offset && s.root.lengthBytes > 0);
     if (source === undefined) return;
     const inSource = offset - source.startByte;
-    const found = await runKind(source.root, inSource, plan.aboveBacking);
+    const found = await runKind(source.root, inSource, plan.aboveBacking).catch(
+      (error: unknown) => {
+        if (!plan.salvages || !(error instanceof BlockError)) throw error;
+        return unknownRun(source.root, inSource);
+      },
+    );
     const pieceEnd = Math.min(totalBytes, alignDown(offset, pieceBytes) + pieceBytes);
     let end = offset + found.lengthBytes;
     let { kind } = found;
@@ -238,6 +261,13 @@ async function* runsOf(plan: RunPlan): AsyncGenerator<CopyRun> {
     offset = end;
   }
 }
+
+/** To the end of its cluster. */
+const unknownRun = (root: Node, offset: number): { kind: 'data'; lengthBytes: number } => {
+  const unit = Math.max(root.driver.clusterBytes, SALVAGE_BYTES);
+  const end = Math.min(root.lengthBytes, alignDown(offset, unit) + unit);
+  return { kind: 'data', lengthBytes: end - offset };
+};
 
 const runKind = async (
   root: Node,

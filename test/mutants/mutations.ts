@@ -82,7 +82,7 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     step: 'data and refcounts are synced before entries name them',
     file: 'drivers/qcow2/checkpoint.js',
-    find: `        await file.flush();
+    find: `        await Promise.all([file.flush(), state.flushClusters()]);
         await writeMapping(state, covered);`,
     replace: '        await writeMapping(state, covered);',
     tests: POWER_CUT,

@@ -174,6 +174,11 @@ describe('convert', () => {
     ]);
     const shown = await qemuIo(path('old.qcow2'), ['read -P 0 64k 192k', 'read -P 9 256k 768k']);
     assert.doesNotMatch(shown, /verification failed/);
+    const isZero = ['-n', '--target-is-zero', '-f', 'raw', '-O', 'qcow2'];
+    await qemuIo(path('old.qcow2'), ['write -P 9 0 1M']);
+    await succeed(['convert', ...isZero, path('new.img'), path('old.qcow2')]);
+    const kept = await qemuIo(path('old.qcow2'), ['read -P 9 64k 960k']);
+    assert.doesNotMatch(kept, /verification failed/, 'it is believed, and nothing written');
     await qemuImg(['create', '-q', '-f', 'qcow2', path('small.qcow2'), '64k']);
     await failWith(
       ['convert', '-n', '-f', 'raw', '-O', 'qcow2', path('new.img'), path('small.qcow2')],
@@ -197,6 +202,23 @@ describe('convert', () => {
     await writeFile(bad, bytes);
     await failWith(['convert', bad, path('never.img')], /bad\.qcow2.*compressed cluster/);
     assert.ok(!(await readdir(scratch.path)).includes('never.img'));
+    // Salvaged, it is zeros, as with QEMU; and so is what an entry that points nowhere stands for.
+    bytes.writeBigUInt64BE(0x8000_0000_0000_0200n, Number(bytes.readBigUInt64BE(40)) + 65_536 + 8);
+    await writeFile(bad, bytes);
+    await qemuImg(['convert', '--salvage', '-O', 'raw', bad, path('theirs.img')]);
+    const done = await vdiskfs([
+      'convert',
+      '--salvage',
+      '-r',
+      '1G',
+      '--json',
+      bad,
+      path('ours.img'),
+    ]);
+    assert.equal(done.status, 0, done.stderr);
+    assert.equal((JSON.parse(done.stdout) as Record<string, unknown>)['lost-bytes'], 131_072);
+    assert.match(done.stderr, /65536 bytes at 0x10000 are zeros.*\n.*65536 bytes at 0x100000 are/);
+    assert.deepEqual(await readFile(path('ours.img')), await readFile(path('theirs.img')));
     await failWith(
       ['convert', '-c', path('self.img'), path('never.img')],
       /format raw has no compressed clusters/,

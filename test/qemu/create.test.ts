@@ -57,6 +57,20 @@ describe('create', () => {
     });
   }
 
+  test('a raw image takes its space when it is told to', async () => {
+    for (const preallocation of ['off', 'falloc', 'full']) {
+      const [ours, theirs] = [`${scratch.path}/ours.raw`, `${scratch.path}/theirs.raw`];
+      const args = ['create', '-f', 'raw', '-o', `preallocation=${preallocation}`];
+      const done = await vdiskfs([...args, ours, '3000001']);
+      assert.equal(done.status, 0, done.stderr);
+      await qemuImg([...args, '-q', theirs, '3000001']);
+      const [a, b] = await Promise.all([stat(ours), stat(theirs)]);
+      assert.equal(a.size, b.size);
+      assert.equal(a.blocks * 512 >= a.size, preallocation !== 'off', `${a.blocks} blocks`);
+      assert.ok((await readFile(ours)).equals(await readFile(theirs)));
+    }
+  });
+
   test('the header is byte for byte that of qemu-img', async () => {
     const [ours, theirs] = [`${scratch.path}/ours.qcow2`, `${scratch.path}/theirs.qcow2`];
     await qemuImg(['create', '-q', '-f', 'raw', `${scratch.path}/base.img`, '5M']);

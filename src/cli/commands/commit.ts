@@ -7,10 +7,11 @@ import { EXIT } from '../exit-codes.ts';
 import { declareFormat, declareOffline, offlineContext } from '../offline.ts';
 import { print } from '../print.ts';
 import { interruptible, startProgress } from '../progress.ts';
+import { declareRate, paceOf } from '../rate.ts';
 
 export const command = defineCommand({
   declare: (yargs) =>
-    declareFormat(declareOffline(yargs))
+    declareRate(declareFormat(declareOffline(yargs)))
       .positional('file', { type: 'string', demandOption: true, describe: 'Overlay' })
       .option('base', {
         alias: 'b',
@@ -48,6 +49,7 @@ export const command = defineCommand({
             base: options.base ?? null,
             keep: options.keep,
             progress: progress.update,
+            pace: paceOf(options.rate, signal),
             signal,
           },
           context,

@@ -6,6 +6,7 @@ import { COMPARE_EXIT } from '../exit-codes.ts';
 import { describeFailure } from '../failure.ts';
 import { declareOffline, offlineContext } from '../offline.ts';
 import { declareJson, print, printJson, wantsJson } from '../print.ts';
+import { startProgress } from '../progress.ts';
 
 export const command = defineCommand({
   failureExit: COMPARE_EXIT.openFailed,
@@ -34,17 +35,27 @@ export const command = defineCommand({
         default: false,
         describe: 'Sizes and allocated ranges must be equal too',
       })
+      .option('progress', {
+        alias: 'p',
+        type: 'boolean',
+        defaultDescription: 'on a terminal',
+        describe: 'Show a progress bar',
+      })
       .epilogue('Exits 0 when identical, 1 when different, 2 and above on errors.')
       .example('$0 compare disk.qcow2 copy.raw', 'A longer tail of zeros counts as equal'),
   run: async (options) => {
     const context = await offlineContext(options);
     await using a = await openImage(options.a, options['format-a'] ?? null, context);
     await using b = await openImage(options.b, options['format-b'] ?? null, context);
+    const progress = await startProgress('compare', options.progress);
     try {
-      const found = await compareImages(a.root, b.root, { strict: options.strict });
+      const { strict } = options;
+      const found = await compareImages(a.root, b.root, { strict, progress: progress.update });
+      progress.stop();
       await (wantsJson(options) ? printJson(found) : print(describe(found)));
       return found.identical ? COMPARE_EXIT.identical : COMPARE_EXIT.different;
     } catch (error) {
+      progress.stop();
       if (!(error instanceof CompareFailed)) throw error;
       process.stderr.write(`${describeFailure(error.failure, 'compare')}\n`);
       return error.stage === 'map' ? COMPARE_EXIT.mapFailed : COMPARE_EXIT.readFailed;

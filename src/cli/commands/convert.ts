@@ -1,8 +1,10 @@
 /** `vdiskfs convert`: copies what images show into another one. */
+import type { Argv } from 'yargs';
 import { printable } from '../../base/log.ts';
 import { convertImages } from '../../image/convert.ts';
 import { detachImage } from '../../image/detach.ts';
 import type { OfflineContext } from '../../image/open.ts';
+import { LostRanges } from '../../image/salvage.ts';
 import { defineCommand, UsageError } from '../command.ts';
 import {
   asksForHelp,
@@ -16,13 +18,60 @@ import { EXIT } from '../exit-codes.ts';
 import { declareFormat, declareOffline, offlineContext } from '../offline.ts';
 import { declareJson, print, printJson, wantsJson } from '../print.ts';
 import { interruptible, startProgress } from '../progress.ts';
+import { declareRate, paceOf } from '../rate.ts';
 import { parseSize } from '../size.ts';
 
 const MAX_PARALLEL = 16;
 
+/** How it is copied. */
+const declareCopying = <T>(yargs: Argv<T>) =>
+  declareRate(yargs)
+    .option('no-create', {
+      alias: 'n',
+      type: 'boolean',
+      default: false,
+      describe: 'Write into an image that is there',
+    })
+    .option('target-is-zero', {
+      type: 'boolean',
+      default: false,
+      describe: 'The image that is there shows nothing but zeros: they need no writing',
+    })
+    .option('sparse', {
+      alias: 'S',
+      type: 'string',
+      default: '4k',
+      requiresArg: true,
+      describe: 'Stretches of zeros from this size on become holes; 0: none',
+    })
+    .option('parallel', {
+      alias: 'm',
+      type: 'number',
+      default: 8,
+      requiresArg: true,
+      describe: 'Pieces in flight, 1 to 16',
+    })
+    .option('out-of-order', {
+      alias: 'W',
+      type: 'boolean',
+      default: false,
+      describe: 'Let pieces be written as they come',
+    })
+    .option('salvage', {
+      type: 'boolean',
+      default: false,
+      describe: 'Go on where the source cannot be read: zeros take the place, and are told',
+    })
+    .option('progress', {
+      alias: 'p',
+      type: 'boolean',
+      defaultDescription: 'on a terminal',
+      describe: 'Show a progress bar',
+    });
+
 export const command = defineCommand({
   declare: (yargs) =>
-    declareCreation(declareFormat(declareJson(declareOffline(yargs))))
+    declareCopying(declareCreation(declareFormat(declareJson(declareOffline(yargs)))))
       .positional('files', {
         type: 'string',
         array: true,
@@ -69,38 +118,6 @@ export const command = defineCommand({
         default: false,
         describe: 'Leave behind those that were not saved, which are refused otherwise',
       })
-      .option('no-create', {
-        alias: 'n',
-        type: 'boolean',
-        default: false,
-        describe: 'Write into an image that is there',
-      })
-      .option('sparse', {
-        alias: 'S',
-        type: 'string',
-        default: '4k',
-        requiresArg: true,
-        describe: 'Stretches of zeros from this size on become holes; 0: none',
-      })
-      .option('parallel', {
-        alias: 'm',
-        type: 'number',
-        default: 8,
-        requiresArg: true,
-        describe: 'Pieces in flight, 1 to 16',
-      })
-      .option('out-of-order', {
-        alias: 'W',
-        type: 'boolean',
-        default: false,
-        describe: 'Let pieces be written as they come',
-      })
-      .option('progress', {
-        alias: 'p',
-        type: 'boolean',
-        defaultDescription: 'on a terminal',
-        describe: 'Show a progress bar',
-      })
       .example('$0 convert -O qcow2 -c disk.raw disk.qcow2', 'A packed copy')
       .example('$0 convert --detach disk.add-cow', 'Its image file stands alone from now on')
       .example('$0 convert part1.raw part2.raw whole.raw', 'Two images, one after the other'),
@@ -123,9 +140,12 @@ export const command = defineCommand({
       throw new UsageError('copies one snapshot of one image, and no bitmaps', '--snapshot');
     const { bitmaps, 'skip-broken-bitmaps': skipBroken } = options;
     if (skipBroken && !bitmaps) throw new UsageError('needs --bitmaps', '--skip-broken-bitmaps');
+    if (options['target-is-zero'] && !options['no-create'])
+      throw new UsageError('is said of an image that is there: needs -n', '--target-is-zero');
     const settings = gather(options);
     if (settings.size !== undefined)
       throw new UsageError('is that of the sources; vdiskfs resize changes it', 'size');
+    const salvage = options.salvage ? new LostRanges() : null;
     const progress = await startProgress('convert', options.progress);
     try {
       const bytes = await interruptible((signal) =>
@@ -139,25 +159,42 @@ export const command = defineCommand({
             options: ownOptions(settings, descriptor),
             backing: backingOf(settings),
             existing: options['no-create'],
+            targetIsZero: options['target-is-zero'],
             compress: options.compress,
             parallel,
             outOfOrder: options['out-of-order'],
             sparseBytes: parseSize(options.sparse, '--sparse'),
             bitmaps: !bitmaps ? 'leave' : skipBroken ? 'copy-sound' : 'copy',
+            salvage,
             progress: progress.update,
+            pace: paceOf(options.rate, signal),
             signal,
           },
           context,
         ),
       );
-      if (wantsJson(options))
-        await printJson({ filename: target, format: descriptor.name, 'virtual-size': bytes });
+      progress.stop();
+      tellLost(salvage);
+      if (wantsJson(options)) {
+        const lost = salvage === null ? {} : { 'lost-bytes': salvage.lostBytes };
+        const made = { filename: target, format: descriptor.name, 'virtual-size': bytes };
+        await printJson({ ...made, ...lost });
+      }
       return EXIT.success;
     } finally {
       progress.stop();
     }
   },
 });
+
+const tellLost = (salvage: LostRanges | null): void => {
+  if (salvage === null || salvage.lostBytes === 0) return;
+  for (const { start, lengthBytes, reason } of salvage.ranges) {
+    const where = `${lengthBytes} bytes at 0x${start.toString(16)}`;
+    process.stderr.write(`vdiskfs: warning: ${where} are zeros: ${printable(reason)}\n`);
+  }
+  process.stderr.write(`vdiskfs: warning: ${salvage.lostBytes} bytes could not be read\n`);
+};
 
 const detach = async (
   options: Parameters<typeof wantsJson>[0] & {
