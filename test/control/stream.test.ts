@@ -136,7 +136,8 @@ test('a guest that writes during a stream loses nothing', async (t) => {
     '--verify_fatal=1',
     '--randseed=7',
   ];
-  const guest = run('fio', job, { timeoutMs: 60_000 });
+  // Its state files lie in its current directory.
+  const guest = run('fio', job, { timeoutMs: 60_000, cwd: m.root });
   await sleep(300);
   const stream = await vdiskfs(['stream', '--wait', m.view], { timeoutMs: 60_000 });
   assert.equal(stream.status, 0, stream.stderr);

@@ -118,6 +118,9 @@ test('a base on a web server: only where it is allowed, and the overlay takes th
   await qemuImg(['compare', '-f', 'raw', '-F', 'qcow2', expected, overlay]);
 });
 
+const WRITES = 40;
+const WRITE_BYTES = 30_000;
+
 test('an NBD export is written through a mount, raw and qcow2, and survives its server', async (t) => {
   const { cleanup, mountpoint, root } = await placeOf(t);
   const [flat, image] = [join(root, 'flat.img'), join(root, 'image')];
@@ -133,17 +136,20 @@ test('an NBD export is written through a mount, raw and qcow2, and survives its 
   // Both are open when the first server dies: without a server a view cannot be opened.
   for (const view of views)
     await tool('dd', [`if=${view}`, 'of=/dev/null', 'count=1', 'status=none']);
+  // By other processes: one that holds a file of the mount cannot start the server that this file waits for, because the
+  // child's exec closes its copy of the descriptor, which writes it out.
+  const pieces = Array.from({ length: WRITES }, (_, i) => patternBytes(WRITE_BYTES, i));
+  await writeFile(join(root, 'pieces'), Buffer.concat(pieces));
+  const write = async (view: string, i: number, at: number): Promise<void> => {
+    const how = `conv=notrunc${i % 5 === 0 ? ',fsync' : ''}`;
+    const where = [`bs=${WRITE_BYTES}`, `skip=${i}`, 'count=1', `seek=${at}`, 'oflag=seek_bytes'];
+    await tool('dd', [`if=${join(root, 'pieces')}`, `of=${view}`, how, ...where, 'status=none']);
+  };
   const writing = (async () => {
-    for (let i = 0; i < 40; i++) {
-      const bytes = patternBytes(30_000, i);
+    for (const [i, bytes] of pieces.entries()) {
       const at = (i * 98_765) % (DISK_BYTES - bytes.length);
       model.set(bytes, at);
-      for (const view of views) {
-        const file = await open(view, 'r+');
-        await file.write(bytes, 0, bytes.length, at);
-        if (i % 5 === 0) await file.sync();
-        await file.close();
-      }
+      for (const view of views) await write(view, i, at);
     }
   })();
   const dying = (async () => {
