@@ -66,6 +66,8 @@ export class TrackedBitmap {
   readonly dropped: (() => void) | null;
   /** Whether writes are marked in it. Changed by `DirtyTracking`. */
   recording: boolean;
+  /** False: a job marks it in place of the node, which only sees to it that each first write of a page comes there. */
+  marks = true;
   /** The job that uses it; nobody else changes or removes it meanwhile. */
   user: string | null = null;
 
@@ -99,8 +101,10 @@ export interface TrackedRun {
 export class DirtyTracking {
   readonly #node: TrackedNode;
   readonly #bitmaps = new Set<TrackedBitmap>();
-  /** Those that record: looked at for each write. */
+  /** Those that record. */
   #recording: readonly DirtyBitmap[] = [];
+  /** Those of them that the node marks: looked at for each write. */
+  #marked: readonly DirtyBitmap[] = [];
 
   /** Called when a bitmap begins to record; resolves when nobody beside the node still writes as before. */
   readonly listeners = new Set<() => Promise<void>>();
@@ -232,7 +236,13 @@ export class DirtyTracking {
 
   /** A range is about to be written. */
   mark(start: number, lengthBytes: number): void {
-    for (const bitmap of this.#recording) bitmap.mark(start, lengthBytes);
+    for (const bitmap of this.#marked) bitmap.mark(start, lengthBytes);
+  }
+
+  /** From now on the job that uses it marks it, as it takes part in each change (`Interposer`). */
+  markedByJob(bitmap: TrackedBitmap): void {
+    bitmap.marks = false;
+    this.#settle();
   }
 
   /** What writes of the start of a range change in the bitmaps: nothing while it is dirty. */
@@ -260,7 +270,9 @@ export class DirtyTracking {
   }
 
   #settle(): void {
-    this.#recording = [...this.#bitmaps].filter((b) => b.recording).map((b) => b.content);
+    const recording = [...this.#bitmaps].filter((b) => b.recording);
+    this.#recording = recording.map((b) => b.content);
+    this.#marked = recording.filter((b) => b.marks).map((b) => b.content);
   }
 
   #present(name: string): TrackedBitmap {

@@ -1,26 +1,36 @@
 /**
- * Files that one image of a graph has to itself: its data files while it is open for writing. Another image that named
- * the same file would read half of what is written, or write over it.
+ * Files that one user of a graph has to itself: an image's data files while it is open for writing, and what a job copies to.
+ * Another image that named the same file would read half of what is written, or write over it.
  */
 import { BlockError } from '../base/block-error.ts';
 
+export type ExclusiveUse = 'data file' | 'target';
+
+const IS_OPEN: Readonly<Record<ExclusiveUse, string>> = {
+  'data file': 'is open already, and would be written as the data file of another',
+  target: 'is open already: nothing can be copied to it',
+};
+
+const IS_TAKEN: Readonly<Record<ExclusiveUse, string>> = {
+  'data file': 'is the data file of another image, which is open for writing',
+  target: 'is the target of a job, or was added as one',
+};
+
 export class ExclusiveFiles {
   /** By identity. */
-  readonly #taken = new Set<string>();
+  readonly #taken = new Map<string, ExclusiveUse>();
 
   /** `isOpen`: somebody has the file open already. Errors: EBUSY. */
-  take(identity: string, path: string, isOpen: boolean): void {
+  take(identity: string, path: string, use: ExclusiveUse, isOpen: boolean): void {
     this.refuse(identity, path);
-    if (isOpen)
-      throw busy('is open already, and would be written as the data file of another', path);
-    this.#taken.add(identity);
+    if (isOpen) throw busy(IS_OPEN[use], path);
+    this.#taken.set(identity, use);
   }
 
   /** Errors: EBUSY for a file that is taken. */
   refuse(identity: string, path: string): void {
-    if (this.#taken.has(identity)) {
-      throw busy('is the data file of another image, which is open for writing', path);
-    }
+    const use = this.#taken.get(identity);
+    if (use !== undefined) throw busy(IS_TAKEN[use], path);
   }
 
   giveBack(identity: string): void {

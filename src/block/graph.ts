@@ -2,21 +2,20 @@
  * The graph: opens an image with its whole backing chain and owns every node. Backing nodes that several
  * overlays use are opened once (same device and inode or same URL, and same format) and counted.
  */
-import { createHash } from 'node:crypto';
-import { stat } from 'node:fs/promises';
 import { assert, present } from '../base/assert.ts';
 import { BlockError, invalidImage, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import { CopyOnRead } from './copy-on-read.ts';
 import type { BackingLink, DataFileLink } from './driver.ts';
-import { ExclusiveFiles } from './exclusive-files.ts';
+import { ExclusiveFiles, type ExclusiveUse } from './exclusive-files.ts';
+import { type FileIdentity, identify, keyOf } from './file-identity.ts';
 import { type ImageLock, type ImageLocks, noLocks } from './image-locks.ts';
 import { Node } from './node.ts';
 import type { OpenGate } from './open-gate.ts';
 import { probeFormat, probeHead } from './probe.ts';
 import type { DriverRegistry } from './registry.ts';
 import type { RemoteCredential } from './remote-access.ts';
-import { canonicalUrl, isUrl } from './remote-url.ts';
+import { isUrl } from './remote-url.ts';
 import type { RestartJournal } from './restart-journal.ts';
 import type { Secrets } from './secrets.ts';
 
@@ -44,16 +43,6 @@ export interface GraphOptions {
   readonly credentials?: readonly RemoteCredential[];
 }
 
-/** Which file a path stands for. */
-export interface FileIdentity {
-  /** Of a remote image its canonical URL, which is its identity; device and inode only stand for it. */
-  readonly path: string;
-  readonly device: number;
-  readonly inode: number;
-  /** Of the file, in ms; 0 where nobody knows. The number of an inode is used again when its file is gone. */
-  readonly birthMs: number;
-}
-
 export interface OpenImageOptions {
   readonly path: string;
   /** Declared format; null probes. */
@@ -63,6 +52,10 @@ export interface OpenImageOptions {
   readonly snapshot?: string | undefined;
   /** `info -U`-like uses that look at one layer only. */
   readonly withoutBacking?: boolean;
+  /** The node's name; one is made up when it is not given. */
+  readonly nodeName?: string;
+  /** What a job copies to: nobody else may have the file open, or open it, until `share`. */
+  readonly asTarget?: boolean;
 }
 
 interface SharedNode {
@@ -81,6 +74,7 @@ interface LayerRequest {
   readonly above: readonly string[];
   /** It is taken in `#exclusive` for this opening. */
   readonly exclusive?: boolean;
+  readonly nodeName?: string | undefined;
 }
 
 interface OpenedLayer {
@@ -116,9 +110,12 @@ export class Graph {
    */
   async open(options: OpenImageOptions): Promise<Node> {
     const identity = await identify(options.path);
-    const { format, readOnly, snapshot = null } = options;
+    const { format, readOnly, snapshot = null, nodeName } = options;
     assert(readOnly || snapshot === null, 'a snapshot is not written');
-    const layer = await this.#openLayer({ identity, format, readOnly, snapshot, above: [] });
+    const request = { identity, format, readOnly, snapshot, above: [], nodeName };
+    const layer = await (options.asTarget === true
+      ? this.#openExclusive(request, 'target')
+      : this.#openLayer(request));
     try {
       if (options.withoutBacking !== true) await this.#openBacking(layer, []);
       this.#startCopyOnRead(layer.node);
@@ -166,6 +163,30 @@ export class Graph {
     if (old !== null) await this.close(old);
   }
 
+  /** Errors: EBUSY for a file that a node has open: what a job writes has to be its own. */
+  async refuseOpen(path: string): Promise<void> {
+    const key = keyOf(await identify(path));
+    this.#exclusive.take(key, path, 'target', this.#isOpen(key));
+    this.#exclusive.giveBack(key);
+  }
+
+  /** What was opened as a target is an image like others from now on. */
+  share(target: Node): void {
+    const key = this.#exclusiveOf.get(target);
+    if (key === undefined) return;
+    this.#exclusive.giveBack(key);
+    this.#exclusiveOf.delete(target);
+  }
+
+  /** Errors: EINVAL for a node name that is taken. */
+  refuseName(name: string): void {
+    if (![...this.#nodes].some((node) => node.name === name)) return;
+    throw new BlockError({
+      kind: 'bad-request',
+      message: `Duplicate nodes with node-name='${name}'`,
+    });
+  }
+
   async #openBacking(top: OpenedLayer, above: readonly string[]): Promise<void> {
     const link = top.link;
     if (link === null || top.node.backing !== null) return;
@@ -202,17 +223,8 @@ export class Graph {
   async #openDataFile(link: DataFileLink, owner: Node, above: readonly string[]): Promise<Node> {
     const { identity, format } = await this.#resolve(link, owner.path, above);
     if (owner.readOnly) return this.#shareLayer(identity, format, above);
-    const key = keyOf(identity);
-    const isOpen = [...this.#nodes].some((n) => this.#identityOf.get(n) === key);
-    this.#exclusive.take(key, identity.path, isOpen);
-    let layer: OpenedLayer;
-    try {
-      layer = await this.#openLayer({ identity, format, readOnly: false, above, exclusive: true });
-    } catch (error) {
-      this.#exclusive.giveBack(key);
-      throw error;
-    }
-    this.#exclusiveOf.set(layer.node, key);
+    const request = { identity, format, readOnly: false, above };
+    const layer = await this.#openExclusive(request, 'data file');
     try {
       await this.#openBacking(layer, above);
     } catch (error) {
@@ -220,6 +232,23 @@ export class Graph {
       throw error;
     }
     return layer.node;
+  }
+
+  async #openExclusive(request: LayerRequest, use: ExclusiveUse): Promise<OpenedLayer> {
+    const key = keyOf(request.identity);
+    this.#exclusive.take(key, request.identity.path, use, this.#isOpen(key));
+    try {
+      const layer = await this.#openLayer({ ...request, exclusive: true });
+      this.#exclusiveOf.set(layer.node, key);
+      return layer;
+    } catch (error) {
+      this.#exclusive.giveBack(key);
+      throw error;
+    }
+  }
+
+  #isOpen(key: string): boolean {
+    return [...this.#nodes].some((node) => this.#identityOf.get(node) === key);
   }
 
   async #shareLayer(
@@ -277,7 +306,8 @@ export class Graph {
       const descriptor =
         format === null ? (probed ?? registry.format('raw')) : registry.format(format);
       const { path } = identity;
-      node = new Node({ name: this.#name(), path, descriptor, readOnly, file });
+      const name = request.nodeName ?? this.#name();
+      node = new Node({ name, path, descriptor, readOnly, file });
       this.#identityOf.set(node, keyOf(identity));
       await this.#openFormat(node, file, request, format === null && probed === null);
       // It may have become somebody's data file while it was being opened.
@@ -397,40 +427,6 @@ export class Graph {
     return `#block${String(this.#nextName++).padStart(3, '0')}`;
   }
 }
-
-const keyOf = ({ path, device, inode }: FileIdentity): string =>
-  isUrl(path) ? path : `${device}:${inode}`;
-
-/** No device has it. */
-const REMOTE_DEVICE = -1;
-/** As many as a number holds exactly. */
-const HASH_BITS = 52;
-
-const identifyRemote = (url: string): FileIdentity => {
-  const path = canonicalUrl(url);
-  const hash = createHash('sha256').update(path).digest();
-  const inode = Number(hash.readBigUInt64BE() >> BigInt(64 - HASH_BITS));
-  return { path, device: REMOTE_DEVICE, inode, birthMs: 0 };
-};
-
-/**
- * Of a URL no server is asked. Errors: ENOENT and those of the host; EINVAL for what is neither a regular file, nor a block
- * device, nor a valid URL.
- */
-export const identify = async (path: string): Promise<FileIdentity> => {
-  if (isUrl(path)) return identifyRemote(path);
-  const s = await stat(path).catch((error: unknown) => {
-    throw toBlockError(error, { op: 'open', path });
-  });
-  if (!s.isFile() && !s.isBlockDevice()) {
-    throw new BlockError({
-      kind: 'bad-request',
-      message: 'is neither a file nor a block device',
-      path,
-    });
-  }
-  return { path, device: s.dev, inode: s.ino, birthMs: s.birthtimeMs };
-};
 
 const chainError = (path: string, message: string): BlockError =>
   new BlockError({ kind: 'invalid-image', errno: 'ELOOP', message, path, op: 'open' });

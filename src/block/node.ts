@@ -8,6 +8,7 @@ import { assert } from '../base/assert.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { type GuestOffset, guestOffset, MAX_OFFSET } from '../base/units.ts';
 import { type BlockStatus, blockStatusOf } from './block-status.ts';
+import { type ContentChange, type Interposer, interposed } from './content-change.ts';
 import type { CopyOnRead } from './copy-on-read.ts';
 import { DirtyTracking } from './dirty-tracking.ts';
 import type {
@@ -60,6 +61,10 @@ export class Node {
   copyOnRead: CopyOnRead | null = null;
   /** Resolves when nobody outside this class (the data plane) still uses an older mapping. */
   shootdown: (() => Promise<void>) | null = null;
+  /** Of changes of content alone; see `quiesceChanges`. */
+  readonly #changes = new Epochs();
+  /** Jobs that take part in each change of content, the outermost first. */
+  readonly interposers: Interposer[] = [];
   /** What records which ranges are written. */
   readonly dirtyBitmaps = new DirtyTracking(this);
   #driver: DriverInstance | null = null;
@@ -108,6 +113,11 @@ export class Node {
   /** See `OpenRequest.quiesce`. Never awaited inside a request of this node: it would wait for itself. */
   async quiesce(): Promise<void> {
     await Promise.all([this.epochs.quiesce(), this.shootdown?.()]);
+  }
+
+  /** No change of content that had begun at the call is in flight any more. Never awaited inside a request of this node. */
+  async quiesceChanges(): Promise<void> {
+    await Promise.all([this.#changes.quiesce(), this.shootdown?.()]);
   }
 
   /**
@@ -169,7 +179,8 @@ export class Node {
     this.#checkRange('write', offset, buffer.length, this.#writeLimit(driver));
     this.statistics.writes++;
     this.statistics.writtenBytes += buffer.length;
-    await this.#marking('write', offset, buffer.length, () => write.call(driver, offset, buffer));
+    const change = { offset, lengthBytes: buffer.length, bytes: buffer };
+    await this.#change('write', change, () => write.call(driver, offset, buffer));
   }
 
   /** One whole cluster. See `DriverInstance.writeCompressed`. Errors: EOPNOTSUPP where the format cannot. */
@@ -180,7 +191,8 @@ export class Node {
     this.#checkRange('write', offset, buffer.length, driver.lengthBytes);
     this.statistics.writes++;
     this.statistics.writtenBytes += buffer.length;
-    await this.#marking('write', offset, buffer.length, () => write.call(driver, offset, buffer));
+    const change = { offset, lengthBytes: buffer.length, bytes: buffer };
+    await this.#change('write', change, () => write.call(driver, offset, buffer));
   }
 
   /** See `DriverInstance.populate`. Errors: EOPNOTSUPP where the format has no backing files. */
@@ -232,7 +244,7 @@ export class Node {
     const driver = this.#writable('write-zeroes');
     this.#checkRange('write-zeroes', offset, lengthBytes, this.#writeLimit(driver));
     this.statistics.writes++;
-    await this.#marking('write-zeroes', offset, lengthBytes, () =>
+    await this.#change('write-zeroes', { offset, lengthBytes, bytes: null }, () =>
       driver.writeZeroes === undefined
         ? this.#writeZeroBytes(driver, offset, lengthBytes)
         : driver.writeZeroes(offset, lengthBytes, options),
@@ -249,7 +261,7 @@ export class Node {
     if (lengthBytes === 0) return;
     const discard = driver.discard;
     this.#checkRange('discard', offset, lengthBytes, driver.lengthBytes);
-    await this.#marking('discard', offset, lengthBytes, () =>
+    await this.#change('discard', { offset, lengthBytes, bytes: null }, () =>
       discard.call(driver, offset, lengthBytes),
     );
   }
@@ -416,16 +428,19 @@ export class Node {
   }
 
   /** A change of content: in the dirty bitmaps before it begins. */
-  #marking(
-    op: string,
-    offset: GuestOffset,
-    lengthBytes: number,
-    run: () => Promise<void>,
-  ): Promise<void> {
-    return this.#inFlight(op, offset, () => {
-      this.dirtyBitmaps.mark(offset, lengthBytes);
-      return run();
-    });
+  #change(op: string, change: ContentChange, run: () => Promise<void>): Promise<void> {
+    const { offset, lengthBytes } = change;
+    return interposed(this.interposers, change, () =>
+      this.#inFlight(op, offset, async () => {
+        const token = this.#changes.enter();
+        try {
+          this.dirtyBitmaps.mark(offset, lengthBytes);
+          await run();
+        } finally {
+          this.#changes.leave(token);
+        }
+      }),
+    );
   }
 
   async #inFlight(op: string, offset: GuestOffset, run: () => Promise<void>): Promise<void> {

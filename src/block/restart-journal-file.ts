@@ -20,7 +20,7 @@ import { crc32 } from 'node:zlib';
 import { toBlockError } from '../base/block-error.ts';
 import { viewOf } from '../base/byte-order.ts';
 import type { Log } from '../base/log.ts';
-import type { FileIdentity } from './graph.ts';
+import type { FileIdentity } from './file-identity.ts';
 import type { RestartJournal } from './restart-journal.ts';
 
 const MAGIC = Buffer.from('VDKJRNL2');

@@ -8,7 +8,7 @@
  * Concurrency: any number of requests run at once; `drained` waits for those that have begun, holds those that come
  * later, and never fails them.
  */
-import { assert } from '../base/assert.ts';
+import { assert, present } from '../base/assert.ts';
 import { BlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import { isAllZero } from '../base/range.ts';
@@ -256,6 +256,17 @@ export class View {
       this.#drain = null;
       end();
     }
+  }
+
+  /**
+   * Goes on over another image, under the guest: the caller has seen to it that it shows the same. In a drained section
+   * alone. Returns the old root, which the caller closes.
+   */
+  swapRoot(root: Node): Node {
+    assert(this.#drain !== null && this.#active === 0, 'a root is swapped in a drained section');
+    const old = present(this.#root, 'a view whose root is swapped is open');
+    this.#root = root;
+    return old;
   }
 
   /** I/O of a job on the image, between drained sections as a guest's is. Not for changes of the graph. */

@@ -9,7 +9,7 @@ import { BlockError, toBlockError } from '../base/block-error.ts';
 import { silentLog } from '../base/log.ts';
 import { alignUp } from '../base/range.ts';
 import type { BackingLink, CreatePlan, DriverDescriptor } from '../block/driver.ts';
-import { identify } from '../block/graph.ts';
+import { identify } from '../block/file-identity.ts';
 import { Node } from '../block/node.ts';
 import { isUrl, withoutPassword } from '../block/remote-url.ts';
 import type { Secret } from '../block/secrets.ts';

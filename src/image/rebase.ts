@@ -10,7 +10,7 @@ import { BlockError } from '../base/block-error.ts';
 import { isAllZero } from '../base/range.ts';
 import { guestOffset } from '../base/units.ts';
 import type { BackingLink } from '../block/driver.ts';
-import { identify } from '../block/graph.ts';
+import { identify } from '../block/file-identity.ts';
 import type { Node } from '../block/node.ts';
 import { isUrl } from '../block/remote-url.ts';
 import { chainOf } from './chain.ts';

@@ -42,6 +42,10 @@ export interface JobControl {
   /** Everything is copied: waits for `complete` (pivot) or for a cancel that is not forced (stop). Errors: JobCancelled. */
   ready(whileReady: () => Promise<void>): Promise<'complete' | 'stop'>;
   readonly isCancelled: boolean;
+  /** What a person has asked for that is ready: its pivot, or its end without one. Nothing else is begun then. */
+  readonly completion: 'complete' | 'stop' | null;
+  /** A person, or a stop after an error, lets it wait. */
+  readonly isPaused: boolean;
   /** Bytes a second that are allowed; 0 for any. */
   readonly speed: number;
   /** Aborted when the job is cancelled: for waits of the work's own. */
@@ -57,6 +61,16 @@ export interface JobWork {
   prepare?(): Promise<void>;
   /** Gives back what the job has held; called once whatever came of it. */
   clean?(): Promise<void>;
+  /** Before `complete` is taken. Errors: JobError with the reason why it cannot be. */
+  checkComplete?(): void;
+  /** `block-job-change`. Errors: JobError for what cannot be changed. */
+  change?(options: JobChange): void;
+  /** What this kind of job has beside BlockJobInfo's common fields. */
+  info?(): { readonly 'actively-synced'?: boolean };
+}
+
+export interface JobChange {
+  readonly copyMode: 'background' | 'write-blocking';
 }
 
 export interface JobFields {
@@ -84,6 +98,8 @@ export interface BlockJobInfo {
   readonly 'auto-finalize': boolean;
   readonly 'auto-dismiss': boolean;
   readonly error?: string;
+  /** Of a mirror: each write of the guest is in the target before it is answered. */
+  readonly 'actively-synced'?: boolean;
 }
 
 /** QEMU's JobInfo. */
@@ -157,6 +173,10 @@ export class Job implements JobControl {
     return this.#cancelled;
   }
 
+  get completion(): 'complete' | 'stop' | null {
+    return this.#completion;
+  }
+
   get signal(): AbortSignal {
     return this.#abort.signal;
   }
@@ -214,6 +234,7 @@ export class Job implements JobControl {
       'auto-finalize': this.autoFinalize,
       'auto-dismiss': this.autoDismiss,
       ...(this.#error === null ? {} : { error: this.#error }),
+      ...this.#work.info?.(),
     };
   }
 
@@ -270,7 +291,18 @@ export class Job implements JobControl {
     if (this.#userPaused || this.#cancelled || this.#completion !== null) {
       throw new JobError(`The active block job '${this.id}' cannot be completed`);
     }
+    this.#work.checkComplete?.();
     this.#completion = 'complete';
+    this.#changed();
+  }
+
+  /** Errors: as with all verbs; and for a kind of job that has nothing to change. */
+  change(options: JobChange): void {
+    this.#allow('change');
+    if (this.#work.change === undefined) {
+      throw new JobError(`Job type ${this.type} does not support change`);
+    }
+    this.#work.change(options);
     this.#changed();
   }
 

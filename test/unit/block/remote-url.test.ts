@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { BlockError } from '../../../src/base/block-error.ts';
-import { identify } from '../../../src/block/graph.ts';
+import { identify } from '../../../src/block/file-identity.ts';
 import { OpenGate, placesBeside } from '../../../src/block/open-gate.ts';
 import { credentialFor, splitCredential } from '../../../src/block/remote-access.ts';
 import {

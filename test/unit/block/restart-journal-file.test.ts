@@ -3,7 +3,7 @@ import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { silentLog } from '../../../src/base/log.ts';
-import type { FileIdentity } from '../../../src/block/graph.ts';
+import type { FileIdentity } from '../../../src/block/file-identity.ts';
 import { createJournalFactory } from '../../../src/block/restart-journal-file.ts';
 import { scratchDirectory } from '../../support/scratch.ts';
 

@@ -1,0 +1,247 @@
+/**
+ * Copies what is dirty in a mirror's bitmap to its target, several ranges at once, and keeps the account of it.
+ *
+ * A range is copied so: its bits are cleared, and with them the data plane's permissions; what writes it still is waited for;
+ * it is read, and written to the target. One that fails is dirty again.
+ */
+import { toBlockError } from '../base/block-error.ts';
+import { alignDown, alignUp, isAllZero } from '../base/range.ts';
+import { guestOffset } from '../base/units.ts';
+import type { TrackedBitmap } from '../block/dirty-tracking.ts';
+import type { Node } from '../block/node.ts';
+import { RangeLocks } from '../block/range-locks.ts';
+import { Copies } from './copies.ts';
+import type { ErrorPolicy, JobControl } from './job.ts';
+import type { MirrorOptions } from './mirror-options.ts';
+
+const COPY_BYTES = 1 << 20;
+const COPIES_AT_ONCE = 16;
+/** With a speed limit, pieces are as small as a tenth of a second allows. */
+const PIECES_PER_SECOND = 10;
+/** Zeros need no buffer. */
+const MAX_ZERO_BYTES = 1 << 30;
+/** From here on it is worth asking the target whether it has zeros there already. */
+const ASKED_ZERO_BYTES = 1 << 20;
+
+/** Runs something on the source: between drained sections, or in one. */
+export type SourceAccess = <T>(run: (root: Node) => Promise<T>) => Promise<T>;
+
+/** What to do about a failure now. */
+export type PolicyOf = (operation: 'read' | 'write') => ErrorPolicy;
+
+interface Piece {
+  readonly start: number;
+  readonly lengthBytes: number;
+  /** Null: zeros. */
+  readonly bytes: Uint8Array | null;
+}
+
+export class MirrorCopy {
+  /** Held while a range is copied. */
+  readonly locks = new RangeLocks();
+  readonly #control: JobControl;
+  readonly #options: MirrorOptions;
+  readonly #bitmap: TrackedBitmap;
+  readonly #policy: PolicyOf;
+  readonly #copies = new Copies(COPIES_AT_ONCE);
+  #doneBytes = 0;
+  /** The most that was reported as what there is to do. */
+  #knownBytes = 0;
+  #inFlightBytes = 0;
+  #failures = 0;
+
+  constructor(scene: {
+    readonly control: JobControl;
+    readonly options: MirrorOptions;
+    readonly bitmap: TrackedBitmap;
+    readonly policy: PolicyOf;
+  }) {
+    this.#control = scene.control;
+    this.#options = scene.options;
+    this.#bitmap = scene.bitmap;
+    this.#policy = scene.policy;
+  }
+
+  get dirtyBytes(): number {
+    return this.#bitmap.content.dirtyBytes;
+  }
+
+  /** Copies that have failed so far; a range counts each time. */
+  get failures(): number {
+    return this.#failures;
+  }
+
+  /** Says how far the job is. */
+  report(): void {
+    const left = this.dirtyBytes + this.#inFlightBytes;
+    this.#knownBytes = Math.max(this.#knownBytes, this.#doneBytes + left);
+    this.#control.progress(this.#doneBytes, this.#doneBytes + left);
+  }
+
+  /** Everything is copied. What there was to do never becomes less, so what is done becomes as much. */
+  reportDone(): void {
+    this.#doneBytes = Math.max(this.#doneBytes, this.#knownBytes);
+    this.report();
+  }
+
+  /**
+   * Once over everything that is dirty, as long as `mayGoOn`; nothing is in flight when it resolves. Errors: of a copy that
+   * ends the job; JobCancelled.
+   */
+  async pass(mayGoOn: () => boolean): Promise<void> {
+    const { view } = this.#options;
+    const source: SourceAccess = (run) => view.withRoot(run);
+    try {
+      for (let at = 0; mayGoOn(); ) {
+        await this.#control.pausePoint();
+        const range = await this.#next(source, at);
+        if (range === null) break;
+        await this.#control.throttle(range.lengthBytes);
+        await this.#copies.begin(() => this.#copy(source, range.start, range.lengthBytes));
+        at = range.start + range.lengthBytes;
+      }
+      await this.#copies.finish();
+    } finally {
+      await this.#copies.settled();
+    }
+    this.report();
+  }
+
+  /** The same, at full speed, in a drained section of the view. */
+  async drainedPass(root: Node): Promise<void> {
+    const source: SourceAccess = (run) => run(root);
+    try {
+      for (let at = 0; ; ) {
+        const range = await this.#next(source, at);
+        if (range === null) break;
+        await this.#copies.begin(() => this.#copy(source, range.start, range.lengthBytes));
+        at = range.start + range.lengthBytes;
+      }
+      await this.#copies.finish();
+    } finally {
+      await this.#copies.settled();
+    }
+    this.report();
+  }
+
+  /** What to copy next, from an offset on: whole granules; null for nothing. */
+  async #next(
+    source: SourceAccess,
+    from: number,
+  ): Promise<{ readonly start: number; readonly lengthBytes: number } | null> {
+    const { content } = this.#bitmap;
+    // What the source has gained is copied when the target has it, too.
+    const found = content.nextDirty(from, this.#options.target.lengthBytes);
+    if (found === null) return null;
+    const { start, lengthBytes } = found;
+    const pieceBytes = copyBytes(this.#control.speed, content.granularityBytes);
+    if (lengthBytes <= pieceBytes) return found;
+    const zeroBytes = await source((root) => zeroRun(root, start, lengthBytes)).catch(() => 0);
+    const zeros = alignDown(Math.min(zeroBytes, MAX_ZERO_BYTES), content.granularityBytes);
+    if (zeros > pieceBytes) return { start, lengthBytes: zeros };
+    return { start, lengthBytes: pieceBytes };
+  }
+
+  async #copy(source: SourceAccess, start: number, lengthBytes: number): Promise<void> {
+    const granuleBytes = alignUp(lengthBytes, this.#bitmap.content.granularityBytes);
+    this.#inFlightBytes += granuleBytes;
+    let operation: 'read' | 'write' = 'read';
+    let release = (): void => undefined;
+    try {
+      const pieces = await source(async (root) => {
+        const lock = await this.locks.acquire({ start, end: start + granuleBytes });
+        release = () => lock.release();
+        return this.#take(root, start, lengthBytes);
+      });
+      operation = 'write';
+      for (const piece of pieces) await this.#write(piece);
+      this.#doneBytes += granuleBytes;
+    } catch (error) {
+      this.#failures++;
+      this.#bitmap.content.mark(start, lengthBytes);
+      const failure = toBlockError(error);
+      const action = this.#control.failed(failure, operation, this.#policy(operation));
+      if (action === 'report') throw failure;
+    } finally {
+      release();
+      this.#inFlightBytes -= granuleBytes;
+      this.report();
+    }
+  }
+
+  /** Takes a range out of the bitmap, and reads it. */
+  async #take(root: Node, start: number, lengthBytes: number): Promise<readonly Piece[]> {
+    root.dirtyBitmaps.clear(this.#bitmap, start, lengthBytes);
+    await root.quiesceChanges();
+    const end = Math.min(start + lengthBytes, root.lengthBytes, this.#options.target.lengthBytes);
+    const pieces: Promise<Piece>[] = [];
+    try {
+      for (let at = start; at < end; ) {
+        const run = await joinedRun(root, at, end);
+        pieces.push(load(root, at, run));
+        at += run.lengthBytes;
+      }
+    } catch (error) {
+      await Promise.allSettled(pieces);
+      throw error;
+    }
+    const loaded = await Promise.allSettled(pieces);
+    return loaded.map((piece) => {
+      if (piece.status === 'rejected') throw piece.reason;
+      return piece.value;
+    });
+  }
+
+  async #write({ start, lengthBytes, bytes }: Piece): Promise<void> {
+    const { target, unmap } = this.#options;
+    const at = guestOffset(start);
+    if (bytes !== null) {
+      await target.write(at, bytes);
+      return;
+    }
+    const isLong = unmap && lengthBytes >= ASKED_ZERO_BYTES;
+    if (isLong && (await zeroRun(target, start, lengthBytes)) >= lengthBytes) return;
+    await target.writeZeroes(at, lengthBytes, { unmap });
+  }
+}
+
+interface Run {
+  readonly lengthBytes: number;
+  readonly zero: boolean;
+}
+
+/** How far all of it reads as zeros from an offset on, as far as the mapping tells; 0 for not at all. */
+const zeroRun = async (node: Node, start: number, lengthBytes: number): Promise<number> => {
+  const end = Math.min(start + lengthBytes, node.lengthBytes);
+  let at = start;
+  while (at < end) {
+    const status = await node.blockStatus(guestOffset(at), end - at);
+    if (!status.zero) break;
+    at += status.lengthBytes;
+  }
+  return at - start;
+};
+
+/** Neighbours of one kind, wherever they lie. */
+const joinedRun = async (root: Node, start: number, end: number): Promise<Run> => {
+  const first = await root.blockStatus(guestOffset(start), end - start);
+  let at = start + first.lengthBytes;
+  while (at < end) {
+    const next = await root.blockStatus(guestOffset(at), end - at);
+    if (next.zero !== first.zero) break;
+    at += next.lengthBytes;
+  }
+  return { lengthBytes: at - start, zero: first.zero };
+};
+
+const load = async (root: Node, start: number, { lengthBytes, zero }: Run): Promise<Piece> => {
+  if (zero) return { start, lengthBytes, bytes: null };
+  const bytes = Buffer.allocUnsafeSlow(lengthBytes);
+  await root.readForCopy(guestOffset(start), bytes);
+  return { start, lengthBytes, bytes: isAllZero(bytes) ? null : bytes };
+};
+
+const copyBytes = (speed: number, granularityBytes: number): number => {
+  const limited = speed === 0 ? COPY_BYTES : Math.min(COPY_BYTES, speed / PIECES_PER_SECOND);
+  return Math.max(granularityBytes, alignDown(limited, granularityBytes));
+};

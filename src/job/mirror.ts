@@ -1,0 +1,273 @@
+/**
+ * Mirror: copies a disk to a target while it is used, keeps the target in step, and, when asked to, lets the view go on
+ * over the target.
+ *
+ * 1  A bitmap begins to record what the guest writes; what the mode names is marked in it (mirror-plan.ts).
+ * 2  What is dirty is copied, round after round (mirror-copy.ts), until little is left; the rest is copied while the guest is
+ *    held for a moment. Both are the same then: the target is flushed, and the job is ready.
+ * 3  Ready, it goes on copying what the guest writes.
+ * 4  At the end the guest is held once more: the rest is copied, both sides are flushed, and the view's root is swapped
+ *    (complete) or not (cancel).
+ *
+ * A guest that writes faster than the target takes keeps 2 from its end, until its copy mode is changed (write-through.ts); in
+ * 4 that is done for it.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { present } from '../base/assert.ts';
+import type { BlockError } from '../base/block-error.ts';
+import { toBlockError } from '../base/block-error.ts';
+import type { TrackedBitmap } from '../block/dirty-tracking.ts';
+import type { Node } from '../block/node.ts';
+import type { ErrorPolicy, JobChange, JobControl, JobWork } from './job.ts';
+import { JobCancelled, JobError } from './job-error.ts';
+import { MirrorCopy } from './mirror-copy.ts';
+import type { CopyMode, MirrorOptions } from './mirror-options.ts';
+import { markInitial } from './mirror-plan.ts';
+import { WriteThrough } from './write-through.ts';
+
+/** As much is copied while the guest is held. */
+const HELD_BYTES = 4 << 20;
+/** Rounds at the end before the guest's writes wait for the target. */
+const PATIENT_ROUNDS = 2;
+/** Between attempts at what has failed and is not to end the job. */
+const RETRY_MS = 100;
+
+export class Mirror implements JobWork {
+  readonly #options: MirrorOptions;
+  #copyMode: CopyMode;
+  #control: JobControl | null = null;
+  #bitmap: TrackedBitmap | null = null;
+  #copy: MirrorCopy | null = null;
+  #writeThrough: WriteThrough | null = null;
+  /** Of a guest's write that did not reach the target. */
+  #failure: BlockError | null = null;
+  /** Nothing can be paused any more. */
+  #isLast = false;
+  /** Something has failed in the last round that is not to end the job. */
+  #hasFailed = false;
+  #pivoted = false;
+  #succeeded = false;
+  /** The target has the size of the source, and is kept so. */
+  readonly #followsSize: boolean;
+
+  constructor(options: MirrorOptions) {
+    this.#options = options;
+    this.#copyMode = options.copyMode;
+    this.#followsSize = options.target.lengthBytes <= options.root.lengthBytes;
+  }
+
+  async run(control: JobControl): Promise<void> {
+    const { root, granularityBytes } = this.#options;
+    this.#control = control;
+    this.#bitmap = await root.dirtyBitmaps.start(granularityBytes);
+    this.#copy = new MirrorCopy({
+      control,
+      options: this.#options,
+      bitmap: this.#bitmap,
+      policy: (operation) => this.#policy(operation),
+    });
+    if (this.#copyMode === 'write-blocking') this.#engage();
+    await markInitial(control, this.#bitmap.content, this.#options);
+    this.#copy.report();
+    await this.#level();
+    this.#copy.reportDone();
+    await control.ready(() => this.#followGuest());
+    await this.#approach();
+  }
+
+  async prepare(): Promise<void> {
+    this.#isLast = true;
+    for (;;) {
+      await this.#approach();
+      if (await this.#heldStill(() => this.#finish())) return;
+    }
+  }
+
+  async clean(): Promise<void> {
+    this.#disengage();
+    try {
+      await this.#keepRemaining();
+    } finally {
+      if (this.#bitmap !== null) this.#options.root.dirtyBitmaps.drop(this.#bitmap);
+      await this.#options.ended({ pivoted: this.#pivoted });
+    }
+  }
+
+  /** Of a mirror from a bitmap, `always`: what was not copied is in the bitmap, and nothing else. */
+  async #keepRemaining(): Promise<void> {
+    const { root, bitmap, bitmapMode } = this.#options;
+    if (bitmap === null) return;
+    bitmap.user = null;
+    const remaining = this.#bitmap;
+    if (this.#succeeded || bitmapMode !== 'always' || remaining === null) return;
+    await root.dirtyBitmaps.clearAll(bitmap);
+    // What the guest has written since is in both.
+    await root.dirtyBitmaps.merge(bitmap, remaining.content);
+  }
+
+  checkComplete(): void {
+    const { root, target } = this.#options;
+    if (target.lengthBytes <= root.lengthBytes) return;
+    const sizes = `${target.lengthBytes} and ${root.lengthBytes} bytes`;
+    throw new JobError(`The target is larger than the disk (${sizes}): it cannot take its place`);
+  }
+
+  change({ copyMode }: JobChange): void {
+    if (copyMode === this.#copyMode) return;
+    if (copyMode === 'background') {
+      throw new JobError(`Change to copy mode '${copyMode}' is not implemented`);
+    }
+    this.#copyMode = copyMode;
+    if (this.#bitmap !== null) this.#engage();
+  }
+
+  info(): { readonly 'actively-synced': boolean } {
+    const isEngaged = this.#writeThrough !== null && this.#control?.isPaused !== true;
+    return { 'actively-synced': isEngaged && this.#copy?.dirtyBytes === 0 };
+  }
+
+  get copyMode(): CopyMode {
+    return this.#copyMode;
+  }
+
+  #state(): { control: JobControl; bitmap: TrackedBitmap; copy: MirrorCopy } {
+    return {
+      control: present(this.#control, 'a mirror that works has its control'),
+      bitmap: present(this.#bitmap, 'a mirror that works records what the guest writes'),
+      copy: present(this.#copy, 'a mirror that works copies'),
+    };
+  }
+
+  /** Until source and target are the same, and the target is flushed. */
+  async #level(): Promise<void> {
+    for (;;) {
+      await this.#rounds(() => true, Number.POSITIVE_INFINITY);
+      if (await this.#heldStill(async () => true)) break;
+    }
+    await this.#flushTarget();
+  }
+
+  /** Rounds until little is left. From `patience` rounds on, the guest's writes wait for the target. */
+  async #rounds(mayGoOn: () => boolean, patience: number): Promise<void> {
+    const { copy } = this.#state();
+    const isMuch = (): boolean => copy.dirtyBytes > HELD_BYTES || this.#hasFailed;
+    for (let round = 0; mayGoOn() && isMuch(); round++) {
+      if (round >= patience) this.#engage();
+      await this.#round(mayGoOn);
+    }
+  }
+
+  async #round(mayGoOn: () => boolean): Promise<void> {
+    const { copy, control } = this.#state();
+    const { view, root, target } = this.#options;
+    if (this.#followsSize && target.lengthBytes !== root.lengthBytes) {
+      await view.drained(() => this.#followSize());
+    }
+    const failures = copy.failures;
+    await copy.pass(() => mayGoOn() && this.#failure === null);
+    if (this.#failure !== null) throw this.#failure;
+    this.#hasFailed = copy.failures > failures;
+    if (this.#hasFailed) await this.#rest(control);
+  }
+
+  async #rest({ signal }: JobControl): Promise<void> {
+    await sleep(RETRY_MS, undefined, { signal }).catch(() => {
+      throw new JobCancelled();
+    });
+  }
+
+  /** While ready: one round, which gives way to the end. */
+  async #followGuest(): Promise<void> {
+    const { control, copy } = this.#state();
+    await this.#round(() => control.completion === null);
+    if (copy.dirtyBytes === 0) copy.reportDone();
+  }
+
+  /** After the decision: as far as it goes beside the guest. */
+  #approach(): Promise<void> {
+    return this.#rounds(() => true, PATIENT_ROUNDS);
+  }
+
+  /** Copies the rest while the guest is held. False when something is left that has failed; else what `then` says. */
+  async #heldStill(then: () => Promise<boolean>): Promise<boolean> {
+    const { control, copy } = this.#state();
+    await control.pausePoint();
+    const failures = copy.failures;
+    const isDone = await this.#options.view.drained(async () => {
+      await this.#followSize();
+      await copy.drainedPass(this.#options.root);
+      if (this.#failure !== null) throw this.#failure;
+      return copy.dirtyBytes === 0 && (await then());
+    });
+    this.#hasFailed = copy.failures > failures;
+    return isDone;
+  }
+
+  async #finish(): Promise<boolean> {
+    const { root, bitmap, bitmapMode, pivot } = this.#options;
+    const { control } = this.#state();
+    await root.flush();
+    await this.#flushTarget();
+    if (bitmap !== null && bitmapMode !== 'never') await root.dirtyBitmaps.clearAll(bitmap);
+    if (control.completion === 'complete') {
+      this.#disengage();
+      await pivot();
+      this.#pivoted = true;
+    }
+    this.#succeeded = true;
+    return true;
+  }
+
+  // What a failed flush has lost nobody knows: it is never tried again.
+  async #flushTarget(): Promise<void> {
+    const { control } = this.#state();
+    try {
+      await this.#options.target.flush();
+    } catch (error) {
+      const failure = toBlockError(error);
+      control.failed(failure, 'write', 'report');
+      throw failure;
+    }
+  }
+
+  /** Drained. */
+  async #followSize(): Promise<void> {
+    const { root, target } = this.#options;
+    if (this.#followsSize && target.lengthBytes !== root.lengthBytes) {
+      await target.resize(root.lengthBytes);
+    }
+  }
+
+  #policy(operation: 'read' | 'write'): ErrorPolicy {
+    const { onSourceError, onTargetError } = this.#options;
+    const policy = operation === 'read' ? onSourceError : onTargetError;
+    return this.#isLast && policy !== 'ignore' ? 'report' : policy;
+  }
+
+  #engage(): void {
+    const { root, target, unmap } = this.#options;
+    const { control, bitmap, copy } = this.#state();
+    if (this.#writeThrough !== null) return;
+    this.#copyMode = 'write-blocking';
+    root.dirtyBitmaps.markedByJob(bitmap);
+    this.#writeThrough = new WriteThrough({
+      target,
+      bitmap: bitmap.content,
+      locks: copy.locks,
+      unmap,
+      isActive: () => this.#failure === null && !control.isPaused && !control.isCancelled,
+      failed: (error) => {
+        const action = control.failed(error, 'write', this.#policy('write'));
+        if (action === 'report') this.#failure ??= error;
+      },
+    });
+    root.interposers.push(this.#writeThrough);
+  }
+
+  #disengage(): void {
+    const { interposers }: Node = this.#options.root;
+    const index = this.#writeThrough === null ? -1 : interposers.indexOf(this.#writeThrough);
+    if (index >= 0) interposers.splice(index, 1);
+    this.#writeThrough = null;
+  }
+}
