@@ -234,6 +234,17 @@ export class DirtyTracking {
     }
   }
 
+  /** What it holds is that of another from now on, in one turn. One that an image keeps is held before. */
+  replaceContent(bitmap: TrackedBitmap, content: DirtyBitmap): void {
+    this.clear(bitmap, 0, bitmap.content.lengthBytes);
+    bitmap.content.merge(content);
+  }
+
+  /** Whoever writes beside the node begins anew, in units that fit the bitmaps that are left. */
+  async repage(): Promise<void> {
+    await Promise.all([...this.listeners].map((listener) => listener()));
+  }
+
   /** A range is about to be written. */
   mark(start: number, lengthBytes: number): void {
     for (const bitmap of this.#marked) bitmap.mark(start, lengthBytes);
@@ -265,7 +276,7 @@ export class DirtyTracking {
 
   // Who began before writes as before: it is waited for.
   async #begun(): Promise<void> {
-    await Promise.all([...this.listeners].map((listener) => listener()));
+    await this.repage();
     await this.#node.quiesce();
   }
 

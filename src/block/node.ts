@@ -293,8 +293,11 @@ export class Node {
     if (!Number.isSafeInteger(lengthBytes) || lengthBytes < 0) {
       throw this.#outOfRange('resize', lengthBytes, 0, MAX_OFFSET);
     }
+    const resize = driver.resize.bind(driver, lengthBytes);
+    const lost = driver.lengthBytes - lengthBytes;
+    const change = { offset: guestOffset(lengthBytes), lengthBytes: lost, bytes: null };
     try {
-      await driver.resize(lengthBytes);
+      await (lost > 0 ? interposed(this.interposers, change, resize) : resize());
       this.dirtyBitmaps.resize(driver.lengthBytes);
     } catch (error) {
       throw this.#inContext(error, 'resize', guestOffset(0));

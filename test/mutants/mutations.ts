@@ -18,6 +18,11 @@ const POWER_CUT = ['test/crash/power-cut.test.js'];
 const SIGKILL = ['test/crash/sigkill.test.js'];
 const HISTORIES = ['test/reference/qcow2-concurrency.test.js'];
 const CONCURRENCY = ['test/conformance/qcow2-concurrency.test.js', ...HISTORIES, ...SIGKILL];
+const BACKUP = [
+  'test/unit/block/copy-before-write.test.js',
+  'test/reference/backup.test.js',
+  'test/reference/backup-workers.test.js',
+];
 const SUBCLUSTERS = ['test/qemu/subclusters.test.js', ...HISTORIES];
 
 export const MUTATIONS: readonly Mutation[] = [
@@ -157,5 +162,40 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'await request.readGuest(guestOffset(start), buffer.subarray(0, inside));',
     replace: '',
     tests: SUBCLUSTERS,
+  },
+  {
+    step: 'a write waits until what it changes was copied',
+    file: 'src/block/copy-before-write.js',
+    find: 'await this.#admitted(offset, Math.min(offset + lengthBytes, this.#left.lengthBytes));',
+    replace: '',
+    tests: BACKUP,
+  },
+  {
+    step: 'a write waits for a copy that is in flight',
+    file: 'src/block/copy-before-write.js',
+    find: 'const waits = this.#flightsIn(start, end).map((f) => f.ended);',
+    replace: 'const waits = []; if (this.#left.nextDirty(start, end) === null) return;',
+    tests: BACKUP,
+  },
+  {
+    step: 'pages have no write permission before their blocks are done',
+    file: 'src/block/copy-before-write.js',
+    find: 'await node.dirtyBitmaps.add(this.#done);',
+    replace: '',
+    tests: BACKUP,
+  },
+  {
+    step: 'blocks whose copy failed are left again',
+    file: 'src/block/copy-before-write.js',
+    find: 'this.#left.mark(start, lengthBytes);',
+    replace: '',
+    tests: BACKUP,
+  },
+  {
+    step: 'a bitmap keeps what was written during a backup that succeeds',
+    file: 'src/job/frozen-bitmap.js',
+    find: 'this.#root.dirtyBitmaps.replaceContent(this.#bitmap, this.#successor.content);',
+    replace: 'this.#root.dirtyBitmaps.clear(this.#bitmap, 0, this.content.lengthBytes);',
+    tests: BACKUP,
   },
 ];

@@ -7,10 +7,11 @@ import { defineQmp, flag, integer, optional, type QmpCommand, text } from '../sc
 const NO_THROTTLING = { bps: 0, bps_rd: 0, bps_wr: 0, iops: 0, iops_rd: 0, iops_wr: 0 };
 const CACHE = { writeback: true, direct: false, 'no-flush': false };
 
-/** A list of QEMU's BlockDirtyInfo, where there are any; those that only a job knows have no name. */
+/** A list of QEMU's BlockDirtyInfo, where there are any; what only a job knows is left out. */
 const bitmapsOf = ({ dirtyBitmaps }: Node): object => {
-  const infos = [...dirtyBitmaps.bitmaps].map((bitmap) => ({
-    ...(bitmap.name === null ? {} : { name: bitmap.name }),
+  const named = [...dirtyBitmaps.bitmaps].filter(({ name }) => name !== null);
+  const infos = named.map((bitmap) => ({
+    name: bitmap.name,
     count: bitmap.content.dirtyBytes,
     granularity: bitmap.content.granularityBytes,
     recording: bitmap.recording,
