@@ -193,7 +193,9 @@ export class Zeroes {
 
   /** Some subclusters of a cluster; its place goes with the last that holds data. */
   #zeroSubclusters({ old, kind, start, mask }: ClusterPart, mode: ZeroMode): L2Entry {
-    const hasBelow = start < this.#state.backingBytes;
+    const { clusterBytes, backingBytes } = this.#state;
+    // Of the cluster: its other subclusters may hide what the backing holds, where these lie past its end.
+    const hasBelow = alignDown(start, clusterBytes) < backingBytes;
     const allocated = (old.allocated & ~mask) >>> 0;
     const zeroes = (old.zeroes | mask) >>> 0;
     if (hasPlace(kind) && (allocated !== 0 || mode === 'keep'))

@@ -7,11 +7,10 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { type Random, seededRandom } from '../../src/base/random.ts';
-import { guestOffset } from '../../src/base/units.ts';
-import type { Node } from '../../src/block/node.ts';
 import { splitOptions } from '../../src/image/create-options.ts';
 import { keyOf, makeLuksImage, qemuKeyOptions } from '../support/encrypted.ts';
 import { GuestHistory } from '../support/guest-history.ts';
+import { guestStep } from '../support/guest-steps.ts';
 import { imageAfterCut } from '../support/power-cut.ts';
 import { qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { FileLog, recordingFile } from '../support/recording-file.ts';
@@ -125,29 +124,6 @@ const makeOverlay = async (image: string, backing: string, c: Case): Promise<voi
   const below = ['-b', backing, '-F', 'raw'];
   const options = ['-q', '-f', 'qcow2', '-o', c.options];
   await qemuImg(['create', ...options, ...below, image, String(c.sizeBytes)]);
-};
-
-const guestStep = async (
-  node: Node,
-  random: Random,
-  history: GuestHistory,
-  log: FileLog,
-): Promise<void> => {
-  const length = 1 + random.below(random.below(3) === 0 ? 12_000 : 1500);
-  const offset = random.below(node.lengthBytes - length);
-  const kind = random.below(10);
-  const bytes = new Uint8Array(length);
-  if (kind < 7) random.fill(bytes);
-  const write = { offset, bytes, begun: log.events, answered: Number.POSITIVE_INFINITY };
-  history.writes.push(write);
-  if (kind < 7) await node.write(guestOffset(offset), bytes);
-  else if (kind < 9) await node.discard(guestOffset(offset), length);
-  else await node.writeZeroes(guestOffset(offset), length, { unmap: false });
-  write.answered = log.events;
-  if (random.below(8) > 0) return;
-  const begun = log.events;
-  await node.flush();
-  history.flushes.push({ begun, answered: log.events });
 };
 
 /** How QEMU opens an image of a case. */

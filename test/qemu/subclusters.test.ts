@@ -1,6 +1,6 @@
 /** What images with extended L2 entries are for: space and copies by the subcluster. QEMU says what is where. */
 import assert from 'node:assert/strict';
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFile, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { guestOffset } from '../../src/base/units.ts';
@@ -229,4 +229,21 @@ test('what a resize cut off inside of a cluster does not come back, nor what lie
   await o.node.resize(DISK_BYTES);
   await finished(o);
   assert.deepEqual(await content(o.path), new Uint8Array(DISK_BYTES).fill(1, 0, cut));
+});
+
+test('zeroing past the end of the backing image keeps what the same cluster hides before it', async (t) => {
+  const { graph, node, path } = await opened(t, [], async (image) => {
+    // It ends inside of the first cluster.
+    await truncate(join(image, '..', 'base.raw'), 10 * SUB);
+  });
+  for (const past of [12, 20]) {
+    for (const mode of ['zero', 'discard'] as const) {
+      await node.writeZeroes(guestOffset(3 * SUB), 4 * SUB, { unmap: true });
+      if (mode === 'discard') await node.discard(guestOffset(past * SUB), 3 * SUB);
+      else await node.writeZeroes(guestOffset(past * SUB), 3 * SUB, { unmap: true });
+    }
+  }
+  await finished({ graph, node, path });
+  const expected = new Uint8Array(DISK_BYTES).fill(BASE, 0, 10 * SUB).fill(0, 3 * SUB, 7 * SUB);
+  assert.equal(Buffer.compare(await content(path), expected), 0);
 });

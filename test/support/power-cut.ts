@@ -33,6 +33,65 @@ export const imageAfterCut = (
   return image;
 };
 
+export interface RecordedFile {
+  /** Before the log began. */
+  readonly start: Uint8Array;
+  readonly log: FileLog;
+}
+
+/**
+ * What files were after each change of one of them, had all before it reached the disk in their order: every prefix of the
+ * log. The bytes are valid until the next is asked for.
+ */
+export function* prefixesOf(
+  files: readonly RecordedFile[],
+): Generator<{ readonly events: number; readonly images: readonly Uint8Array[] }> {
+  const images = files.map(({ start }) => new GrowingImage(start));
+  const changes = files.flatMap(({ log }, i) =>
+    log.changes.map((c) => ({ ...c, image: images[i] })),
+  );
+  for (const { change, begun, image } of changes.sort((a, b) => a.begun - b.begun)) {
+    image?.apply(change);
+    yield { events: begun + 1, images: images.map(({ bytes }) => bytes) };
+  }
+}
+
+/** Changed in place, so that a long log costs no copy of the file for each change. */
+class GrowingImage {
+  #buffer: Uint8Array;
+  #lengthBytes: number;
+
+  constructor(start: Uint8Array) {
+    this.#buffer = Uint8Array.from(start);
+    this.#lengthBytes = start.length;
+  }
+
+  get bytes(): Uint8Array {
+    return this.#buffer.subarray(0, this.#lengthBytes);
+  }
+
+  apply(change: Change): void {
+    if (change.kind === 'resize') {
+      this.#buffer.fill(0, change.lengthBytes);
+      this.#lengthBytes = change.lengthBytes;
+      this.#reserve();
+      return;
+    }
+    const length = change.kind === 'write' ? change.bytes.length : change.lengthBytes;
+    this.#lengthBytes = Math.max(this.#lengthBytes, change.offset + length);
+    this.#reserve();
+    if (change.kind === 'write') this.#buffer.set(change.bytes, change.offset);
+    else this.#buffer.fill(0, change.offset, change.offset + length);
+  }
+
+  #reserve(): void {
+    if (this.#lengthBytes <= this.#buffer.length) return;
+    const larger = new Uint8Array(2 * this.#lengthBytes);
+    larger.set(this.#buffer);
+    this.#buffer = larger;
+  }
+}
+
 export const isDurable = (c: LoggedChange, log: FileLog, events: number): boolean =>
   log.flushes.some((f) => f.ended < events && c.ended < f.begun);
 
