@@ -4,9 +4,9 @@ import { randomBytes } from 'node:crypto';
 import { access, readFile, stat, truncate, writeFile } from 'node:fs/promises';
 import { describe, test } from 'node:test';
 import { guestOf, readAddCow, writeAddCow } from '../support/add-cow-file.ts';
+import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { assertSameContent, qemuImg } from '../support/qemu-img.ts';
 import { suiteDirectory } from '../support/scratch.ts';
-import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 
 const MIB = 1 << 20;
 

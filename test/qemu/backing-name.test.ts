@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import { describe, test } from 'node:test';
+import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { assertClean, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
 import { scratchDirectory, suiteDirectory } from '../support/scratch.ts';
-import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 
 describe('names of backing files', () => {
   const scratch = suiteDirectory();

@@ -4,11 +4,11 @@ import { copyFile, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { guestOffset } from '../../src/base/units.ts';
+import { vdiskfs } from '../support/loaded-vdiskfs.ts';
 import { dirtyRanges, listedBitmaps } from '../support/qemu-bitmaps.ts';
 import { assertClean, assertSameContent, qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
-import { vdiskfs } from '../support/vdiskfs.ts';
 
 /** Two bitmaps of other granularities, with different bits; one that records no more. */
 const makeImage = async (directory: string): Promise<string> => {

@@ -4,10 +4,11 @@ import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import { type Random, seededRandom } from '../../src/base/random.ts';
 import { IMAGE_MATRIX } from '../support/images.ts';
+import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import { suiteDirectory } from '../support/scratch.ts';
-import { PROGRAM, run, vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
+import { PROGRAM, run } from '../support/vdiskfs.ts';
 
 const OFFSET_MASK = 0x00ff_ffff_ffff_fe00n;
 const ANY_RESULT = [0, 1, 2, 3];

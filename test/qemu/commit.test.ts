@@ -4,6 +4,7 @@ import { copyFile, mkdir, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { guestOffset } from '../../src/base/units.ts';
+import { vdiskfs } from '../support/loaded-vdiskfs.ts';
 import {
   assertClean,
   assertSameContent,
@@ -14,7 +15,6 @@ import {
 } from '../support/qemu-img.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
-import { vdiskfs } from '../support/vdiskfs.ts';
 
 const FILES = ['base', 'mid', 'top'];
 

@@ -2,9 +2,10 @@ import assert from 'node:assert/strict';
 import { copyFile } from 'node:fs/promises';
 import { describe, test } from 'node:test';
 import { IMAGE_MATRIX } from '../support/images.ts';
+import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { suiteDirectory } from '../support/scratch.ts';
-import { run, vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
+import { run } from '../support/vdiskfs.ts';
 
 describe('compare', () => {
   const scratch = suiteDirectory();

@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { describe, test } from 'node:test';
 import { IMAGE_MATRIX } from '../support/images.ts';
+import { vdiskfs } from '../support/loaded-vdiskfs.ts';
 import {
   assertClean,
   assertSameContent,
@@ -11,7 +12,6 @@ import {
   qemuIo,
 } from '../support/qemu-img.ts';
 import { suiteDirectory } from '../support/scratch.ts';
-import { vdiskfs } from '../support/vdiskfs.ts';
 
 const succeed = async (args: readonly string[]): Promise<void> => {
   const done = await vdiskfs(args, { timeoutMs: 60_000 });

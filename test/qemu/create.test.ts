@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { readFile, stat } from 'node:fs/promises';
 import { describe, test } from 'node:test';
+import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { assertClean, qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
 import { suiteDirectory } from '../support/scratch.ts';
-import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 
 const CLUSTER_BYTES = [512, 4096, 65536, 2097152];
 const CASES: readonly (readonly [options: string, size: string])[] = [

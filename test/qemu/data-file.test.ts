@@ -5,10 +5,11 @@ import { describe, test } from 'node:test';
 import { BlockError } from '../../src/base/block-error.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
+import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { assertClean, qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
 import { type Cleanup, scratchDirectory, suiteDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
-import { run, vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
+import { run } from '../support/vdiskfs.ts';
 
 const MIB = 1 << 20;
 

@@ -15,11 +15,11 @@ import {
   qemuKeyOptions,
   writeKey,
 } from '../support/encrypted.ts';
+import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import { suiteDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
-import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 
 const LUKS = 'encrypt.format=luks,encrypt.key-secret=key';
 const WRITES = ['write -P 0x11 0 4k', 'write -P 0x22 70000 100000', 'write -z 1M 300k'];

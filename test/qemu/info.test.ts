@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import { dirname } from 'node:path';
 import { describe, test } from 'node:test';
 import { IMAGE_MATRIX } from '../support/images.ts';
+import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { qemuImg, qemuImgJson } from '../support/qemu-img.ts';
 import { scratchDirectory, suiteDirectory } from '../support/scratch.ts';
-import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 
 describe('info', () => {
   const scratch = suiteDirectory();

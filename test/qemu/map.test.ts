@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { IMAGE_MATRIX } from '../support/images.ts';
+import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { qemuImgJson } from '../support/qemu-img.ts';
 import { suiteDirectory } from '../support/scratch.ts';
-import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 
 describe('map', () => {
   const scratch = suiteDirectory();

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { copyFile, writeFile } from 'node:fs/promises';
 import { describe, test } from 'node:test';
+import { vdiskfs } from '../support/loaded-vdiskfs.ts';
 import {
   assertClean,
   assertSameContent,
@@ -10,7 +11,6 @@ import {
   qemuIo,
 } from '../support/qemu-img.ts';
 import { suiteDirectory } from '../support/scratch.ts';
-import { vdiskfs } from '../support/vdiskfs.ts';
 
 describe('rebase', () => {
   const scratch = suiteDirectory();

@@ -10,11 +10,11 @@ import {
   deleteSnapshot,
   listSnapshots,
 } from '../../src/image/snapshot.ts';
+import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { assertClean, qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import { suiteDirectory } from '../support/scratch.ts';
 import { context, type SnapshotCase, SnapshotSteps } from '../support/snapshot-steps.ts';
-import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 
 const STEPS = countOf(8);
 

@@ -9,6 +9,11 @@ export interface Finished {
   readonly stderr: string;
 }
 
+export interface RunOptions {
+  readonly cwd?: string;
+  readonly timeoutMs?: number;
+}
+
 /** The built entry point, for tests that start it in ways of their own. */
 export const PROGRAM = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 
@@ -16,7 +21,7 @@ export const PROGRAM = fileURLToPath(new URL('../../src/cli/main.js', import.met
 export const run = (
   program: string,
   args: readonly string[],
-  options: { readonly cwd?: string; readonly timeoutMs?: number } = {},
+  options: RunOptions = {},
 ): Promise<Finished> =>
   new Promise((resolve, reject) => {
     const child = spawn(program, args, {
@@ -36,17 +41,21 @@ export const run = (
     });
   });
 
-export const vdiskfs = (
-  args: readonly string[],
-  options: { readonly cwd?: string; readonly timeoutMs?: number } = {},
-): Promise<Finished> => run(process.execPath, [PROGRAM, ...args], options);
+export const vdiskfs = (args: readonly string[], options: RunOptions = {}): Promise<Finished> =>
+  run(process.execPath, [PROGRAM, ...args], options);
 
 /** As `vdiskfs … --json`, parsed. Throws with stderr when it does not exit 0 (or one of `accept`). */
 export const vdiskfsJson = async (
   args: readonly string[],
   accept: readonly number[] = [0],
-): Promise<unknown> => {
-  const done = await vdiskfs([...args, '--json']);
+): Promise<unknown> => documentOf(args, await vdiskfs([...args, '--json']), accept);
+
+/** The JSON that a command has printed. Throws with stderr when it did not exit with one of `accept`. */
+export const documentOf = (
+  args: readonly string[],
+  done: Finished,
+  accept: readonly number[],
+): unknown => {
   if (done.status === null || !accept.includes(done.status)) {
     throw new Error(
       `vdiskfs ${args.join(' ')} exited ${done.status ?? done.signal}: ${done.stderr}`,
