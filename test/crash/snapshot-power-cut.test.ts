@@ -14,7 +14,7 @@ import type { SnapshotDescription } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
 import { openFile } from '../../src/image/open.ts';
 import { GuestHistory } from '../support/guest-history.ts';
-import { imageAfterCut, type Survivors } from '../support/power-cut.ts';
+import { imageAfterCut, prefixesOf, type Survivors } from '../support/power-cut.ts';
 import { qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
 import { FileLog, recordingFile } from '../support/recording-file.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
@@ -82,18 +82,18 @@ class Workload {
   }
 
   async run(): Promise<void> {
-    await this.#writes(5);
+    await this.#writes(9);
     await this.#snapshot('create', 'a');
-    await this.#writes(4);
+    await this.#writes(8);
     await this.#snapshot('create', 'b');
-    await this.#writes(4);
+    await this.#writes(8);
     await this.#snapshot('delete', 'a');
-    await this.#writes(3);
+    await this.#writes(7);
     await this.#snapshot('apply', 'b');
-    await this.#writes(3);
+    await this.#writes(7);
     await this.#snapshot('create', 'c');
     await this.#snapshot('delete', 'b');
-    await this.#writes(2);
+    await this.#writes(5);
     await this.#snapshot('delete', 'c');
   }
 
@@ -229,8 +229,12 @@ for (const c of CASES) {
     await graph.close(node);
     await qemuImg(['check', '-q', path]);
     const cutPath = join(directory, 'cut.qcow2');
-    const checkCut = async (cut: number, survivors: Survivors, isThorough: boolean) => {
-      await writeFile(cutPath, imageAfterCut(start, log, cut, survivors));
+    const checkCut = async (
+      image: Uint8Array,
+      { cut, what }: { readonly cut: number; readonly what: string },
+      isThorough: boolean,
+    ) => {
+      await writeFile(cutPath, image);
       try {
         checkContent(await shownByUs(cutPath), work, cut);
         if (!isThorough) return;
@@ -239,23 +243,32 @@ for (const c of CASES) {
         await checkRepair(cutPath, c.version, cut % 2 === 0);
         assert.ok(same(await contentOf(cutPath), shown.active), 'a repair changes no content');
       } catch (error) {
-        const what = typeof survivors === 'string' ? survivors : 'a part';
         const message = `seed ${SEED}: cut after event ${cut} of ${log.events}, ${what} of what was not synced`;
         throw new Error(
           `${message}: ${error instanceof Error ? (error.stack ?? '') : String(error)}`,
         );
       }
     };
+    // Every prefix: all of it in the order in which it was written.
+    let index = 0;
+    for (const { images, events } of prefixesOf([{ start, log }])) {
+      const isThorough = index++ % 25 === 0 || countOf(1) > 1;
+      await checkCut(images[0] ?? start, { cut: events, what: 'all' }, isThorough);
+    }
     const inside = log.flushes.filter((f) =>
       work.changes.some((change) => change.begun <= f.begun && f.begun < change.answered),
     );
+    const checkAny = async (cut: number, survivors: Survivors, isThorough: boolean) => {
+      const what = typeof survivors === 'string' ? survivors : 'a part';
+      await checkCut(imageAfterCut(start, log, cut, survivors), { cut, what }, isThorough);
+    };
     // Where a flush begins, most is open: nothing of it may be needed yet.
-    for (let i = 0; i < LOOKS; i++) await checkCut(random.pick(inside).begun + 1, random, false);
+    for (let i = 0; i < LOOKS; i++) await checkAny(random.pick(inside).begun + 1, random, false);
     for (let i = 0; i < CUTS; i++) {
       const during = random.pick(work.changes);
       const cut = during.begun + random.below(during.answered - during.begun + 2);
       const survivors = random.pick<Survivors>(['all', 'none', random, random]);
-      await checkCut(i % 2 === 0 ? cut : random.pick(inside).begun + 1, survivors, true);
+      await checkAny(i % 2 === 0 ? cut : random.pick(inside).begun + 1, survivors, true);
     }
     t.diagnostic(
       `${log.changes.length} writes, ${log.flushes.length} flushes, ${LOOKS + CUTS} cuts`,
