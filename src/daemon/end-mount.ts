@@ -44,14 +44,15 @@ export const endMount = async (
 };
 
 const unmount = async (mountpoint: string, lazy: boolean): Promise<void> => {
-  for (let waitedMs = 0; ; waitedMs += POLL_MS) {
+  const end = performance.now() + BUSY_PATIENCE_MS;
+  for (;;) {
     try {
       await unmountFuse(mountpoint, { lazy });
       return;
     } catch (error) {
       const failure = toBlockError(error);
       if (failure.kind !== 'busy') throw failure;
-      if (waitedMs < BUSY_PATIENCE_MS) {
+      if (performance.now() < end) {
         await sleep(POLL_MS);
         continue;
       }

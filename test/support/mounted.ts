@@ -2,8 +2,9 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { vdiskfs } from './loaded-vdiskfs.ts';
 import type { Cleanup } from './scratch.ts';
-import { type Finished, PROGRAM, run, vdiskfs } from './vdiskfs.ts';
+import { type Finished, PROGRAM, run } from './vdiskfs.ts';
 
 const READY_MS = 60_000;
 const END_MS = 15_000;

@@ -2,9 +2,9 @@
 import assert from 'node:assert/strict';
 import { copyFile, mkdir, open, readFile } from 'node:fs/promises';
 import { test } from 'node:test';
+import { type Place, placeOf, KERNEL as subject } from '../mount/suite/subject.ts';
 import { assertClean, qemuImg } from '../support/qemu-img.ts';
 import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
-import { type Place, placeOf, KERNEL as subject } from './suite/subject.ts';
 
 const MAX_IDLE_PSS_KIB = 150 << 10;
 /** Twice what is promised (0.5 s and 2 s, on an idle machine): this one may be busy. */
