@@ -38,11 +38,30 @@ export interface KernelPages {
   readonly invalidate: ((nodeId: number) => Promise<void>) | null;
 }
 
+/** Takes views away from guests and gives them back, so that another host can use their images meanwhile. */
+export interface ViewHolding {
+  /** What stands in the way of `hold` now, for people; null for nothing. */
+  refusal(nodeId: number): string | null;
+  /**
+   * Holds what guests ask of a view's content, and drops what the kernel keeps of it; other requests are served. What
+   * has begun may still be in flight. After an fsync by the caller. Errors: EBUSY when the pages cannot be dropped; nothing
+   * is held then.
+   */
+  hold(nodeId: number): Promise<void>;
+  /**
+   * What was held goes on, once the view's `isHeld` is false. `fresh`: the content is another one; writes that the kernel
+   * had taken for done before they came here fail with EIO, and what it keeps is dropped before this resolves.
+   */
+  letGo(nodeId: number, options: { readonly fresh: boolean }): Promise<void>;
+}
+
 export interface Backend {
   readonly name: 'kernel' | 'fuse-native';
   /** Resolves when the mount is gone and no request is in flight any more. */
   readonly ended: Promise<void>;
   readonly pages: KernelPages;
+  /** Null: the backend cannot. */
+  readonly holding: ViewHolding | null;
   /**
    * Takes nothing up any more: what comes is left to the engine that takes over. Resolves when nothing is in flight, or
    * after a while. Only where the kernel repeats requests.

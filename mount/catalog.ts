@@ -12,7 +12,8 @@ import type { Node } from '../src/block/node.ts';
 import { type OpenGate, openGate, placesBeside } from '../src/block/open-gate.ts';
 import { isUrl } from '../src/block/remote-url.ts';
 import type { View } from '../src/block/view.ts';
-import type { KernelPages } from './backend.ts';
+import type { KernelPages, ViewHolding } from './backend.ts';
+import { type Activity, alwaysActive } from './catalog/activity.ts';
 import { remoteRootAttributes, rootAttributesOf } from './catalog/attributes.ts';
 import {
   blockedError,
@@ -21,6 +22,7 @@ import {
   type ViewStatus,
 } from './catalog/catalog-options.ts';
 import { type CatalogEntry, EntryTable } from './catalog/entry-table.ts';
+import type { HandOverScene } from './catalog/hand-over.ts';
 import { statHostFile } from './catalog/host-file.ts';
 import type { EntryContext, ImageEntry } from './catalog/image-entry.ts';
 import { Inspector } from './catalog/inspection.ts';
@@ -93,6 +95,8 @@ export class Catalog implements Directory {
   readonly #watch: SourceWatch;
   readonly #table = new EntryTable();
   readonly #nameListeners = new Set<(name: string) => void>();
+  readonly #lostListeners = new Set<(nodeId: number) => void>();
+  readonly #activity: Activity;
   /** Closings that a release or a scan began; `close` waits for them. */
   readonly #background = new Set<Promise<void>>();
   readonly #idleTimer: NodeJS.Timeout;
@@ -106,6 +110,7 @@ export class Catalog implements Directory {
     this.#options = options;
     this.#sources = sources;
     this.#inspector = new Inspector({ ...options, answered: () => this.#rescanSoon() });
+    this.#activity = options.activity ?? alwaysActive();
     this.#context = this.#createContext();
     this.#watch = new SourceWatch({
       sources,
@@ -193,6 +198,10 @@ export class Catalog implements Directory {
     this.#nameListeners.add(listener);
   }
 
+  onLost(listener: (nodeId: number) => void): void {
+    this.#lostListeners.add(listener);
+  }
+
   async status(): Promise<CatalogStatus> {
     const views = await mapBounded(this.#table.listed, PARALLEL_LOOKS, statusOf);
     return { views, ignored: this.#ignored };
@@ -215,6 +224,17 @@ export class Catalog implements Directory {
         await this.rescan();
       },
     };
+  }
+
+  /** Of the view of an image, for handing it over; null for another view. */
+  handOverScene(
+    view: View,
+    backend: { readonly pages: KernelPages; readonly holding: ViewHolding },
+  ): HandOverScene | null {
+    const scene = this.snapshotScene(view, backend.pages);
+    if (scene === null) return null;
+    const { image, pages, views: snapshots, rescan } = scene;
+    return { image, pages, holding: backend.holding, activity: this.#activity, snapshots, rescan };
   }
 
   /** What is shown, with the image file of each view. */
@@ -246,7 +266,7 @@ export class Catalog implements Directory {
     if (source === undefined || second !== undefined || source.isDirectory) return;
     const [entry] = this.#table.listed;
     if (entry !== undefined) {
-      await entry.view.open();
+      if (!entry.view.isHeld) await entry.view.open();
       return;
     }
     const message = this.#ignored[0]?.reason ?? 'it is not there';
@@ -315,6 +335,11 @@ export class Catalog implements Directory {
   async #adopt(result: ScanResult): Promise<void> {
     this.#knownIgnored = new Map(result.ignoredHosts.map((i) => [i.host.stamp, i.reason]));
     const lost = this.#table.replace(result.entries);
+    for (const { view, nodeId } of lost) {
+      if (!view.isHeld) continue;
+      view.letGo();
+      for (const listener of this.#lostListeners) listener(nodeId);
+    }
     const surplus = this.#table.surplus();
     for (const entry of surplus) entry.known = false;
     for (const entry of [...lost, ...surplus]) {
@@ -364,6 +389,7 @@ export class Catalog implements Directory {
       refusal: (nodeId, path) =>
         blocked.nodeIds.has(nodeId) || blocked.paths.has(path) ? blockedError(path) : null,
       begin,
+      activity: this.#activity,
       inspect: async (candidate, patient) => {
         const inspection = await this.#inspector.inspect(candidate, { format, patient });
         return 'ignored' in inspection ? null : inspection;
@@ -438,6 +464,7 @@ const statusOf = async (entry: CatalogEntry): Promise<ViewStatus> => {
     readOnlyReason: entry.readOnlyReason,
     error: (('refusal' in entry ? entry.refusal : null) ?? entry.error)?.toWire() ?? null,
     open: entry.isOpen,
+    active: !('image' in entry ? entry.image : entry).isInactive,
     handles: entry.handles,
     metadataBytes: metadataBytesOf(entry.view.root),
   };

@@ -60,6 +60,8 @@ export interface Directory {
   space(): Promise<{ totalBytes: number; freeBytes: number; availableBytes: number }>;
   /** A name has gone, or stands for another file now: kernels must drop what they know under it. */
   onNameChanged(listener: (name: string) => void): void;
+  /** A view that was held has lost its name, and what waits for it is to be told so. */
+  onLost(listener: (nodeId: number) => void): void;
   /** Flushes and closes every view. Errors are logged, the first is thrown at the end. */
   close(): Promise<void>;
 }

@@ -65,6 +65,7 @@ export const extendedAttributesOf = (image: {
   readonly allocatedBytes: number;
   readonly inspection: Inspection;
   readonly jobs: readonly object[];
+  readonly active: boolean;
 }): ReadonlyMap<string, string> => {
   const { description, driver, chain } = image.inspection;
   const values = new Map<string, string>();
@@ -77,5 +78,6 @@ export const extendedAttributesOf = (image: {
   if (backing !== undefined) set('backing', backing);
   set('dirty', String(description?.dirty ?? false));
   set('jobs', JSON.stringify(image.jobs));
+  set('active', String(image.active));
   return values;
 };

@@ -7,6 +7,7 @@ import type { OpenGate } from '../../src/block/open-gate.ts';
 import type { DriverRegistry } from '../../src/block/registry.ts';
 import type { RemoteCredential } from '../../src/block/remote-access.ts';
 import type { DetectZeroes, View } from '../../src/block/view.ts';
+import type { Activity } from './activity.ts';
 import type { IgnoredFile } from './listing.ts';
 
 /** In front of a key for `nodeIds`: from now on the key stands for a new id, also for engines that come later. */
@@ -49,6 +50,8 @@ export interface CatalogOptions {
     readonly nodeIds: ReadonlySet<number>;
     readonly paths: ReadonlySet<string>;
   };
+  /** Which images are inactive; all are active when not given. */
+  readonly activity?: Activity;
   /** Records what is being done with an image, in an engine that is careful; call what it returns when that has ended. */
   readonly begin: (task: {
     readonly id: string;
@@ -83,6 +86,8 @@ export interface ViewStatus {
   readonly error: BlockErrorWire | null;
   /** The chain is open. */
   readonly open: boolean;
+  /** False while another host may use the image. */
+  readonly active: boolean;
   /** Open handles of the mount. */
   readonly handles: number;
   /** Mapping metadata of the chain in the engine's memory. */

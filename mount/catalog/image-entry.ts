@@ -4,7 +4,7 @@
  * Whether it may be written is settled (`settle`) only while no handle is open and nobody has pinned the view, so a guest or a
  * job never sees it change; a change that comes meanwhile waits for the last release.
  */
-import { access, constants, utimes } from 'node:fs/promises';
+import { utimes } from 'node:fs/promises';
 import { BlockError, type BlockErrorKind, toBlockError } from '../../src/base/block-error.ts';
 import type { Log } from '../../src/base/log.ts';
 import type { SnapshotDescription } from '../../src/block/driver.ts';
@@ -13,14 +13,16 @@ import type { ImageLocks } from '../../src/block/image-locks.ts';
 import type { Node } from '../../src/block/node.ts';
 import { type DetectZeroes, View } from '../../src/block/view.ts';
 import type { Entry, FileAttributes } from '../directory.ts';
+import type { Activity } from './activity.ts';
 import { extendedAttributesOf, fileAttributesOf } from './attributes.ts';
 import type { CatalogOptions } from './catalog-options.ts';
 import type { DataFile } from './chain-walk.ts';
-import { type HostFile, tryStatHostFile } from './host-file.ts';
+import { type HostFile, statHostFile, tryStatHostFile } from './host-file.ts';
 import { ImageHolds } from './image-hold.ts';
 import type { Inspection } from './inspection.ts';
 import type { Candidate } from './listing.ts';
 import { remoteFilesOf } from './remote-files.ts';
+import { CORRUPT, whyReadOnly } from './write-permission.ts';
 
 /** How long an image that could not be opened is taken to be so, before its file is looked at again, in ms. */
 const RETRY_AFTER_MS = 1000;
@@ -32,8 +34,6 @@ const LASTING: ReadonlySet<BlockErrorKind> = new Set([
   'not-permitted',
   'not-found',
 ]);
-
-const CORRUPT = 'it is marked corrupt and needs a repair';
 
 /** What all entries of a mount share. */
 export interface EntryContext {
@@ -49,6 +49,7 @@ export interface EntryContext {
   refusal(nodeId: number, path: string): BlockError | null;
   /** See `CatalogOptions`. */
   readonly begin: CatalogOptions['begin'];
+  readonly activity: Activity;
   /** The image below this one that has handles which may write it; null for none. */
   writerBelow(entry: ImageEntry): Promise<ImageEntry | null>;
   /** See `CatalogOptions.noteRead`. */
@@ -114,6 +115,8 @@ export class ImageEntry implements Entry {
   #closings = 0;
   /** The same of openings, once the file is found to be the one that was looked at. */
   #openings = 0;
+  /** False while another host may have the image: no lock of it is held, and its file is not looked at. */
+  #isOurs = true;
   /** The file's times are being changed by us: who looks at its stamp waits. */
   #settingTimes: Promise<void> | null = null;
 
@@ -128,6 +131,13 @@ export class ImageEntry implements Entry {
     this.inspection = fields.inspection;
     this.#openError = fields.openError;
     this.view = this.#createView();
+    this.#isOurs = context.activity.isActive(this.host.path);
+    if (!this.#isOurs) this.view.hold();
+  }
+
+  /** Another host may have the image: what is known of it is what was known when it was given away. */
+  get isInactive(): boolean {
+    return !this.#isOurs;
   }
 
   get host(): HostFile {
@@ -220,7 +230,7 @@ export class ImageEntry implements Entry {
     const fresh = await this.#freshHost();
     const host = { ...fresh, modifyTimeMs: this.#modifyTimeMs ?? fresh.modifyTimeMs };
     this.#shownBroken ??= this.error !== null;
-    if (this.mustBeReplaced) this.#context.outdated();
+    if (this.#isOurs && this.mustBeReplaced) this.#context.outdated();
     this.#lastAttributes = fileAttributesOf({
       host,
       ...(await this.#sizes(host)),
@@ -246,7 +256,8 @@ export class ImageEntry implements Entry {
     }
     // Kernels send the time of their last write along with each fsync. On the file, it would make every fdatasync
     // write the inode too; it is given to the file when that is closed.
-    if ((accessTimeMs === null && this.isOpen) || this.host.kind === 'remote') {
+    const isKept = (accessTimeMs === null && this.isOpen) || this.host.kind === 'remote';
+    if (isKept || !this.#isOurs) {
       this.#modifyTimeMs = modifyTimeMs;
       const seen = this.#lastAttributes;
       return seen === null || modifyTimeMs === null ? this.attributes() : { ...seen, modifyTimeMs };
@@ -280,6 +291,7 @@ export class ImageEntry implements Entry {
       ...(await this.#sizes(host)),
       inspection: this.inspection,
       jobs: this.#context.jobsOf(this.view),
+      active: this.#isOurs,
     });
   }
 
@@ -318,6 +330,75 @@ export class ImageEntry implements Entry {
     if (inspection !== null) this.inspection = inspection;
   }
 
+  /**
+   * The view is held: closes the chain, and then gives the locks back, so that another host can have the image. `closed`:
+   * called in between. Errors: those of the last flush; the image is still ours then.
+   */
+  async giveAway(closed: () => void): Promise<void> {
+    await this.view.close();
+    await this.#settling;
+    this.#isOurs = false;
+    closed();
+    await this.#hold.release();
+  }
+
+  /**
+   * The view is held: takes the locks, looks at the file anew, and opens the chain. Errors: those of locks and opening; ESTALE
+   * when another file has taken the place of this one, or it is shown broken and sound; the image is not ours then.
+   */
+  async takeBack(): Promise<void> {
+    this.#isOurs = true;
+    try {
+      // Only the header says which files are locked, and only the locks keep it from changing.
+      await this.#lookAfresh();
+      await this.#settleOrThrow();
+      await this.#lookAfresh();
+      await this.#settleOrThrow();
+      await this.view.open({ held: true });
+    } catch (error) {
+      if (this.mustBeReplaced) this.supersede();
+      this.#isOurs = false;
+      await this.#hold.release();
+      throw error;
+    }
+  }
+
+  /** Kernels know another size than the image has now, and believe no other: the next scan puts another node in its place. */
+  supersede(): void {
+    this.#superseded = true;
+    this.#context.outdated();
+  }
+
+  async #lookAfresh(): Promise<void> {
+    const host = await statHostFile(this.host.path);
+    const isSame = host.identity === this.host.identity && host.birth === this.host.birth;
+    if (this.gone || !isSame) throw this.#stale();
+    this.#openError = null;
+    this.#unwritable = null;
+    this.#modifyTimeMs = null;
+    this.candidate = { ...this.candidate, host };
+    const inspection = await this.#context.inspect(this.candidate, true);
+    if (inspection === null) throw this.#stale();
+    this.inspection = inspection;
+    if (inspection.error !== null) throw inspection.error;
+  }
+
+  async #settleOrThrow(): Promise<void> {
+    await this.settle();
+    const { refusal } = this.#hold;
+    if (refusal !== null) throw refusal;
+    // One that has open handles is not changed by `settle`.
+    const now = await this.#wantedReason();
+    if ((now === null) === (this.#readOnlyReason === null)) return;
+    const change = now === null ? 'may be written now' : `may not be written now: ${now}`;
+    throw new BlockError({
+      kind: 'busy',
+      op: 'activate',
+      message: `the view ${this.name} ${change}`,
+      hint: 'close it first',
+    });
+  }
+
   /** Closes the chain and gives the lock back. Errors: those of the last flush. */
   async dispose(): Promise<void> {
     try {
@@ -351,6 +432,10 @@ export class ImageEntry implements Entry {
   async #open(): Promise<Node> {
     const { refusal, nodeId, name } = this;
     if (refusal !== null) throw refusal;
+    if (!this.#isOurs && !this.gone) {
+      const message = 'another host may use it';
+      throw new BlockError({ kind: 'busy', message, path: this.host.path, op: 'open' });
+    }
     const end = this.#context.begin({ id: `open ${nodeId}`, nodeId, path: null, name });
     try {
       return await this.#openChain();
@@ -510,8 +595,9 @@ export class ImageEntry implements Entry {
     await this.settle();
   }
 
-  /** The file's attributes as they are now; of a file that is gone, as they were. */
+  /** The file's attributes as they are now; of a file that is gone, or another host's, as they were. */
   async #freshHost(): Promise<HostFile> {
+    if (!this.#isOurs) return this.host;
     while (this.#settingTimes !== null) await this.#settingTimes;
     const host = this.gone ? null : await tryStatHostFile(this.host.path);
     if (host === null || host.identity !== this.host.identity) return this.host;
@@ -564,36 +650,14 @@ export class ImageEntry implements Entry {
     this.#nextReason = wanted;
     if (!same && this.isOpen) await this.view.close();
     this.#readOnlyReason = wanted;
-    if (this.gone || this.inspection.error !== null) return;
+    if (this.gone || this.inspection.error !== null || !this.#isOurs) return;
     const paths = [this.host.path, ...this.inspection.dataFiles.map((file) => file.path)];
     await this.#hold.ensure(paths, wanted === null ? 'write' : 'read');
   }
 
-  async #wantedReason(): Promise<string | null> {
-    const { driver, description } = this.inspection;
-    if (this.#context.readOnly) return 'the mount is read-only';
-    // Opening it says what is wrong, whatever it is opened for.
-    if (driver === null || description === null) return null;
-    if (driver.capabilities.write !== true) return `the format ${driver.name} is only read`;
-    const { readOnlyReason } = description;
-    if (typeof readOnlyReason === 'string') return readOnlyReason;
-    if (description.corrupt) return CORRUPT;
-    if (description.dirty && driver.capabilities.repair !== true) {
-      return 'it was not closed cleanly and needs a repair';
-    }
-    if (this.#unwritable?.stamp === this.host.stamp) return this.#unwritable.reason;
-    if (this.usedBy !== null) return `'${this.usedBy}' uses it as its backing image`;
-    const files = [{ path: this.host.path, remote: this.inspection.chain[0]?.remote ?? null }];
-    for (const { path, remote } of [...files, ...this.inspection.dataFiles]) {
-      if (remote?.isWritable === false) return 'its server gives it for reading only';
-      if (remote !== null) continue;
-      const isWritable = await access(path, constants.W_OK).then(
-        () => true,
-        () => false,
-      );
-      if (!isWritable)
-        return path === this.host.path ? 'its file is not writable' : `'${path}' is not writable`;
-    }
-    return null;
+  #wantedReason(): Promise<string | null> {
+    const { host, inspection, usedBy } = this;
+    const { readOnly } = this.#context;
+    return whyReadOnly({ host, inspection, readOnly, usedBy, unwritable: this.#unwritable });
   }
 }

@@ -5,17 +5,13 @@
  * and after, so that nobody reads what was kept meanwhile. It is refused while somebody may write the view, whose next
  * write would go to another content than he has seen. Deleting waits for the snapshot's own view to be released.
  */
-import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError } from '../../src/base/block-error.ts';
 import type { InternalSnapshots, SnapshotDescription } from '../../src/block/driver.ts';
 import { snapshotDate, snapshotToApply } from '../../src/block/snapshot-names.ts';
 import type { KernelPages } from '../backend.ts';
 import type { ImageEntry } from './image-entry.ts';
+import { released } from './release-wait.ts';
 import type { SnapshotEntry } from './snapshot-entry.ts';
-
-/** A kernel tells of the last close a moment later. */
-const RELEASE_WAIT_MS = 2000;
-const RELEASE_POLL_MS = 20;
 
 /** An image of the catalog, and what an operation on it needs beside. */
 export interface SnapshotScene {
@@ -105,14 +101,6 @@ const change = async <T>(
       }
     });
   });
-};
-
-const released = async (isFree: () => boolean): Promise<boolean> => {
-  for (const end = performance.now() + RELEASE_WAIT_MS; !isFree(); ) {
-    if (performance.now() > end) return false;
-    await sleep(RELEASE_POLL_MS);
-  }
-  return true;
 };
 
 const busy = (name: string, what: string): BlockError =>

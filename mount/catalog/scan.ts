@@ -157,6 +157,8 @@ const stays = (
   directories: ReadonlySet<string>,
 ): boolean => {
   if (entry.isSuperseded) return false;
+  // Another host changes it, and it is looked at when it is taken back.
+  if (entry.isInactive) return true;
   if (entry.isOpen || entry.handles > 0) return true;
   if (entry.host.stamp !== host.stamp || entry.mustBeReplaced) return false;
   // A broken header is mended in its file; a broken chain may be mended elsewhere.

@@ -58,6 +58,7 @@ export class SnapshotEntry implements Entry {
     this.image = fields.image;
     this.snapshot = fields.snapshot;
     this.view = this.#createView(context.log);
+    if (this.image.view.isHeld) this.view.hold();
   }
 
   get host(): HostFile {
@@ -110,6 +111,7 @@ export class SnapshotEntry implements Entry {
       ...(await this.sizes()),
       inspection: this.inspection,
       jobs: [],
+      active: !this.image.isInactive,
     });
   }
 

@@ -49,6 +49,7 @@ export const mountFuseNative = async (options: FuseNativeOptions): Promise<Backe
     name: 'fuse-native',
     ended: untilUnmounted(mountpoint),
     pages: { mayBeWritten: () => true, invalidate: null },
+    holding: null,
     counters: () => ({ ...counters }),
     latencies: () => [],
   };

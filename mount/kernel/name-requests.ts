@@ -131,13 +131,13 @@ export const open: Handler = async (request, context) => {
   const flags = request.u32(OPEN_IN.flags);
   const { view } = entry;
   // Before the look at its permission: why an image cannot be opened at all says more.
-  const root = await view.open();
+  const root = view.isHeld ? null : await view.open();
   if ((flags & O_ACCMODE) !== 0 && view.readOnly) {
     const message = `the view is read-only: ${view.readOnlyReason}`;
     throw new BlockError({ kind: 'read-only', op: 'open', message });
   }
   const alone = !context.handles.mayBeOpen(entry.nodeId);
-  const backingId = context.passthrough?.open(entry, root, alone) ?? null;
+  const backingId = root === null ? null : (context.passthrough?.open(entry, root, alone) ?? null);
   context.directory.opened(entry);
   if (backingId !== null) {
     const handle = { flags: FOPEN.PASSTHROUGH, number: PASSTHROUGH_HANDLE, backingId };
@@ -145,7 +145,9 @@ export const open: Handler = async (request, context) => {
   }
   context.handles.opened(entry.nodeId, flags);
   // The kernel lets direct writes of one file run side by side only through handles that are direct altogether.
-  const direct = (flags & O_DIRECT) === 0 ? 0 : FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES;
+  // And whoever opens a held view to write it has his writes held, not taken into pages which are dropped later.
+  const isDirect = (flags & O_DIRECT) !== 0 || (root === null && (flags & O_ACCMODE) !== 0);
+  const direct = isDirect ? FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES : 0;
   return writeOpenOut(request, { flags: FOPEN.KEEP_CACHE | direct });
 };
 

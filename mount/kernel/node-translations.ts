@@ -43,6 +43,8 @@ export class NodeTranslations {
   /** Views that workers may still use, though they are out of the table. */
   readonly #closing = new Map<number, Promise<void>>();
   readonly #hostFiles = new Map<Node, HostFile>();
+  /** Views whose every request is to come to the control plane. */
+  readonly #barred = new Set<number>();
 
   constructor(table: TranslationTable) {
     this.#table = table;
@@ -61,6 +63,7 @@ export class NodeTranslations {
     const { view } = entry;
     // The request has ended: a drained section may have begun in the meantime.
     if (view.root === null || view.isDraining || lengthBytes === 0) return;
+    if (this.#barred.has(entry.nodeId)) return;
     const known = this.#views.get(entry.nodeId) ?? this.#openView(entry, view.root);
     if (known === null) return;
     assert(known.root === view.root, 'a view changes its root only in a drained section');
@@ -100,6 +103,16 @@ export class NodeTranslations {
       fileOf: (file) => this.#fileOf(view, file),
     });
     this.#table.fill(view.number, firstPage, found);
+  }
+
+  /** Takes a view out of the table and keeps it out until `allow`; no worker uses it when this resolves. */
+  async bar(nodeId: number): Promise<void> {
+    this.#barred.add(nodeId);
+    await (this.#views.get(nodeId)?.close() ?? this.#closing.get(nodeId));
+  }
+
+  allow(nodeId: number): void {
+    this.#barred.delete(nodeId);
   }
 
   #openView(entry: Entry, root: Node): TranslatedView | null {

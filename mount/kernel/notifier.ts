@@ -3,6 +3,7 @@
  * wait for this process, so neither the control plane nor a worker may send one.
  */
 import { Worker } from 'node:worker_threads';
+import type { ByteRange } from '../../src/base/range.ts';
 import { ROOT_NODE_ID } from '../directory.ts';
 import { NOTIFY, OUT_HEADER_BYTES } from './abi.ts';
 
@@ -57,13 +58,15 @@ export class Notifier {
   }
 
   /**
-   * What the kernel keeps of a view's content is old: FUSE_NOTIFY_INVAL_INODE. Resolves when the kernel has written what
-   * is dirty, by requests to us, and dropped all.
+   * What the kernel keeps of a view's content, or of a range of it, is old: FUSE_NOTIFY_INVAL_INODE. Resolves when the kernel
+   * has written what is dirty, by requests to us, and dropped all.
    */
-  contentChanged(nodeId: number): Promise<void> {
+  contentChanged(nodeId: number, range: ByteRange | null = null): Promise<void> {
     const body = new Uint8Array(24);
     const view = new DataView(body.buffer);
     view.setBigUint64(0, BigInt(nodeId), true);
+    view.setBigInt64(8, BigInt(range?.start ?? 0), true);
+    view.setBigInt64(16, BigInt(range === null ? 0 : range.end - range.start), true);
     return this.#send(notification(NOTIFY.INVAL_INODE, body));
   }
 

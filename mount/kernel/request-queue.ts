@@ -55,6 +55,17 @@ export class RequestQueue {
     this.#wait(view, request);
   }
 
+  /** One that was put aside: it has no slot, and `ended` was called for it. */
+  again(request: FuseRequest): void {
+    const view = this.#viewOf(request.nodeId);
+    if (view.serving >= this.#options.perView) {
+      this.#wait(view, request);
+      return;
+    }
+    view.serving++;
+    this.#options.start(request);
+  }
+
   /** `detach` has moved it out of its slot. */
   leftSlot(): void {
     this.#inSlots--;

@@ -17,12 +17,20 @@ import {
   SLICE_BYTES,
 } from '../../src/translation/table-layout.ts';
 import { TranslationTable } from '../../src/translation/translation-table.ts';
-import type { Backend, BackendCounters, BackendOptions, KernelPages } from '../backend.ts';
+import type {
+  Backend,
+  BackendCounters,
+  BackendOptions,
+  KernelPages,
+  ViewHolding,
+} from '../backend.ts';
 import { Latencies, type Operation, type OperationLatency } from '../latencies.ts';
 import { BATCH_FORGET_IN, INIT2, INTERRUPT_IN, OPCODE } from './abi.ts';
 import type { HandlerContext } from './context.ts';
 import { Doorbell } from './doorbell.ts';
+import { HandOver } from './hand-over.ts';
 import { HANDLERS } from './handlers.ts';
+import { HeldRequests } from './held-requests.ts';
 import type { InitOutcome } from './init.ts';
 import { NodeTranslations } from './node-translations.ts';
 import { Notifier, resendRequest } from './notifier.ts';
@@ -72,6 +80,7 @@ export interface TaskLog {
 export class KernelSession implements Backend {
   readonly name = 'kernel';
   readonly ended: Promise<void>;
+  readonly holding: ViewHolding;
   readonly #options: KernelBackendOptions;
   readonly #slots: SharedSlots;
   readonly #receiver: SlotReceiver;
@@ -81,6 +90,7 @@ export class KernelSession implements Backend {
   readonly #latencies: Latencies | null;
   readonly #notifier: Notifier;
   readonly #queue: RequestQueue;
+  readonly #held: HeldRequests;
   readonly #context: HandlerContext;
   /** LOOKUPs and listings of each node that the kernel has not forgotten. */
   readonly #lookups = new Map<number, number>();
@@ -120,6 +130,14 @@ export class KernelSession implements Backend {
     this.#context = this.#handlerContext(table);
     this.#notifier = new Notifier(descriptor);
     directory.onNameChanged((name) => this.#notifier.nameChanged(name));
+    this.#held = this.#heldRequests();
+    directory.onLost((nodeId) => this.#held.takeUp(nodeId, { fresh: false }));
+    this.holding = new HandOver({
+      held: this.#held,
+      context: this.#context,
+      serving: this.#serving,
+      contentChanged: (nodeId, range) => this.#notifier.contentChanged(nodeId, range),
+    });
     this.#doorbell = new Doorbell(() => this.#drainRing());
     if (options.generation > 0 && (init.flags2 & INIT2.HAS_RESEND) !== 0)
       writeSync(descriptor, resendRequest());
@@ -183,6 +201,9 @@ export class KernelSession implements Backend {
     } finally {
       this.#endPauses();
       this.#drainRing();
+      // Nobody waits for an answer any more.
+      for (const { nodeId } of this.#serving)
+        this.#options.directory.byNodeId(nodeId)?.view.letGo();
       if (this.#serving.size > 0)
         await new Promise<void>((resolve) => (this.#whenServed = resolve));
       await this.#notifier.close();
@@ -221,6 +242,20 @@ export class KernelSession implements Backend {
       pause: (ms) => pauseUnless(ending, ms),
       starved: new Map(),
     };
+  }
+
+  // The queue goes on with the next one, which may be held as well: not from inside of itself.
+  #heldRequests(): HeldRequests {
+    return new HeldRequests({
+      isHeld: (nodeId) => this.#options.directory.byNodeId(nodeId)?.view.isHeld === true,
+      putAside: (request) => {
+        this.#detach(request);
+        queueMicrotask(() => this.#queue.ended(request));
+      },
+      fail: (request, error) => queueMicrotask(() => this.#fail(request, error)),
+      failAside: (request, error) => this.#replyError(request, error),
+      again: (request) => this.#queue.again(request),
+    });
   }
 
   #passthrough(): Passthrough | null {
@@ -273,7 +308,7 @@ export class KernelSession implements Backend {
   }
 
   #begin(request: FuseRequest): void {
-    if (this.#holding) return;
+    if (this.#holding || this.#held.takes(request)) return;
     const { tasks } = this.#options;
     if (tasks === null) this.#serve(request);
     else this.#turn = this.#turn.then(() => this.#serveCarefully(request, tasks));
@@ -412,7 +447,7 @@ export class KernelSession implements Backend {
   #interrupt(request: FuseRequest): void {
     const low = request.u32(INTERRUPT_IN.unique);
     const high = request.u32(INTERRUPT_IN.unique + 4);
-    const waiting = this.#queue.removeWaiting(low, high);
+    const waiting = this.#queue.removeWaiting(low, high) ?? this.#held.remove(low, high);
     if (waiting !== null) {
       this.#replyError(waiting, new BlockError({ kind: 'interrupted', message: 'interrupted' }));
       return;

@@ -47,6 +47,8 @@ export class View {
   #whenIdle: (() => void) | null = null;
   /** Held requests wait on it; null outside a drained section. */
   #drain: Promise<void> | null = null;
+  /** While another host may use the image: requests wait for `granted`. */
+  #hold: { readonly granted: Promise<void>; readonly grant: () => void } | null = null;
 
   /** Awaited at the start of each drained section: whoever does I/O beside the view (the data plane) ends it. */
   readonly drainListeners = new Set<() => Promise<void>>();
@@ -87,8 +89,43 @@ export class View {
     return this.#active;
   }
 
-  /** Opens the chain if it is not open. Two callers share one opening. Errors: those of the graph. */
-  async open(): Promise<Node> {
+  /** Another host may use the image: requests wait, and the chain is not opened. */
+  get isHeld(): boolean {
+    return this.#hold !== null;
+  }
+
+  /**
+   * From now on requests wait, however long, until `letGo`, and `open` is refused. Those that have begun come to their end:
+   * `close` waits for them.
+   */
+  hold(): void {
+    if (this.#hold !== null) return;
+    let grant = (): void => undefined;
+    const granted = new Promise<void>((resolve) => {
+      grant = resolve;
+    });
+    this.#hold = { granted, grant };
+  }
+
+  /** Requests go on. */
+  letGo(): void {
+    this.#hold?.grant();
+    this.#hold = null;
+  }
+
+  /**
+   * Opens the chain if it is not open. Two callers share one opening. `held`: also while requests are held. Errors: those
+   * of the graph; EBUSY while they are.
+   */
+  async open(options: { readonly held?: boolean } = {}): Promise<Node> {
+    if (this.#hold !== null && options.held !== true) {
+      throw new BlockError({
+        kind: 'busy',
+        op: 'open',
+        message: `the view ${this.name} is inactive: another host may use its image`,
+        hint: '`vdiskfs activate` takes it back',
+      });
+    }
     if (this.#root !== null) return this.#root;
     this.#opening ??= this.#openNow()
       .then((root) => {
@@ -110,6 +147,8 @@ export class View {
   /** Drains, flushes and closes. The next use opens it again. */
   async close(): Promise<void> {
     await this.drained(async () => {
+      // One that was let in before requests were held.
+      if (this.#hold !== null) await this.#opening?.catch(() => undefined);
       const root = this.#root;
       this.#root = null;
       if (root === null) return;
@@ -124,7 +163,7 @@ export class View {
   }
 
   async lengthBytes(): Promise<number> {
-    return (await this.open()).lengthBytes;
+    return (await this.#openForRequest()).lengthBytes;
   }
 
   /** The file was made longer behind the driver's back, by a kernel that writes it directly. */
@@ -202,8 +241,7 @@ export class View {
         hint,
       });
     }
-    if (lengthBytes !== now)
-      await this.drained(async () => (await this.open()).resize(lengthBytes));
+    if (lengthBytes !== now) await this.#resize(async (root) => root.resize(lengthBytes));
   }
 
   /** fsync: everything answered before it survives a power cut. */
@@ -291,8 +329,13 @@ export class View {
     return this.#pins > 0;
   }
 
+  async #openForRequest(): Promise<Node> {
+    while (this.#hold !== null) await this.#hold.granted;
+    return this.open();
+  }
+
   async #request<T>(run: (root: Node) => Promise<T>): Promise<T> {
-    while (this.#drain !== null) await this.#drain;
+    for (let wait = this.#wait; wait !== null; wait = this.#wait) await wait;
     this.#active++;
     try {
       const root = this.#root ?? (await this.open());
@@ -304,6 +347,11 @@ export class View {
         this.#whenIdle = null;
       }
     }
+  }
+
+  /** What a request waits for before it begins; null for nothing. */
+  get #wait(): Promise<void> | null {
+    return this.#hold?.granted ?? this.#drain;
   }
 
   async #growFor(op: string, offset: number, lengthBytes: number): Promise<void> {
@@ -319,10 +367,21 @@ export class View {
       });
     }
     if (end <= (await this.lengthBytes())) return;
-    await this.drained(async () => {
-      const root = await this.open();
+    await this.#resize(async (root) => {
       if (end > root.lengthBytes) await root.resize(end);
     });
+  }
+
+  // A hold that began while it waited for its turn keeps it waiting.
+  async #resize(change: (root: Node) => Promise<void>): Promise<void> {
+    for (let isDone = false; !isDone; ) {
+      await this.#openForRequest();
+      isDone = await this.drained(async () => {
+        if (this.#hold !== null) return false;
+        await change(await this.open());
+        return true;
+      });
+    }
   }
 
   #refuseReadOnly(op: string): void {

@@ -51,6 +51,18 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'Control a job',
     load: async () => erase((await import('./commands/job.ts')).command),
   },
+  deactivate: {
+    synopsis: 'deactivate <view>',
+    usage: 'deactivate [--force] VIEW',
+    summary: 'Flush, drop caches and locks, hold requests: another host may take over',
+    load: async () => erase((await import('./commands/deactivate.ts')).command),
+  },
+  activate: {
+    synopsis: 'activate <view>',
+    usage: 'activate VIEW',
+    summary: 'Take the locks, read the metadata anew, go on',
+    load: async () => erase((await import('./commands/activate.ts')).command),
+  },
   monitor: {
     synopsis: 'monitor <mountpoint>',
     usage: 'monitor MOUNTPOINT',

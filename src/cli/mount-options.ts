@@ -12,9 +12,6 @@ import { declareRemote } from './remote-options.ts';
 import { declareSecrets } from './secrets.ts';
 import { parseSize } from './size.ts';
 
-/** Of the contract, with what they wait for: named here so that they are refused by name and not as typing errors. */
-const NOT_YET = ['inactive'];
-
 const BOOLEANS = [
   'read-only',
   'allow-other',
@@ -22,6 +19,7 @@ const BOOLEANS = [
   'passthrough',
   'copy-on-read',
   'no-resume',
+  'inactive',
 ] as const;
 const VALUES = [
   'threads',
@@ -188,6 +186,11 @@ const declareImageOptions = <T>(yargs: Argv<T>) =>
       requiresArg: true,
       describe: 'What a write of zeros is: data, a write-zeroes, one that gives its space back',
     })
+    .option('inactive', {
+      type: 'boolean',
+      default: false,
+      describe: "Images are another host's, neither locked nor opened, until they are activated",
+    })
     .option('allow-shrink', {
       type: 'boolean',
       default: false,
@@ -225,19 +228,16 @@ export const wordsOfMountOptions = (
     else if ((isOneOf(VALUES, name) || isOneOf(REPEATABLE, name)) && value !== null)
       words.push(`--${name}=${value}`);
     else if (!isIgnored(option) && !sloppy)
-      throw new UsageError(unknownReason(name), `-o ${option.text}`);
+      throw new UsageError('is no mount option', `-o ${option.text}`);
   }
   return readOnly ? [...words, '--read-only'] : words;
 };
 
 const isOneOf = (names: readonly string[], name: string): boolean => names.includes(name);
 
-const unknownReason = (name: string): string =>
-  NOT_YET.includes(name) ? 'is not supported yet' : 'is no mount option';
-
 /**
  * A line of `mount` in which each `-o list` is spelled out as the options it stands for, so that both spellings meet the
- * same checks. Errors: UsageError, for options that do not work yet too.
+ * same checks. Errors: UsageError.
  */
 export const expandMountLine = (line: readonly string[]): readonly string[] => {
   const words: string[] = [];
@@ -249,18 +249,8 @@ export const expandMountLine = (line: readonly string[]): readonly string[] => {
       words.push(...wordsOfMountOptions([line[++i] ?? '']));
     else words.push(word);
   }
-  refuseUnsupported(words);
   // Its value may be left out: it never takes the next word.
   return words.map((word) => (word === '--stream' ? '--stream=0' : word));
-};
-
-/** Refuses options of the contract that do not work yet. Errors: UsageError. */
-const refuseUnsupported = (line: readonly string[]): void => {
-  for (const word of line) {
-    const name = /^--(?<name>[a-z0-9-]+)/.exec(word)?.groups?.['name'];
-    if (name !== undefined && NOT_YET.includes(name))
-      throw new UsageError('is not supported yet', `--${name}`);
-  }
 };
 
 /** Errors: UsageError. */

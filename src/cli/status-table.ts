@@ -44,5 +44,6 @@ const stateOf = (v: ViewStatusDocument): string => {
   if (v.error !== null) return `error: ${v.error}`;
   const base = v.chain[1];
   const over = base === undefined ? '' : `, over ${base.path}`;
-  return `${v.readOnlyReason === null ? 'writable' : `read-only: ${v.readOnlyReason}`}${v.handles > 0 ? ', open' : ''}${over}`;
+  const inactive = v.active ? '' : 'inactive, ';
+  return `${inactive}${v.readOnlyReason === null ? 'writable' : `read-only: ${v.readOnlyReason}`}${v.handles > 0 ? ', open' : ''}${over}`;
 };

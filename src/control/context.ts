@@ -29,6 +29,13 @@ export interface DeviceSnapshots {
   remove(id: string): Promise<SnapshotInfo>;
 }
 
+/** Which host uses a device's image. Errors: BlockError of the view and the image; EBUSY while somebody uses it; JobError. */
+export interface DeviceActivity {
+  /** Another host may use it afterwards. `force`: also when somebody may have the view open for writing. */
+  deactivate(device: Device, options: { readonly force: boolean }): Promise<void>;
+  activate(device: Device): Promise<void>;
+}
+
 export interface ControlContext {
   readonly jobs: JobList;
   /** Where jobs are kept for later engines. */
@@ -45,6 +52,7 @@ export interface ControlContext {
   /** Changes the size of a view through the kernel, which believes no other. Errors: EPERM, EROFS, ENOSPC. */
   setSize(device: Device, lengthBytes: number): Promise<void>;
   snapshots(device: Device): DeviceSnapshots;
+  readonly activity: DeviceActivity;
   /** `image` of QEMU's BlockDeviceInfo: what `qemu-img info` says of the node's file. */
   imageInfo(node: Node): Promise<object>;
   /** Unmounts, after the answer is out. */

@@ -1,5 +1,6 @@
 /** Every command of the control socket, put together. */
 import { JobError } from '../job/job-error.ts';
+import { activityCommands } from './commands/activity.ts';
 import { basicCommands, EVENTS, VERSION } from './commands/basic.ts';
 import { blockQueries } from './commands/block-queries.ts';
 import { blockStream } from './commands/block-stream.ts';
@@ -38,6 +39,7 @@ export const createMonitor = (context: ControlContext): Monitor => {
     blockStream,
     ...snapshotCommands,
     ...dirtyBitmapCommands,
+    ...activityCommands,
   ];
   for (const command of [...all, ...aboutCommands(commands), humanMonitor(execute)]) {
     commands.set(command.name, command);

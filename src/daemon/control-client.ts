@@ -21,6 +21,8 @@ export interface ViewStatusDocument {
   readonly readOnlyReason: string | null;
   readonly error: string | null;
   readonly open: boolean;
+  /** False while another host may use the image. */
+  readonly active: boolean;
   readonly handles: number;
   readonly metadataBytes: number;
 }

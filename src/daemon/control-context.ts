@@ -14,6 +14,7 @@ import { toInfo } from '../image/info.ts';
 import type { JobType } from '../job/job.ts';
 import type { JobList } from '../job/job-list.ts';
 import type { JobRecord, JobStore } from '../job/job-store.ts';
+import { deviceActivity } from './device-activity.ts';
 import { deviceSnapshots } from './device-snapshots.ts';
 import { type StatusSource, statusDocument } from './status-document.ts';
 
@@ -34,7 +35,7 @@ export const controlContext = (source: ControlSource): ControlContext => {
   const { mountpoint } = config;
   const setSize: ControlContext['setSize'] = (device, lengthBytes) =>
     truncateView(mountpoint, device, lengthBytes);
-  return {
+  const context: ControlContext = {
     jobs,
     store,
     nodes: () => [...graph.nodes],
@@ -43,10 +44,20 @@ export const controlContext = (source: ControlSource): ControlContext => {
     chainChanged: (device) => catalog.chainChanged(device.view),
     status: () => statusDocument(source),
     setSize,
+    activity: deviceActivity({
+      catalog,
+      backend,
+      mountpoint,
+      jobs,
+      log: source.log,
+      setSize,
+      takeUpJobs: (imagePath) => takeUpJobs(context, source.log, imagePath),
+    }),
     snapshots: (device) => deviceSnapshots({ catalog, backend, mountpoint, setSize }, device),
     imageInfo,
     quit: source.quit,
   };
+  return context;
 };
 
 const deviceOf = ({ view, path }: { view: Device['view']; path: string }): Device => ({
@@ -89,14 +100,29 @@ const truncateView = async (
   throw new BlockError({ kind: 'io', message, path: device.path, op: 'resize' });
 };
 
-/** Starts again what an earlier engine, or an earlier mount of these images, was doing. Never throws. */
-export const takeUpJobs = async (context: ControlContext, log: Log): Promise<void> => {
+/**
+ * Starts again what an earlier engine, or an earlier mount of these images, was doing; `imagePath`: on that image alone.
+ * Never throws.
+ */
+export const takeUpJobs = async (
+  context: ControlContext,
+  log: Log,
+  imagePath: string | null = null,
+): Promise<void> => {
   const devices = await context.devices();
-  for (const record of await context.store.load()) {
+  const records =
+    imagePath === null ? await context.store.load() : context.store.recordsOf(imagePath);
+  for (const record of records) {
+    // It has not ended, or is there to be dismissed.
+    if (context.jobs.get(record.id) !== null) continue;
     const device = devices.find((d) => d.path === record.imagePath);
     // Of an image that is not here: it may be back with the next mount.
     if (device === undefined) {
       log.warning(record.id, `its image '${record.imagePath}' is not here: the job waits`);
+      continue;
+    }
+    if (device.view.isHeld) {
+      log.info(record.id, 'its image is inactive: the job waits');
       continue;
     }
     try {
@@ -155,7 +181,7 @@ export const streamAll = async (
   for (const device of await context.devices()) {
     const { view, name } = device;
     if (signal.aborted) return;
-    if (view.readOnly) continue;
+    if (view.readOnly || view.isHeld) continue;
     try {
       const root = await view.open();
       const running = context.jobs.claimOf(root);

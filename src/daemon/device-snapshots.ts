@@ -1,5 +1,4 @@
 /** Internal snapshots of a view, for the commands of the control socket. */
-import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import type { Backend } from '../../mount/backend.ts';
 import {
@@ -9,10 +8,11 @@ import {
   type SnapshotScene,
 } from '../../mount/catalog/live-snapshots.ts';
 import type { Catalog } from '../../mount/catalog.ts';
-import { BlockError, toBlockError } from '../base/block-error.ts';
+import { BlockError } from '../base/block-error.ts';
 import type { SnapshotDescription } from '../block/driver.ts';
 import type { Device, DeviceSnapshots } from '../control/context.ts';
 import { toSnapshotInfo } from '../image/info.ts';
+import { syncView } from './view-sync.ts';
 
 export interface SnapshotSource {
   readonly catalog: Catalog;
@@ -30,11 +30,11 @@ export const deviceSnapshots = (source: SnapshotSource, device: Device): DeviceS
   return {
     list: () => listOf(scene).map(toSnapshotInfo),
     create: async (name) => {
-      await syncView(path);
+      await syncView(path, 'snapshot');
       return toSnapshotInfo(await createLiveSnapshot(scene, name));
     },
     apply: async (idOrName, options) => {
-      await syncView(path);
+      await syncView(path, 'snapshot');
       const before = await device.view.lengthBytes();
       const applied = await applyLiveSnapshot(scene, idOrName, options);
       const now = await device.view.lengthBytes();
@@ -53,24 +53,3 @@ export const deviceSnapshots = (source: SnapshotSource, device: Device): DeviceS
 
 const listOf = ({ image }: SnapshotScene): readonly SnapshotDescription[] =>
   image.inspection.description?.snapshots ?? [];
-
-/**
- * fsync(2) by another process: what was written to the view before is in the image then, also what the kernel still holds.
- * From here it would wait for itself. Errors: EIO.
- */
-const syncView = async (path: string): Promise<void> => {
-  const child = spawn('sync', ['--', path], {
-    stdio: ['ignore', 'ignore', 'pipe'],
-    env: { ...process.env, LC_ALL: 'C' },
-  });
-  let complaint = '';
-  child.stderr.setEncoding('utf8').on('data', (text: string) => {
-    complaint += text;
-  });
-  const code = await new Promise<number | null>((resolve, reject) => {
-    child.once('error', (error) => reject(toBlockError(error, { op: 'sync', path })));
-    child.once('close', resolve);
-  });
-  if (code === 0) return;
-  throw new BlockError({ kind: 'io', message: complaint.trim(), path, op: 'sync' });
-};

@@ -8,6 +8,8 @@ import { constants, openSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { drivers } from '../../drivers/index.ts';
 import type { Backend } from '../../mount/backend.ts';
+import { Activity } from '../../mount/catalog/activity.ts';
+import type { CatalogOptions } from '../../mount/catalog/catalog-options.ts';
 import { type Catalog, openCatalog, sourceGate } from '../../mount/catalog.ts';
 import { INIT2 } from '../../mount/kernel/abi.ts';
 import type { InitOutcome } from '../../mount/kernel/init.ts';
@@ -109,10 +111,8 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     noteRead: (name, offset, length) => records?.note(name, offset, length),
     jobsOf: (view) => jobs.infoOf(view.root),
     nodeIds: (keys) => link.nodeIds(keys),
-    blocked: {
-      nodeIds: new Set(config.blocked.nodeIds),
-      paths: new Set(config.blocked.paths),
-    },
+    activity: activityOf(config),
+    blocked: blockedBy(config),
     begin: (task) => tasks?.begin(task) ?? (() => undefined),
   });
   const backend = await startBackend(config, catalog, log, tasks);
@@ -161,6 +161,18 @@ const startServers = async (
     await context.store.settled();
   };
 };
+
+const activityOf = ({ inactive, activityChanges }: EngineConfig): Activity =>
+  new Activity({
+    beginsInactive: inactive,
+    changed: activityChanges,
+    tell: (path, differs) => send({ type: 'activity', path, differs }),
+  });
+
+const blockedBy = ({ blocked }: EngineConfig): CatalogOptions['blocked'] => ({
+  nodeIds: new Set(blocked.nodeIds),
+  paths: new Set(blocked.paths),
+});
 
 /** `--prefetch`, then `--stream`. Never throws. */
 const populate = async (

@@ -32,7 +32,14 @@ type Entry =
   | { readonly settled: Settled }
   | { readonly ids: readonly (readonly [string, number])[] }
   | { readonly passthrough: PassthroughUse }
+  | { readonly activity: ActivityChange }
   | { readonly generation: number; readonly engine: ProcessIdentity };
+
+/** See `EngineConfig.activityChanges`. */
+export interface ActivityChange {
+  readonly path: string;
+  readonly differs: boolean;
+}
 
 /** What a new supervisor begins with. */
 export interface TakenOver {
@@ -45,6 +52,8 @@ export interface TakenOver {
   /** Keys of node ids in the order in which they were given; a later one of the same key replaces an earlier one. */
   readonly ids: readonly (readonly [string, number])[];
   readonly passthroughUses: readonly PassthroughUse[];
+  /** See `EngineConfig`. */
+  readonly activityChanges: readonly string[];
   /** Descriptors with image locks on them. */
   readonly locks: readonly number[];
   /** The memory file, which goes on to be written, and where its last whole record ends. */
@@ -87,6 +96,10 @@ export class KeptState {
 
   passthroughChanged(use: PassthroughUse): void {
     this.#append({ passthrough: use });
+  }
+
+  activityChanged({ path, differs }: ActivityChange): void {
+    this.#append({ activity: { path, differs } });
   }
 
   /** Before the engine is told to begin. */
@@ -152,7 +165,8 @@ export const takeOver = (service: Service, log: Log): TakenOver | null => {
   };
 };
 
-interface Replayed extends Pick<TakenOver, 'generation' | 'engine' | 'ids' | 'passthroughUses'> {
+interface Replayed
+  extends Pick<TakenOver, 'generation' | 'engine' | 'ids' | 'passthroughUses' | 'activityChanges'> {
   readonly settled: Settled;
   readonly endBytes: number;
 }
@@ -164,18 +178,31 @@ const replay = (descriptor: number): Replayed | null => {
   let engine: ProcessIdentity | null = null;
   const ids: (readonly [string, number])[] = [];
   const uses = new Map<number, PassthroughUse>();
+  const changes = new Set<string>();
   const text = textOf(descriptor);
   const endBytes = text.lastIndexOf(0x0a) + 1;
   for (const entry of entriesIn(text.subarray(0, endBytes))) {
     if ('settled' in entry) found.settled = entry.settled;
     else if ('ids' in entry) ids.push(...entry.ids);
     else if ('generation' in entry) ({ generation, engine } = entry);
-    else if (entry.passthrough.handles > 0) uses.set(entry.passthrough.nodeId, entry.passthrough);
+    else if ('activity' in entry) {
+      const { path, differs } = entry.activity;
+      if (differs) changes.add(path);
+      else changes.delete(path);
+    } else if (entry.passthrough.handles > 0) uses.set(entry.passthrough.nodeId, entry.passthrough);
     else uses.delete(entry.passthrough.nodeId);
   }
   const { settled } = found;
   if (settled === null || settled.version !== VERSION) return null;
-  return { settled, generation, engine, ids, passthroughUses: [...uses.values()], endBytes };
+  return {
+    settled,
+    generation,
+    engine,
+    ids,
+    passthroughUses: [...uses.values()],
+    activityChanges: [...changes],
+    endBytes,
+  };
 };
 
 const textOf = (descriptor: number): Buffer => {

@@ -14,7 +14,7 @@ import type { Blocked } from './blame.ts';
 import type { MetricsAddress } from './metrics-server.ts';
 
 /** Of these messages: an engine of another version that speaks others is not used. Changes with each of them. */
-export const ENGINE_PROTOCOL = 1;
+export const ENGINE_PROTOCOL = 2;
 
 /** Where an engine finds what it is started with: after stdin, stdout, stderr and the channel. */
 export const ENGINE_DESCRIPTORS = { fuse: 4, blackBox: 5 } as const;
@@ -41,6 +41,8 @@ export interface EngineConfig {
   /** `--secret`: where keys are, never the keys. */
   readonly secrets: readonly SecretSource[];
   readonly allowShrink: boolean;
+  /** `--inactive`: images are another host's until they are activated. */
+  readonly inactive: boolean;
   readonly lock: 'auto' | 'on' | 'off';
   /** `--passthrough`. */
   readonly passthrough: boolean;
@@ -70,6 +72,8 @@ export interface EngineConfig {
   readonly careful: boolean;
   /** What engines died of again and again. */
   readonly blocked: Blocked;
+  /** Paths of images that are active although the mount began with `inactive`, or the other way round. */
+  readonly activityChanges: readonly string[];
   /** Passthrough handles that earlier engines opened. */
   readonly passthroughUses: readonly PassthroughUse[];
 }
@@ -89,6 +93,8 @@ export type EngineMessage =
     }
   | { readonly type: 'unlock'; readonly lock: number }
   | { readonly type: 'passthrough'; readonly use: PassthroughUse }
+  /** An image is to be opened by later engines as the mount began, or differently. */
+  | { readonly type: 'activity'; readonly path: string; readonly differs: boolean }
   /** To `ping`: the main thread gets round to its messages. */
   | { readonly type: 'pong' }
   /** Asked for over the control socket: as SIGTERM. */

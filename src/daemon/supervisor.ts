@@ -46,7 +46,7 @@ const HAND_OVER_PATIENCE_MS = 20_000;
 
 export type SupervisorConfig = Omit<
   EngineConfig,
-  'fuse' | 'generation' | 'passthroughUses' | 'careful' | 'blocked'
+  'fuse' | 'generation' | 'passthroughUses' | 'activityChanges' | 'careful' | 'blocked'
 >;
 
 export interface Ready {
@@ -67,6 +67,8 @@ export class Supervisor {
   readonly #blackBox = openMemoryFile('vdiskfs-tasks');
   /** By node id. */
   readonly #passthroughUses: Map<number, PassthroughUse>;
+  /** See `EngineConfig.activityChanges`. */
+  readonly #activityChanges: Set<string>;
   #watchdog: Watchdog | null = null;
   #kept: KeptState | null = null;
   #fuse: { readonly descriptor: number; readonly init: InitOutcome } | null = null;
@@ -93,6 +95,7 @@ export class Supervisor {
     this.#taken = taken;
     this.#generation = taken === null ? 0 : taken.generation + 1;
     this.#passthroughUses = new Map(taken?.passthroughUses.map((use) => [use.nodeId, use]));
+    this.#activityChanges = new Set(taken?.activityChanges);
     this.#nodeIds = new NodeIds({
       earlier: taken?.ids ?? [],
       given: (ids) => this.#kept?.idsGiven(ids),
@@ -267,6 +270,7 @@ export class Supervisor {
         ...this.#config,
         generation: this.#generation,
         passthroughUses: [...this.#passthroughUses.values()],
+        activityChanges: [...this.#activityChanges],
         careful: this.#careful,
         blocked: this.#blame.blocked,
       },
@@ -318,6 +322,11 @@ export class Supervisor {
         this.#kept?.passthroughChanged(message.use);
         if (message.use.handles > 0) this.#passthroughUses.set(message.use.nodeId, message.use);
         else this.#passthroughUses.delete(message.use.nodeId);
+        return;
+      case 'activity':
+        this.#kept?.activityChanged(message);
+        if (message.differs) this.#activityChanges.add(message.path);
+        else this.#activityChanges.delete(message.path);
         return;
       case 'pong':
         this.#watchdog?.answered();

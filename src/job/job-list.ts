@@ -15,6 +15,8 @@ const MAX_JOBS = 1024;
 export interface StartOptions extends Omit<JobFields, 'emit'> {
   /** Nodes whose place in the graph, and content, must not be changed by another job. */
   readonly nodes: readonly Node[];
+  /** What is in the store is enough to take it up again after it was ended at any moment. */
+  readonly resumable?: boolean;
   /** Called when the job has begun, and on each change that a later engine should know of. */
   readonly changed?: (job: Job) => void;
   /** Called when the job is dismissed. */
@@ -24,6 +26,7 @@ export interface StartOptions extends Omit<JobFields, 'emit'> {
 export class JobList {
   readonly #jobs = new Map<string, Job>();
   readonly #claims = new Map<Node, Job>();
+  readonly #resumable = new WeakSet<Job>();
   readonly #listeners = new Set<JobEventSink>();
   readonly #log: Log;
   #isClosed = false;
@@ -61,6 +64,7 @@ export class JobList {
     this.#refuseClaimed(nodes);
     const job = this.#add(options);
     for (const node of nodes) this.#claims.set(node, job);
+    if (options.resumable === true) this.#resumable.add(job);
     job.onChanged = () => changed?.(job);
     void job.concluded.then(() => {
       for (const node of nodes) if (this.#claims.get(node) === job) this.#claims.delete(node);
@@ -114,18 +118,37 @@ export class JobList {
   async close(): Promise<void> {
     this.#isClosed = true;
     const running = this.all.filter((job) => job.status !== 'concluded');
-    for (const job of running) {
-      // Somebody has cancelled it, or it has failed: that outcome is its own, and stays on disk.
-      if (job.isCancelled || job.status === 'aborting') continue;
-      job.onChanged = () => undefined;
-      job.onDismissed = () => undefined;
-      try {
-        job.cancel({ force: true });
-      } catch {
-        // It ends by itself.
-      }
-    }
+    for (const job of running) this.#endForLater(job);
     await Promise.all(running.map((job) => job.concluded));
+  }
+
+  /**
+   * Ends the job on a node, which is about to be closed, so that it can be taken up again from the store. Errors: JobError
+   * for a job that could not be; it goes on.
+   */
+  async suspend(node: Node): Promise<void> {
+    const job = this.claimOf(node);
+    if (job === null) return;
+    if (!this.#resumable.has(job)) {
+      const what = `job '${job.id}' (${job.type}) works on it and cannot be interrupted`;
+      throw new JobError(`Node '${node.name}' (${node.path}) is busy: ${what}`);
+    }
+    const isForLater = this.#endForLater(job);
+    await job.concluded;
+    if (isForLater) this.#jobs.delete(job.id);
+  }
+
+  /** What the store has of it stays as it is. False: it ends by itself, and that outcome is its own. */
+  #endForLater(job: Job): boolean {
+    if (job.isCancelled || job.status === 'aborting') return false;
+    job.onChanged = () => undefined;
+    job.onDismissed = () => undefined;
+    try {
+      job.cancel({ force: true });
+    } catch {
+      // It ends by itself.
+    }
+    return true;
   }
 
   #refuseClaimed(nodes: readonly Node[]): void {

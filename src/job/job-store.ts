@@ -34,6 +34,8 @@ export interface JobResult {
 export class JobStore {
   readonly #directory: string;
   readonly #log: Log;
+  /** What is on disk, or would be if it could be written. */
+  readonly #records = new Map<string, JobRecord>();
   /** One change of the directory after the other. */
   #pending: Promise<void> = Promise.resolve();
   #complained = false;
@@ -46,10 +48,17 @@ export class JobStore {
 
   /** Begins to write; never throws. */
   keep(record: JobRecord): void {
+    this.#records.set(record.id, record);
     this.#enqueue(() => this.#write(record));
   }
 
+  /** Of the jobs on one image, also when the directory could not be written. */
+  recordsOf(imagePath: string): readonly JobRecord[] {
+    return [...this.#records.values()].filter((record) => record.imagePath === imagePath);
+  }
+
   forget(id: string): void {
+    this.#records.delete(id);
     this.#enqueue(() => this.#remove(id));
   }
 
@@ -67,6 +76,7 @@ export class JobStore {
         this.#log.warning(path, toBlockError(error).describe());
       }
     }
+    for (const record of records) this.#records.set(record.id, record);
     return records;
   }
 

@@ -98,6 +98,7 @@ export const memoryDirectory = (views: readonly View[]): Directory => {
     opened: none,
     released: none,
     space: async () => ({ totalBytes: 1 << 30, freeBytes: 1 << 29, availableBytes: 1 << 29 }),
+    onLost: () => undefined,
     onNameChanged: none,
     close: async () => undefined,
   };

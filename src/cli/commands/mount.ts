@@ -83,6 +83,7 @@ export const command = defineCommand({
       detectZeroes: detectZeroesFor(options),
       secrets: await secretsFor(parseSecrets(options.secret), sources),
       allowShrink: options['allow-shrink'],
+      inactive: inactiveFor(options),
       lock: options.lock,
       passthrough: passthroughFor(options),
       metrics: parseMetrics(options.metrics),
@@ -130,6 +131,13 @@ const passthroughFor = (options: { passthrough: boolean; backend: string }): boo
     throw new UsageError('the backend fuse-native does not have it', '--passthrough');
   if (process.getuid?.() !== 0) throw new UsageError('needs root', '--passthrough');
   return true;
+};
+
+/** Errors: usage, where images cannot be handed over. */
+const inactiveFor = (options: { inactive: boolean; backend: string }): boolean => {
+  if (options.inactive && backendFor(options.backend as 'auto') === 'fuse-native')
+    throw new UsageError('the backend fuse-native hands no image over', '--inactive');
+  return options.inactive;
 };
 
 /** Errors: UsageError for what the other options take its sense away. */

@@ -72,6 +72,7 @@ export const startStream = async (
       autoDismiss: given['auto-dismiss'] ?? true,
       work,
       nodes: nodesDownTo(root, base),
+      resumable: true,
       changed: (now) => keep(context, device, now, given),
       dismissed: (now) => context.store.forget(now.id),
     });

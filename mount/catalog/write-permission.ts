@@ -1,0 +1,45 @@
+/** Whether an image may be written, as far as shows without opening it. */
+import { access, constants } from 'node:fs/promises';
+import type { HostFile } from './host-file.ts';
+import type { Inspection } from './inspection.ts';
+
+export const CORRUPT = 'it is marked corrupt and needs a repair';
+
+/** Why not, for people; null when it may. */
+export const whyReadOnly = async (image: {
+  readonly host: HostFile;
+  readonly inspection: Inspection;
+  /** Of the whole mount. */
+  readonly readOnly: boolean;
+  /** The view whose image uses this one as backing; null for none. */
+  readonly usedBy: string | null;
+  /** Why the file, with this stamp, did not open for writing; null when it was not tried. */
+  readonly unwritable: { readonly stamp: string; readonly reason: string } | null;
+}): Promise<string | null> => {
+  const { host, inspection, usedBy, unwritable } = image;
+  const { driver, description } = inspection;
+  if (image.readOnly) return 'the mount is read-only';
+  // Opening it says what is wrong, whatever it is opened for.
+  if (driver === null || description === null) return null;
+  if (driver.capabilities.write !== true) return `the format ${driver.name} is only read`;
+  const { readOnlyReason } = description;
+  if (typeof readOnlyReason === 'string') return readOnlyReason;
+  if (description.corrupt) return CORRUPT;
+  if (description.dirty && driver.capabilities.repair !== true) {
+    return 'it was not closed cleanly and needs a repair';
+  }
+  if (unwritable?.stamp === host.stamp) return unwritable.reason;
+  if (usedBy !== null) return `'${usedBy}' uses it as its backing image`;
+  const files = [{ path: host.path, remote: inspection.chain[0]?.remote ?? null }];
+  for (const { path, remote } of [...files, ...inspection.dataFiles]) {
+    if (remote?.isWritable === false) return 'its server gives it for reading only';
+    if (remote !== null) continue;
+    const isWritable = await access(path, constants.W_OK).then(
+      () => true,
+      () => false,
+    );
+    if (!isWritable)
+      return path === host.path ? 'its file is not writable' : `'${path}' is not writable`;
+  }
+  return null;
+};
