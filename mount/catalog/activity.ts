@@ -8,7 +8,7 @@ export interface ActivityOptions {
   /** Paths of images that are not as the mount began, as earlier engines have told. */
   readonly changed: readonly string[];
   /** Before anything is done that relies on it. */
-  readonly tell: (path: string, differs: boolean) => void;
+  readonly tell: (path: string, differs: boolean) => Promise<void>;
 }
 
 export class Activity {
@@ -24,15 +24,15 @@ export class Activity {
     return this.#options.beginsInactive === this.#changed.has(path);
   }
 
-  set(path: string, active: boolean): void {
+  async set(path: string, active: boolean): Promise<void> {
     if (this.isActive(path) === active) return;
     const differs = active === this.#options.beginsInactive;
     if (differs) this.#changed.add(path);
     else this.#changed.delete(path);
-    this.#options.tell(path, differs);
+    await this.#options.tell(path, differs);
   }
 }
 
 /** Of a mount that hands nothing over. */
 export const alwaysActive = (): Activity =>
-  new Activity({ beginsInactive: false, changed: [], tell: () => undefined });
+  new Activity({ beginsInactive: false, changed: [], tell: async () => undefined });

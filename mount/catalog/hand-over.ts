@@ -63,7 +63,7 @@ export const takeImage = async (scene: HandOverScene): Promise<void> => {
   const { image, activity } = scene;
   if (!image.view.isHeld) return;
   await image.takeBack();
-  activity.set(image.host.path, true);
+  await activity.set(image.host.path, true);
   await goOn(scene, scene.snapshots(), true);
   await scene.rescan();
 };

@@ -334,11 +334,11 @@ export class ImageEntry implements Entry {
    * The view is held: closes the chain, and then gives the locks back, so that another host can have the image. `closed`:
    * called in between. Errors: those of the last flush; the image is still ours then.
    */
-  async giveAway(closed: () => void): Promise<void> {
+  async giveAway(closed: () => Promise<void>): Promise<void> {
     await this.view.close();
     await this.#settling;
     this.#isOurs = false;
-    closed();
+    await closed();
     await this.#hold.release();
   }
 

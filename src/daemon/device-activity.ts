@@ -50,7 +50,10 @@ const deactivate = async (
   const scene = sceneOf(source, device);
   const root = await view.open();
   await jobs.suspend(root);
-  const user = (): string | null => (view.isPinned ? 'is used by a job' : null);
+  const user = (): string | null =>
+    view.isPinned
+      ? 'is kept open by a job, or by a dirty bitmap that its image does not keep'
+      : null;
   try {
     await syncView(join(mountpoint, view.name), 'deactivate');
     await giveImage(scene, { force, user });

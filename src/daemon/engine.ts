@@ -111,7 +111,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     noteRead: (name, offset, length) => records?.note(name, offset, length),
     jobsOf: (view) => jobs.infoOf(view.root),
     nodeIds: (keys) => link.nodeIds(keys),
-    activity: activityOf(config),
+    activity: activityOf(config, link),
     blocked: blockedBy(config),
     begin: (task) => tasks?.begin(task) ?? (() => undefined),
   });
@@ -162,11 +162,11 @@ const startServers = async (
   };
 };
 
-const activityOf = ({ inactive, activityChanges }: EngineConfig): Activity =>
+const activityOf = ({ inactive, activityChanges }: EngineConfig, link: SupervisorLink): Activity =>
   new Activity({
     beginsInactive: inactive,
     changed: activityChanges,
-    tell: (path, differs) => send({ type: 'activity', path, differs }),
+    tell: (path, differs) => link.activityChanged(path, differs),
   });
 
 const blockedBy = ({ blocked }: EngineConfig): CatalogOptions['blocked'] => ({

@@ -91,10 +91,15 @@ export type EngineMessage =
       readonly path: string;
       readonly mode: LockMode;
     }
-  | { readonly type: 'unlock'; readonly lock: number }
+  | { readonly type: 'unlock'; readonly request: number; readonly lock: number }
   | { readonly type: 'passthrough'; readonly use: PassthroughUse }
   /** An image is to be opened by later engines as the mount began, or differently. */
-  | { readonly type: 'activity'; readonly path: string; readonly differs: boolean }
+  | {
+      readonly type: 'activity';
+      readonly request: number;
+      readonly path: string;
+      readonly differs: boolean;
+    }
   /** To `ping`: the main thread gets round to its messages. */
   | { readonly type: 'pong' }
   /** Asked for over the control socket: as SIGTERM. */
@@ -108,6 +113,8 @@ export type SupervisorMessage =
   | { readonly type: 'start'; readonly config: EngineConfig }
   | { readonly type: 'node-ids'; readonly request: number; readonly ids: readonly number[] }
   | { readonly type: 'lock'; readonly request: number; readonly lock: number }
+  /** To `unlock` and `activity`: it is so. */
+  | { readonly type: 'done'; readonly request: number }
   | { readonly type: 'lock-failed'; readonly request: number; readonly error: BlockErrorWire }
   | { readonly type: 'ping' }
   /** Another engine is to go on: finish what is in flight, flush and close everything. */

@@ -24,11 +24,17 @@ export class SupervisorLink implements ImageLocks {
     this.#pending.delete(message.request);
     if (message.type === 'node-ids') pending?.resolve(message.ids as never);
     else if (message.type === 'lock') pending?.resolve(message.lock as never);
+    else if (message.type === 'done') pending?.resolve(undefined as never);
     else pending?.reject(BlockError.fromWire(message.error));
   }
 
   nodeIds(keys: readonly string[]): Promise<readonly number[]> {
     return this.#ask((request) => ({ type: 'node-ids', request, keys }));
+  }
+
+  /** See `EngineConfig.activityChanges`. */
+  activityChanged(path: string, differs: boolean): Promise<void> {
+    return this.#ask((request) => ({ type: 'activity', request, path, differs }));
   }
 
   async acquire(path: string, mode: LockMode): Promise<ImageLock> {
@@ -37,7 +43,7 @@ export class SupervisorLink implements ImageLocks {
     const release = async (): Promise<void> => {
       if (released) return;
       released = true;
-      this.#send({ type: 'unlock', lock });
+      await this.#ask((request) => ({ type: 'unlock', request, lock }));
     };
     return { release };
   }

@@ -317,6 +317,7 @@ export class Supervisor {
       case 'unlock':
         // One that hands over closes everything: the next one takes the locks from here.
         if (!engine.handsOver) await this.#locks.release(message.lock);
+        engine.send({ type: 'done', request: message.request });
         return;
       case 'passthrough':
         this.#kept?.passthroughChanged(message.use);
@@ -327,6 +328,7 @@ export class Supervisor {
         this.#kept?.activityChanged(message);
         if (message.differs) this.#activityChanges.add(message.path);
         else this.#activityChanges.delete(message.path);
+        engine.send({ type: 'done', request: message.request });
         return;
       case 'pong':
         this.#watchdog?.answered();

@@ -22,7 +22,6 @@ const PATIENCE_MS = 60_000;
 
 interface Host {
   readonly mounted: Mounted;
-  readonly qmp: QmpConnection;
   path(name: string): string;
   setActive(device: string, active: boolean, force?: boolean): Promise<void>;
 }
@@ -30,14 +29,22 @@ interface Host {
 const hostOf = async (place: Place, args: readonly string[]): Promise<Host> => {
   const mounted = await place.mount(args);
   const socket = await extendedAttribute(mounted.mountpoint, 'user.vdiskfs.socket');
-  const qmp = await QmpConnection.open(socket ?? '');
-  place.cleanup.after(async () => qmp.close());
+  /** One for each device: a connection answers one command after the other. */
+  const connections = new Map<string, Promise<QmpConnection>>();
+  const connectionFor = (device: string): Promise<QmpConnection> => {
+    const known = connections.get(device) ?? QmpConnection.open(socket ?? '');
+    connections.set(device, known);
+    return known;
+  };
+  place.cleanup.after(async () => {
+    for (const connection of connections.values()) (await connection).close();
+  });
   return {
     mounted,
-    qmp,
     path: (name) => mounted.path(name),
     setActive: async (device, active, force) => {
       const forced = force === undefined ? {} : { force };
+      const qmp = await connectionFor(device);
       await qmp.execute('__vdiskfs_set_active', { device, active, ...forced });
     },
   };
@@ -59,7 +66,7 @@ interface Guest {
 const guestOf = async (place: Place, id: number, paths: readonly string[]): Promise<Guest> => {
   const child: ChildProcess = spawn(process.execPath, [GUEST, String(id), ...paths], {
     stdio: ['pipe', 'pipe', 'inherit'],
-    env: { ...process.env, UV_THREADPOOL_SIZE: '16' },
+    env: { ...process.env, UV_THREADPOOL_SIZE: '24' },
   });
   place.cleanup.after(async () => void child.kill('SIGKILL'));
   let out = '';
@@ -100,7 +107,7 @@ const staleReads = (notes: readonly GuestNote[]): string[] => {
   return found;
 };
 
-const ROUNDS = countOf(10);
+const ROUNDS = countOf(50);
 
 test(`${ROUNDS} hand-overs under load: no stale read, and sizes go along`, async (t) => {
   const place = await placeOf(t, subject);
@@ -115,30 +122,33 @@ test(`${ROUNDS} hand-overs under load: no stale read, and sizes go along`, async
   );
   const sizes = names.map(() => SIZE);
   let times: number[] = [];
+  const handOver = (from: Host, to: Host, took: number[] = []): Promise<unknown> =>
+    Promise.all(
+      devices.map(async (device) => {
+        const began = performance.now();
+        await from.setActive(device, false, true);
+        await to.setActive(device, true);
+        took.push(performance.now() - began);
+      }),
+    );
   for (let round = 0; round < ROUNDS; round++) {
     const [from, to] = round % 2 === 0 ? hosts : [hosts[1], hosts[0]];
-    await sleep(30);
+    await sleep(20);
     const grows = round % names.length;
     sizes[grows] = (sizes[grows] ?? 0) + GROWTH;
     await truncate(from.path(names[grows] ?? ''), sizes[grows]);
-    for (const [i, device] of devices.entries()) {
-      const began = performance.now();
-      await from.setActive(device, false, true);
-      await to.setActive(device, true);
-      times.push(performance.now() - began);
-      assert.equal((await stat(to.path(names[i] ?? ''))).size, sizes[i], `${device}, ${round}`);
-    }
+    await handOver(from, to, times);
+    for (const [i, name] of names.entries())
+      assert.equal((await stat(to.path(name))).size, sizes[i], `${name}, ${round}`);
   }
   times = times.sort((a, b) => a - b);
   t.diagnostic(`one hand-over: median ${Math.round(times[times.length >> 1] ?? 0)} ms`);
   const owner = ROUNDS % 2;
+  const [last, next] = owner === 0 ? hosts : [hosts[1], hosts[0]];
   const notes = await guests[owner]?.end();
   // What is held of the other one goes on when its host has the images again.
   const other = guests[1 - owner]?.end();
-  for (const device of devices) {
-    await hosts[owner]?.setActive(device, false, true);
-    await hosts[1 - owner]?.setActive(device, true);
-  }
+  await handOver(last, next);
   const all = [...(notes ?? []), ...((await other) ?? [])];
   const count = (kind: string): number => all.filter((n) => n.kind === kind).length;
   t.diagnostic(

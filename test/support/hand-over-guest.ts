@@ -4,8 +4,7 @@
  *
  *     node hand-over-guest.js ID VIEW...
  *
- * Each view has one loop of direct reads and writes and one of reads through the kernel's pages, as well as of a shared
- * mapping's kind: of a descriptor that stays open. It ends when its stdin does, after what is in flight; then it prints its
+ * Each view has one loop of direct reads and writes and some of reads through the kernel's pages, of descriptors that stay open. It ends when its stdin does, after what is in flight; then it prints its
  * notes, JSON of `GuestNote[]`.
  */
 import { constants, type FileHandle, open } from 'node:fs/promises';
@@ -13,6 +12,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 export const BLOCK_BYTES = 4096;
 export const BLOCKS = 24;
+/** Of these, the ones that are read through the kernel's pages, each by a loop of its own: a page stays, once it is there. */
+const HOT_BLOCKS = 4;
 /** Apart enough to lie in clusters, and in what a kernel reads ahead, of their own. */
 export const BLOCK_DISTANCE = 192 << 10;
 
@@ -63,7 +64,7 @@ const main = async (id: number, paths: readonly string[]): Promise<void> => {
   const direct = async (view: number, path: string): Promise<void> => {
     const file = await open(path, constants.O_RDWR | constants.O_DIRECT);
     for (let turn = 0; !isEnding; turn++) {
-      const block = Math.floor(Math.random() * BLOCKS);
+      const block = Math.floor(Math.random() * (turn % 2 === 0 ? HOT_BLOCKS : BLOCKS));
       const isWrite = turn % 3 === 0;
       const kind = isWrite ? 'write' : 'direct read';
       await note({ view, kind, block }, () => (isWrite ? write : read)(file, block));
@@ -71,16 +72,18 @@ const main = async (id: number, paths: readonly string[]): Promise<void> => {
     }
     await file.close();
   };
-  const cached = async (view: number, path: string): Promise<void> => {
+  const cached = async (view: number, path: string, block: number): Promise<void> => {
     const file = await open(path, 'r');
     while (!isEnding) {
-      const block = Math.floor(Math.random() * BLOCKS);
       await note({ view, kind: 'cached read', block }, () => read(file, block));
       await sleep(PAUSE_MS);
     }
     await file.close();
   };
-  const loops = paths.flatMap((path, view) => [direct(view, path), cached(view, path)]);
+  const loops = paths.flatMap((path, view) => [
+    direct(view, path),
+    ...Array.from({ length: HOT_BLOCKS }, (_, block) => cached(view, path, block)),
+  ]);
   process.stdout.write('ready\n');
   await Promise.all(loops);
   process.stdout.write(`${JSON.stringify(notes)}\n`);
