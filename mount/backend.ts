@@ -31,6 +31,8 @@ export interface BackendCounters {
 export interface KernelPages {
   /** Whether somebody may have the view open for writing; also when that cannot be told. */
   mayBeWritten(nodeId: number): boolean;
+  /** Whether the kernel reads and writes the view's file by itself. */
+  isPassthrough(nodeId: number): boolean;
   /**
    * Writes the kernel's pages of a view to it and drops them; resolves when that is done. Never called in a drained
    * section, whose end it would wait for. Null: the backend cannot; a view that is open does not change its content.

@@ -19,7 +19,6 @@ import {
   blockedError,
   type CatalogOptions,
   type CatalogStatus,
-  type ViewStatus,
 } from './catalog/catalog-options.ts';
 import { type CatalogEntry, EntryTable } from './catalog/entry-table.ts';
 import type { HandOverScene } from './catalog/hand-over.ts';
@@ -35,10 +34,14 @@ import {
   type Source,
 } from './catalog/listing.ts';
 import type { SnapshotScene } from './catalog/live-snapshots.ts';
+import { pivotOver, pivotTo } from './catalog/pivot.ts';
 import { canBeToldAgain } from './catalog/remote-files.ts';
+import { Reservations } from './catalog/reservations.ts';
 import { type ScanResult, scan } from './catalog/scan.ts';
 import { SnapshotEntry } from './catalog/snapshot-entry.ts';
 import { SourceWatch } from './catalog/source-watch.ts';
+import { noStandIns, withStandIns } from './catalog/stand-ins.ts';
+import { statusOf } from './catalog/view-status.ts';
 import type { Directory, Entry, FileAttributes } from './directory.ts';
 
 /** How long a lookup waits for a scan before it answers from what is known, in ms. */
@@ -94,6 +97,7 @@ export class Catalog implements Directory {
   readonly #context: EntryContext;
   readonly #watch: SourceWatch;
   readonly #table = new EntryTable();
+  readonly #reservations = new Reservations();
   readonly #nameListeners = new Set<(name: string) => void>();
   readonly #lostListeners = new Set<(nodeId: number) => void>();
   readonly #activity: Activity;
@@ -218,11 +222,7 @@ export class Catalog implements Directory {
         this.#table.listed.flatMap((e) =>
           e instanceof SnapshotEntry && e.image === image ? [e] : [],
         ),
-      rescan: async () => {
-        // What a running scan has read may be older than the change.
-        await this.#scanning?.catch(() => undefined);
-        await this.rescan();
-      },
+      rescan: () => this.#rescanNow(),
     };
   }
 
@@ -237,10 +237,48 @@ export class Catalog implements Directory {
     return { image, pages, holding: backend.holding, activity: this.#activity, snapshots, rescan };
   }
 
-  /** What is shown, with the image file of each view. */
-  async images(): Promise<readonly { readonly view: View; readonly path: string }[]> {
+  /** What is shown. */
+  async images(): Promise<readonly ImageEntry[]> {
     await this.#refresh();
-    return this.#table.images.map(({ view, host }) => ({ view, path: host.path }));
+    return this.#table.images;
+  }
+
+  /** The image of a view; null for another one. */
+  imageOf(view: View): ImageEntry | null {
+    return this.#table.images.find((entry) => entry.view === view) ?? null;
+  }
+
+  /**
+   * Nobody has a view of this file (real path) until the returned function is called: a job writes it. Errors: EBUSY while
+   * somebody uses the view that it has, or another image is based on it.
+   */
+  async reserve(path: string, reason: string): Promise<() => Promise<void>> {
+    await this.#refresh();
+    const entry = this.#table.images.find(({ host }) => host.path === path) ?? null;
+    if (entry !== null) refuseUsed(entry);
+    refuseLayer(path, this.#table.images);
+    const end = this.#reservations.add(path, reason);
+    await this.#rescanNow();
+    await entry?.dispose();
+    return async () => {
+      end();
+      await this.#rescanNow();
+    };
+  }
+
+  /** See `pivotTo`, and `pivotOver`, which leaves nothing to be closed. */
+  async pivot(
+    view: View,
+    target: Node,
+    options: { readonly reopens: boolean },
+  ): Promise<Node | null> {
+    const image = this.imageOf(view);
+    if (image === null) throw new BlockError({ kind: 'not-found', message: 'the view is gone' });
+    const { graph, standIns = noStandIns } = this.#options;
+    const scene = { image, graph, standIns };
+    if (!options.reopens) return pivotTo(scene, target);
+    await pivotOver(scene, target);
+    return null;
   }
 
   /** A job has changed what lies below an open view: which images are used as backing is looked at again. */
@@ -248,6 +286,11 @@ export class Catalog implements Directory {
     const image = this.#table.images.find((entry) => entry.view === view);
     if (image === undefined) return;
     await image.lookAtChain();
+    await this.#rescanNow();
+  }
+
+  // What a running scan has read may be older than the change that the caller has made.
+  async #rescanNow(): Promise<void> {
     await this.#scanning?.catch(() => undefined);
     await this.rescan();
   }
@@ -311,10 +354,11 @@ export class Catalog implements Directory {
 
   async #scan(): Promise<void> {
     if (this.#closed) return;
-    const { gate, mountpoint, nodeIds, format } = this.#options;
+    const { gate, mountpoint, nodeIds, format, standIns = noStandIns } = this.#options;
     await this.#watch.beginScan();
     try {
-      const listing = await listSources(this.#sources, gate, mountpoint);
+      const found = await listSources(this.#sources, gate, mountpoint);
+      const listing = this.#reservations.apply(await withStandIns(found, standIns, this.#sources));
       const result = await scan(listing.candidates, {
         table: this.#table,
         inspector: this.#inspector,
@@ -453,25 +497,18 @@ export class Catalog implements Directory {
 
 const isIdle = (view: View): boolean => view.active === 0 && !view.isPinned;
 
-const statusOf = async (entry: CatalogEntry): Promise<ViewStatus> => {
-  const { inspection, host } = entry;
-  return {
-    name: entry.name,
-    path: host.path,
-    format: inspection.driver?.name ?? null,
-    ...(await entry.sizes()),
-    chain: inspection.chain.map(({ path, format }) => ({ path, format })),
-    readOnlyReason: entry.readOnlyReason,
-    error: (('refusal' in entry ? entry.refusal : null) ?? entry.error)?.toWire() ?? null,
-    open: entry.isOpen,
-    active: !('image' in entry ? entry.image : entry).isInactive,
-    handles: entry.handles,
-    metadataBytes: metadataBytesOf(entry.view.root),
-  };
+const refuseUsed = ({ host, name, usedBy, handles, view }: ImageEntry): void => {
+  const refuse = (message: string): BlockError =>
+    new BlockError({ kind: 'busy', message, path: host.path });
+  if (usedBy !== null) throw refuse(`'${usedBy}' uses it as its backing image`);
+  if (handles > 0 || !isIdle(view)) throw refuse(`its view ${name} is in use`);
 };
 
-const metadataBytesOf = (root: Node | null): number => {
-  let bytes = 0;
-  for (let node = root; node !== null; node = node.backing) bytes += node.driver.metadataBytes ?? 0;
-  return bytes;
+/** A file that an image's header names. */
+const refuseLayer = (path: string, images: readonly ImageEntry[]): void => {
+  for (const { inspection, name } of images) {
+    const { chain, dataFiles } = inspection;
+    if (![...chain.slice(1), ...dataFiles].some((layer) => layer.path === path)) continue;
+    throw new BlockError({ kind: 'busy', message: `'${name}' is made of it`, path });
+  }
 };

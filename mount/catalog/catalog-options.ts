@@ -9,6 +9,7 @@ import type { RemoteCredential } from '../../src/block/remote-access.ts';
 import type { DetectZeroes, View } from '../../src/block/view.ts';
 import type { Activity } from './activity.ts';
 import type { IgnoredFile } from './listing.ts';
+import type { StandIns } from './stand-ins.ts';
 
 /** In front of a key for `nodeIds`: from now on the key stands for a new id, also for engines that come later. */
 export const RENEW_NODE_ID = '!';
@@ -33,6 +34,8 @@ export interface CatalogOptions {
   readonly detectZeroes: DetectZeroes;
   /** `--format`: of a source that is one file; null probes. */
   readonly format: string | null;
+  /** What views stand for after a pivot; nothing when it is not given. */
+  readonly standIns?: StandIns;
   /** `user.vdiskfs.socket` and `.pid` of the root. */
   readonly socketPath: string;
   readonly pid: number;
@@ -74,6 +77,8 @@ export const blockedError = (path: string): BlockError =>
 export interface ViewStatus {
   readonly name: string;
   readonly path: string;
+  /** The file that the view was made for, when it stands for another one after a pivot; else null. */
+  readonly standsInFor: string | null;
   /** Null when it cannot be told. */
   readonly format: string | null;
   readonly virtualSizeBytes: number;

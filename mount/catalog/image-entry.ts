@@ -199,6 +199,12 @@ export class ImageEntry implements Entry {
 
   /** What a scan has found of the same file. */
   adopt(found: { name: string; candidate: Candidate; inspection: Inspection }): void {
+    // A scan that has begun before a pivot: the next one knows.
+    const isOtherFile = found.candidate.host.identity !== this.host.identity;
+    if (targetOf(found.candidate) !== targetOf(this.candidate) || (this.isOpen && isOtherFile)) {
+      this.name = found.name;
+      return;
+    }
     if (found.candidate.host.stamp !== this.host.stamp) this.#openError = null;
     this.name = found.name;
     this.candidate = found.candidate;
@@ -397,6 +403,15 @@ export class ImageEntry implements Entry {
       message: `the view ${this.name} ${change}`,
       hint: 'close it first',
     });
+  }
+
+  /** The view goes on over another file, which is open: what it was made for is its own no more. Drained. */
+  pivoted(candidate: Candidate, inspection: Inspection): void {
+    this.candidate = candidate;
+    this.inspection = inspection;
+    this.#openError = null;
+    this.#unwritable = null;
+    this.#modifyTimeMs = null;
   }
 
   /** Closes the chain and gives the lock back. Errors: those of the last flush. */
@@ -658,6 +673,10 @@ export class ImageEntry implements Entry {
   #wantedReason(): Promise<string | null> {
     const { host, inspection, usedBy } = this;
     const { readOnly } = this.#context;
-    return whyReadOnly({ host, inspection, readOnly, usedBy, unwritable: this.#unwritable });
+    const missing = this.candidate.standIn?.missing ?? null;
+    const unwritable = this.#unwritable;
+    return whyReadOnly({ host, inspection, readOnly, missing, usedBy, unwritable });
   }
 }
+
+const targetOf = ({ standIn }: Candidate): string | null => standIn?.record.target ?? null;

@@ -116,13 +116,16 @@ export class Inspector {
   async #inspect(candidate: Candidate, options: InspectOptions): Promise<Inspection | NoImage> {
     const { host } = candidate;
     const { patient } = options;
+    const { standIn } = candidate;
     // A symlink counts by its own name and by its target's.
     const extensions = [extensionOf(host.path), extensionOf(candidate.fileName)];
     const declaredFormat =
+      (standIn?.missing === null ? standIn.record.format : null) ??
       (candidate.named ? options.format : null) ??
       (extensions.includes(NEVER_PROBED_EXTENSION) ? 'raw' : null);
     // A file named on the command line is an image whatever it is called.
-    const asRaw = candidate.named || extensions.some((e) => RAW_EXTENSIONS.has(e));
+    const asRaw =
+      candidate.named || standIn !== undefined || extensions.some((e) => RAW_EXTENSIONS.has(e));
     let driver: DriverDescriptor | null = null;
     const found = (descriptor: DriverDescriptor): void => {
       driver = descriptor;

@@ -6,6 +6,7 @@ import type { OpenGate } from '../../src/block/open-gate.ts';
 import { realPathOutside } from '../../src/block/real-path.ts';
 import { canonicalUrl, fileNameOfUrl, isUrl } from '../../src/block/remote-url.ts';
 import { type HostFile, statHostFile } from './host-file.ts';
+import type { CandidateStandIn } from './stand-ins.ts';
 
 /** More files than that in one mount are not listed: the listing must not fill the memory. */
 export const MAX_CANDIDATES = 65_536;
@@ -29,6 +30,8 @@ export interface Candidate {
   /** Named on the command line itself, not found in a directory. */
   readonly named: boolean;
   readonly declaredName: string | null;
+  /** `host` stands in for another file, whose view it has. */
+  readonly standIn?: CandidateStandIn;
 }
 
 export interface IgnoredFile {

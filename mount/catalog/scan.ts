@@ -14,6 +14,7 @@ import { type Candidate, type IgnoredFile, mapBounded, PARALLEL_LOOKS } from './
 import { assignNames, type Nameable } from './naming.ts';
 import type { SnapshotEntry } from './snapshot-entry.ts';
 import { knownEntry, snapshotEntries, snapshotsOf } from './snapshot-listing.ts';
+import { keyOf } from './stand-ins.ts';
 
 export interface ScanOptions {
   readonly table: EntryTable;
@@ -112,15 +113,13 @@ const withoutDataFiles = (images: readonly Found[], ignored: IgnoredFile[]): Fou
   });
 };
 
-const keyOf = (host: HostFile): string => `${host.identity}:${host.birth}`;
-
 const look = async (
   candidate: Candidate,
   hosts: ReadonlyMap<string, HostFile>,
   options: ScanOptions,
 ): Promise<Found | { host: HostFile; reason: string }> => {
   const { host } = candidate;
-  const key = keyOf(host);
+  const key = candidate.standIn?.record.key ?? keyOf(host);
   const known = options.table.byKey(key);
   if (known !== null && stays(known, host, hosts, options.directories)) {
     const { inspection, openError } = known;

@@ -11,6 +11,8 @@ export const whyReadOnly = async (image: {
   readonly inspection: Inspection;
   /** Of the whole mount. */
   readonly readOnly: boolean;
+  /** What it went on with after a pivot is not there; null where it is. */
+  readonly missing: string | null;
   /** The view whose image uses this one as backing; null for none. */
   readonly usedBy: string | null;
   /** Why the file, with this stamp, did not open for writing; null when it was not tried. */
@@ -19,6 +21,7 @@ export const whyReadOnly = async (image: {
   const { host, inspection, usedBy, unwritable } = image;
   const { driver, description } = inspection;
   if (image.readOnly) return 'the mount is read-only';
+  if (image.missing !== null) return image.missing;
   // Opening it says what is wrong, whatever it is opened for.
   if (driver === null || description === null) return null;
   if (driver.capabilities.write !== true) return `the format ${driver.name} is only read`;

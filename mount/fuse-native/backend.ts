@@ -48,7 +48,7 @@ export const mountFuseNative = async (options: FuseNativeOptions): Promise<Backe
   return {
     name: 'fuse-native',
     ended: untilUnmounted(mountpoint),
-    pages: { mayBeWritten: () => true, invalidate: null },
+    pages: { mayBeWritten: () => true, isPassthrough: () => false, invalidate: null },
     holding: null,
     counters: () => ({ ...counters }),
     latencies: () => [],

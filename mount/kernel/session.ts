@@ -150,6 +150,7 @@ export class KernelSession implements Backend {
   get pages(): KernelPages {
     return {
       mayBeWritten: (nodeId) => this.#context.handles.mayHoldDirtyPages(nodeId),
+      isPassthrough: (nodeId) => this.#context.passthrough?.isUsed(nodeId) === true,
       invalidate: (nodeId) => this.#notifier.contentChanged(nodeId),
     };
   }

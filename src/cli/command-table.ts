@@ -39,6 +39,12 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'Copy what lies below an image into it, while it is used',
     load: async () => erase((await import('./commands/stream.ts')).command),
   },
+  mirror: {
+    synopsis: 'mirror <view> <target>',
+    usage: 'mirror VIEW TARGET [--sync full|top|none|incremental] [--complete] [--wait]',
+    summary: 'Copy an image while it is used, and go on over the copy',
+    load: async () => erase((await import('./commands/mirror.ts')).command),
+  },
   jobs: {
     synopsis: 'jobs [mountpoint]',
     usage: 'jobs [MOUNTPOINT]',

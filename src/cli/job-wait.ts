@@ -33,7 +33,12 @@ export const runJob = async (
   { client, device }: MountedDevice,
   command: string,
   given: Readonly<Record<string, unknown>>,
-  options: { readonly wait: boolean; readonly json: boolean },
+  options: {
+    readonly wait: boolean;
+    /** As soon as the job is ready. */
+    readonly complete?: boolean;
+    readonly json: boolean;
+  },
 ): Promise<number> => {
   // A job that ends at once leaves nothing to look at: events tell what came of it.
   const started = new Promise<string>((resolve) => {
@@ -43,6 +48,7 @@ export const runJob = async (
     });
   });
   const ended = outcomeOf(client, started);
+  if (options.complete === true) completeWhenReady(client, started);
   await client.execute(command, { device, ...given });
   const id = await started;
   const outcome: Outcome = options.wait
@@ -55,6 +61,17 @@ export const runJob = async (
     throw new BlockError({ kind: 'io', message });
   }
   return outcome.status === 'cancelled' ? EXIT.failure : EXIT.success;
+};
+
+// One that has ended in the meantime tells so itself.
+const completeWhenReady = (client: QmpClient, started: Promise<string>): void => {
+  client.listen(({ event, data }) => {
+    if (event !== 'BLOCK_JOB_READY') return;
+    void started.then(async (id) => {
+      if (data['device'] !== id) return;
+      await client.execute('job-complete', { id }).catch(() => undefined);
+    });
+  });
 };
 
 const outcomeOf = (client: QmpClient, started: Promise<string>): Promise<Outcome> =>

@@ -4,13 +4,16 @@ import type { View } from '../block/view.ts';
 import { JobError } from '../job/job-error.ts';
 import type { JobList } from '../job/job-list.ts';
 import type { JobStore } from '../job/job-store.ts';
+import type { Targets } from './targets.ts';
 
 /** A view of the mount, as QMP speaks of it. */
 export interface Device {
   /** The view's file name without `.raw`. */
   readonly name: string;
-  /** Of the image file; resolved. */
+  /** Of the image file, resolved; another one after a pivot. */
   readonly path: string;
+  /** The file that the view was made for. */
+  readonly originalPath: string;
   readonly view: View;
 }
 
@@ -45,6 +48,16 @@ export interface ControlContext {
   devices(): Promise<readonly Device[]>;
   /** See `Graph.replaceBacking`. */
   replaceBacking(overlay: Node, base: Node | null): Promise<void>;
+  readonly targets: Targets;
+  /**
+   * The view goes on over a target, in a drained section, with both sides flushed and the same content. Durable. Returns the
+   * old root, null when it is closed. `reopens`: the target's backing was not opened, because it is the old root itself. Errors: the view stays what it is.
+   */
+  pivot(device: Device, target: Node, options: { readonly reopens: boolean }): Promise<Node | null>;
+  /** After `pivot`, outside of the drained section, with what it has returned. Never throws. */
+  pivoted(device: Device, old: Node | null): Promise<void>;
+  /** Errors: EBUSY while the kernel writes the view without asking us. */
+  refusePassthrough(device: Device): void;
   /** The backing chain of a device is another one now: what the mount shows is looked at again. */
   chainChanged(device: Device): Promise<void>;
   /** `__vdiskfs_status`. */

@@ -172,6 +172,22 @@ const COMMANDS: readonly HmpCommand[] = [
     },
   },
   {
+    name: 'drive_mirror',
+    parameters: '[-n] [-f] device target [format]',
+    help: 'copy a disk while it is used (-n: into an image that is there, -f: all of its chain)',
+    run: async (words, execute) => {
+      const [, , format] = words.plain;
+      await execute('drive-mirror', {
+        device: required(words, 0, 'device'),
+        target: required(words, 1, 'target'),
+        sync: words.flags.has('f') ? 'full' : 'top',
+        mode: words.flags.has('n') ? 'existing' : 'absolute-paths',
+        ...(format === undefined ? {} : { format }),
+      });
+      return '';
+    },
+  },
+  {
     name: 'block_job_set_speed',
     parameters: 'device speed',
     help: 'limit a job to so many bytes a second (0: no limit)',

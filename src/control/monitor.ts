@@ -4,8 +4,10 @@ import { activityCommands } from './commands/activity.ts';
 import { basicCommands, EVENTS, VERSION } from './commands/basic.ts';
 import { blockQueries } from './commands/block-queries.ts';
 import { blockStream } from './commands/block-stream.ts';
+import { blockdevCommands } from './commands/blockdev.ts';
 import { dirtyBitmapCommands } from './commands/dirty-bitmaps.ts';
 import { jobCommands } from './commands/jobs.ts';
+import { mirrorCommands } from './commands/mirror.ts';
 import { snapshotCommands } from './commands/snapshots.ts';
 import type { ControlContext } from './context.ts';
 import { executeHmp } from './hmp.ts';
@@ -36,7 +38,9 @@ export const createMonitor = (context: ControlContext): Monitor => {
     ...basicCommands,
     ...blockQueries,
     ...jobCommands,
+    ...blockdevCommands,
     blockStream,
+    ...mirrorCommands,
     ...snapshotCommands,
     ...dirtyBitmapCommands,
     ...activityCommands,

@@ -58,6 +58,30 @@ export const listOf = <T>(itemName: string, accepts: (item: unknown) => item is 
   accepts: (value): value is T[] => Array.isArray(value) && value.every(accepts),
 });
 
+/** An object, whose members the command looks at itself. */
+export const record: Kind<Readonly<Record<string, unknown>>> = {
+  expected: 'object',
+  schemaName: 'any',
+  isOptional: false,
+  accepts: (value): value is Readonly<Record<string, unknown>> =>
+    typeof value === 'object' && value !== null && !Array.isArray(value),
+};
+
+/** A name, or in its place what it would be the name of. */
+export const textOrRecord: Kind<string | Readonly<Record<string, unknown>>> = {
+  ...record,
+  expected: 'string or object',
+  accepts: (value): value is string | Readonly<Record<string, unknown>> =>
+    typeof value === 'string' || record.accepts(value),
+};
+
+export const nothing: Kind<null> = {
+  expected: 'null',
+  schemaName: 'null',
+  isOptional: false,
+  accepts: (value): value is null => value === null,
+};
+
 /** One of QEMU's enumerations, by its name there. */
 export const choice = <V extends string>(schemaName: string, values: readonly V[]): Kind<V> => ({
   expected: 'string',
@@ -108,7 +132,13 @@ export const defineQmp = <Context, A extends Arguments>(
   command: QmpCommand<Context, A>,
 ): QmpCommand<Context> => command as unknown as QmpCommand<Context>;
 
-const BUILTIN = { str: 'string', int: 'int', bool: 'boolean' } as const;
+const BUILTIN = {
+  str: 'string',
+  int: 'int',
+  bool: 'boolean',
+  null: 'null',
+  any: 'value',
+} as const;
 
 /** `query-qmp-schema`: SchemaInfo records of these commands and events. */
 export const introspect = (

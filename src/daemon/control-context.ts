@@ -1,6 +1,7 @@
 /** The engine's side of the control socket: what its commands work on, and jobs that earlier engines have left. */
 import { spawn } from 'node:child_process';
 import { basename, join } from 'node:path';
+import type { ImageEntry } from '../../mount/catalog/image-entry.ts';
 import type { Catalog } from '../../mount/catalog.ts';
 import { assert } from '../base/assert.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
@@ -8,8 +9,10 @@ import type { Log } from '../base/log.ts';
 import type { Graph } from '../block/graph.ts';
 import type { Node } from '../block/node.ts';
 import { STREAM_ARGUMENTS, startStream } from '../control/commands/block-stream.ts';
+import { DRIVE_MIRROR_ARGUMENTS, startDriveMirror } from '../control/commands/mirror.ts';
 import type { ControlContext, Device } from '../control/context.ts';
 import { checkArguments } from '../control/schema.ts';
+import type { Targets } from '../control/targets.ts';
 import { toInfo } from '../image/info.ts';
 import type { JobType } from '../job/job.ts';
 import type { JobList } from '../job/job-list.ts';
@@ -25,6 +28,7 @@ export interface ControlSource extends StatusSource {
   readonly catalog: Catalog;
   readonly jobs: JobList;
   readonly store: JobStore;
+  readonly targets: Targets;
   readonly log: Log;
   /** Asks the supervisor to unmount. */
   readonly quit: () => void;
@@ -40,6 +44,15 @@ export const controlContext = (source: ControlSource): ControlContext => {
     store,
     nodes: () => [...graph.nodes],
     devices: async () => (await catalog.images()).map(deviceOf),
+    targets: source.targets,
+    pivot: (device, target, options) => catalog.pivot(device.view, target, options),
+    pivoted: (device, old) => pivoted(source, device, old),
+    refusePassthrough: (device) => {
+      const image = catalog.imageOf(device.view);
+      if (image === null || !backend.pages.isPassthrough(image.nodeId)) return;
+      const message = 'busy: opened in passthrough';
+      throw new BlockError({ kind: 'busy', message, path: device.path });
+    },
     replaceBacking: (overlay, base) => graph.replaceBacking(overlay, base),
     chainChanged: (device) => catalog.chainChanged(device.view),
     status: () => statusDocument(source),
@@ -60,11 +73,37 @@ export const controlContext = (source: ControlSource): ControlContext => {
   return context;
 };
 
-const deviceOf = ({ view, path }: { view: Device['view']; path: string }): Device => ({
-  name: view.name.endsWith(RAW_SUFFIX) ? view.name.slice(0, -RAW_SUFFIX.length) : view.name,
-  path,
-  view,
-});
+const deviceOf = (image: ImageEntry): Device => {
+  const { view } = image;
+  return {
+    name: view.name.endsWith(RAW_SUFFIX) ? view.name.slice(0, -RAW_SUFFIX.length) : view.name,
+    get path() {
+      return image.host.path;
+    },
+    get originalPath() {
+      return image.candidate.standIn?.record.original ?? image.host.path;
+    },
+    view,
+  };
+};
+
+// What a pivot has left behind: whatever goes wrong with it, the view goes on over the other image.
+const pivoted = async (
+  { graph, catalog, log }: ControlSource,
+  device: Device,
+  old: Node | null,
+): Promise<void> => {
+  const name = device.view.name;
+  log.info(name, `goes on over '${device.path}'`);
+  if (old !== null) {
+    await graph.close(old).catch((error: unknown) => {
+      log.error(name, `'${old.path}' is left behind: ${toBlockError(error).describe()}`);
+    });
+  }
+  await catalog.rescan().catch((error: unknown) => {
+    log.error(name, toBlockError(error).describe());
+  });
+};
 
 const imageInfo = async (node: Node): Promise<object> => {
   const { inspect, name } = node.descriptor;
@@ -115,7 +154,9 @@ export const takeUpJobs = async (
   for (const record of records) {
     // It has not ended, or is there to be dismissed.
     if (context.jobs.get(record.id) !== null) continue;
-    const device = devices.find((d) => d.path === record.imagePath);
+    const device = devices.find(
+      (d) => d.path === record.imagePath || d.originalPath === record.imagePath,
+    );
     // Of an image that is not here: it may be back with the next mount.
     if (device === undefined) {
       log.warning(record.id, `its image '${record.imagePath}' is not here: the job waits`);
@@ -143,6 +184,12 @@ const takeUp = async (context: ControlContext, record: JobRecord): Promise<void>
       const given = checkArguments(STREAM_ARGUMENTS, record.arguments);
       if (result === null) await startStream(context, given, { paused });
       else restore(context, record, 'stream');
+      return;
+    }
+    case 'drive-mirror': {
+      const given = checkArguments(DRIVE_MIRROR_ARGUMENTS, record.arguments);
+      if (result === null) await startDriveMirror(context, given, { paused, again: true });
+      else restore(context, record, 'mirror');
       return;
     }
     default:

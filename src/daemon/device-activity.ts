@@ -73,7 +73,7 @@ const activate = async (source: ActivitySource, device: Device): Promise<void> =
     // Another file has taken its place, or it is another node now.
     await sceneOf(source, device).rescan();
     const { path } = device;
-    const now = (await source.catalog.images()).find((image) => image.path === path);
+    const now = (await source.catalog.images()).find(({ host }) => host.path === path);
     if (now === undefined) throw error;
     await take(source, { ...device, view: now.view });
   }

@@ -30,6 +30,7 @@ import { JobStore } from '../job/job-store.ts';
 import { cloneFuseDevice, dieWithParent } from '../os/linux.ts';
 import { TaskRecorder } from './black-box.ts';
 import { controlContext, streamAll, takeUpJobs } from './control-context.ts';
+import { JobTargets } from './job-targets.ts';
 import {
   ENGINE_DESCRIPTORS,
   ENGINE_PROTOCOL,
@@ -40,6 +41,7 @@ import {
 import type { MetricsSource } from './metrics.ts';
 import { serveMetrics } from './metrics-server.ts';
 import { prefetchAll, ReadRecords } from './read-records.ts';
+import { StandInStore } from './stand-in-store.ts';
 import { SupervisorLink } from './supervisor-link.ts';
 
 /** `off`: every request faults; for comparison and debugging. */
@@ -73,19 +75,9 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   const gate = await sourceGate({ sources, backingDirectories, mountpoint });
   const journalFor = createJournalFactory({ directory: config.journalDirectory, log });
   const secrets = new Secrets(config.secrets, { keep: false });
-  const graph = new Graph({
-    registry,
-    gate,
-    locks,
-    log,
-    cache,
-    cacheBytes,
-    discard,
-    secrets,
-    journalFor,
-    credentials,
-    copyOnRead: config.copyOnRead,
-  });
+  const { copyOnRead } = config;
+  const seen = { registry, gate, locks, log, secrets, credentials };
+  const graph = new Graph({ ...seen, cache, cacheBytes, discard, journalFor, copyOnRead });
   const jobs = new JobList(log);
   const { recordDirectory } = config;
   const records =
@@ -93,6 +85,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
       ? null
       : new ReadRecords(recordDirectory, log, { append: config.generation > 0 });
   const tasks = config.careful ? new TaskRecorder(ENGINE_DESCRIPTORS.blackBox) : null;
+  const standIns = await StandInStore.load(config.stateDirectory, log);
   const catalog = await openCatalog({
     sources,
     graph,
@@ -105,6 +98,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     readOnly: config.readOnly,
     allowShrink: config.allowShrink,
     detectZeroes: config.detectZeroes,
+    standIns,
     format: config.format,
     socketPath: config.socketPath,
     pid: process.pid,
@@ -118,13 +112,26 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   const backend = await startBackend(config, catalog, log, tasks);
   const store = new JobStore(config.stateDirectory, log);
   const quit = (): void => send({ type: 'quit' });
-  const context = controlContext({ config, catalog, backend, graph, jobs, store, log, quit });
+  const targets = new JobTargets({
+    graph,
+    catalog,
+    registry,
+    locks,
+    secrets,
+    backingDirectories,
+    mountpoint,
+  });
+  const scene = { config, catalog, backend, graph, jobs, store, targets, log, quit };
+  const context = controlContext(scene);
   const closeServers = await startServers(config, { config, catalog, backend }, context, log);
   return {
     backend,
     catalog,
     closeServers: async () => {
       await Promise.all([closeServers(), records?.close()]);
+      await targets.close().catch((error: unknown) => {
+        log.error('targets', toBlockError(error).describe());
+      });
     },
   };
 };

@@ -58,6 +58,12 @@ export class JobList {
     return `job${this.#nextNumber++}`;
   }
 
+  /** What `start` would refuse, before anything is opened or made for a job. */
+  refuse(id: string, nodes: readonly Node[]): void {
+    this.#refuseClaimed(nodes);
+    this.#refuseId(id);
+  }
+
   /** Errors: JobError for an id that is taken or not well formed, and for nodes that another job needs. */
   start(options: StartOptions): Job {
     const { id, nodes, changed } = options;
@@ -87,10 +93,7 @@ export class JobList {
 
   #add(options: StartOptions): Job {
     const { id, dismissed } = options;
-    if (this.#isClosed) throw new JobError('The mount is ending');
-    if (!isWellFormed(id)) throw new JobError(`Invalid job ID '${id}'`);
-    if (this.#jobs.has(id)) throw new JobError(`Job ID '${id}' already in use`);
-    if (this.#jobs.size >= MAX_JOBS) throw new JobError(`There are ${MAX_JOBS} jobs already`);
+    this.#refuseId(id);
     const job = new Job({ ...options, emit: (name, data) => this.#emit(name, data) });
     this.#jobs.set(id, job);
     job.onDismissed = () => {
@@ -98,6 +101,13 @@ export class JobList {
       dismissed?.(job);
     };
     return job;
+  }
+
+  #refuseId(id: string): void {
+    if (this.#isClosed) throw new JobError('The mount is ending');
+    if (!isWellFormed(id)) throw new JobError(`Invalid job ID '${id}'`);
+    if (this.#jobs.has(id)) throw new JobError(`Job ID '${id}' already in use`);
+    if (this.#jobs.size >= MAX_JOBS) throw new JobError(`There are ${MAX_JOBS} jobs already`);
   }
 
   /** The job that needs a node as it is; null for none. */

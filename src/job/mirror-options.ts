@@ -38,6 +38,8 @@ export interface MirrorOptions {
   readonly unmap: boolean;
   /** The target reads as zeros everywhere: what is zeros in the source needs no copy. */
   readonly targetIsZero: boolean;
+  /** Errors: EBUSY while somebody writes the source without being seen. */
+  readonly refuseUnseen?: () => void;
   /**
    * Lets the view go on over the target, durably; in a drained section, with both sides flushed. Errors: nothing has
    * changed then.

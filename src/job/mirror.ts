@@ -60,6 +60,7 @@ export class Mirror implements JobWork {
     const { root, granularityBytes } = this.#options;
     this.#control = control;
     this.#bitmap = await root.dirtyBitmaps.start(granularityBytes);
+    this.#options.refuseUnseen?.();
     this.#copy = new MirrorCopy({
       control,
       options: this.#options,

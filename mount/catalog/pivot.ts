@@ -1,0 +1,81 @@
+/**
+ * A pivot: a view goes on over another image, under the guest. What it stands for now is on disk before the first write to
+ * the new image, so that an engine that is killed in between goes on with one of two images that are the same.
+ */
+import type { Graph } from '../../src/block/graph.ts';
+import type { Node } from '../../src/block/node.ts';
+import { statHostFile } from './host-file.ts';
+import type { ImageEntry } from './image-entry.ts';
+import type { Candidate } from './listing.ts';
+import { inspectionOf } from './open-inspection.ts';
+import { keyOf, type StandIns, standInFor } from './stand-ins.ts';
+
+export interface PivotScene {
+  readonly image: ImageEntry;
+  readonly graph: Graph;
+  readonly standIns: StandIns;
+}
+
+/**
+ * In a drained section of the view, with both images flushed and showing the same. Returns the old root, which is still
+ * open. Errors: nothing has changed then.
+ */
+export const pivotTo = async (scene: PivotScene, target: Node): Promise<Node> => {
+  const { image, graph } = scene;
+  const inspection = await inspectionOf(target);
+  const candidate = await remember(scene, target);
+  image.pivoted(candidate, inspection);
+  const old = image.view.swapRoot(target);
+  graph.share(target);
+  return old;
+};
+
+/**
+ * The same to an overlay of the view's own image, which was opened without its backing, because that was written: both are
+ * closed, and the overlay is opened with what lies below it. Errors: the view stays what it is.
+ */
+export const pivotOver = async (scene: PivotScene, target: Node): Promise<void> => {
+  const { image, graph } = scene;
+  const { view, candidate: before, inspection: inspectionBefore } = image;
+  const { path, descriptor } = target;
+  const candidate = await remember(scene, target);
+  const reopen = (of: { readonly path: string; readonly format: string | null }): Promise<Node> =>
+    graph.open({ ...of, readOnly: false });
+  try {
+    await graph.close(target);
+    if (view.root !== null) await graph.close(view.root);
+    const root = await reopen({ path, format: descriptor.name });
+    const inspection = await inspectionOf(root);
+    image.pivoted(candidate, inspection);
+    view.swapRoot(root);
+  } catch (error) {
+    await undo(scene, before);
+    image.pivoted(before, inspectionBefore);
+    view.swapRoot(
+      await reopen({ path: before.host.path, format: inspectionBefore.declaredFormat }),
+    );
+    throw error;
+  }
+};
+
+/** From here on the view stands for the target, for every engine that comes. */
+const remember = async (
+  { image, standIns }: PivotScene,
+  { path, descriptor }: Node,
+): Promise<Candidate> => {
+  const host = await statHostFile(path);
+  const record = standInFor(image.candidate, { path, format: descriptor.name });
+  const { standIn: _before, ...plain } = image.candidate;
+  // Its own file again, the very same: there is nothing to remember.
+  if (path === record.original && keyOf(host) === record.key) {
+    await standIns.remove(record.original);
+    return { ...plain, host };
+  }
+  await standIns.put(record);
+  return { ...plain, host, standIn: { record, missing: null } };
+};
+
+const undo = async ({ standIns }: PivotScene, { standIn, host }: Candidate): Promise<void> => {
+  if (standIn === undefined) await standIns.remove(host.path);
+  else await standIns.put(standIn.record);
+};
