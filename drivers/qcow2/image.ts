@@ -10,12 +10,14 @@ import type {
   OpenRequest,
   WriteZeroesOptions,
 } from '../../src/block/driver.ts';
+import type { Node } from '../../src/block/node.ts';
 import { Allocator } from './allocator.ts';
 import { checkImageFile } from './check-image.ts';
 import { runCheckpoint } from './checkpoint.ts';
 import { CompressedClusters } from './compressed.ts';
 import { CorruptMark } from './corruption.ts';
 import { isCompressed } from './entry.ts';
+import { FlatFile } from './flat-file.ts';
 import { FreeTail } from './free-tail.ts';
 import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { rewriteHeaderCluster, withBackingFormat } from './header-cluster.ts';
@@ -124,6 +126,7 @@ export class Qcow2Image implements DriverInstance {
   readonly #writer: Writer;
   readonly #zeroes: Zeroes;
   readonly #resizer: Resizer;
+  readonly #flat: FlatFile;
   #prepared: Promise<void> | null = null;
   #autoclear: Promise<void> | null = null;
   #preallocated: Promise<boolean> | null = null;
@@ -160,6 +163,7 @@ export class Qcow2Image implements DriverInstance {
     this.#writer = new Writer(state, this.#lookup, allocator, tables);
     this.#zeroes = new Zeroes(state, this.#lookup, tables, this.#writer);
     this.#resizer = new Resizer(state, allocator, this.#zeroes);
+    this.#flat = new FlatFile(state, this.#lookup);
     if (request.snapshot !== null) return;
     this.snapshots = this.#openSnapshots(allocator);
     this.bitmapStore = this.#bitmaps;
@@ -314,6 +318,19 @@ export class Qcow2Image implements DriverInstance {
   async discard(offset: GuestOffset, lengthBytes: number): Promise<void> {
     const unmap = this.#state.request.discard === 'unmap';
     await this.writeZeroes(offset, lengthBytes, { unmap });
+  }
+
+  async flatFile(): Promise<Node | null> {
+    if (this.#state.isDataFileRaw && !this.#state.request.readOnly) await this.#prepare();
+    return this.#flat.handOut();
+  }
+
+  async reloadLength(): Promise<void> {
+    await this.#flat.reloadLength();
+  }
+
+  get grownBytes(): number {
+    return this.#flat.grownBytes;
   }
 
   async allocate(offset: GuestOffset, lengthBytes: number): Promise<void> {

@@ -9,6 +9,7 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { writeU64BE } from '../../src/base/byte-order.ts';
 import { alignUp, divideUp } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import type { Node } from '../../src/block/node.ts';
 import type { Allocator } from './allocator.ts';
 import { bytesPerL1Entry } from './header.ts';
 import { ENTRY_BYTES, HEADER, MAX_L1_BYTES, SECTOR_BYTES } from './layout.ts';
@@ -69,7 +70,7 @@ export class Resizer {
     state.lengthBytes = now;
     try {
       const zeroEnd = Math.min(now, Math.max(alignUp(old, clusterBytes), state.backingBytes));
-      if (zeroEnd > old) await this.#zeroes.zero(old, zeroEnd - old, 'unmap');
+      if (zeroEnd > old && !state.isFlat) await this.#zeroes.zero(old, zeroEnd - old, 'unmap');
       if (state.isDataFileRaw) await this.#zeroes.mapInPlace(old, now);
     } catch (error) {
       state.lengthBytes = old;
@@ -79,10 +80,20 @@ export class Resizer {
 
   /** To the end that guests see, and zeros from the old one on whatever lay there. */
   async #growDataFile(old: number, now: number): Promise<void> {
-    const { dataFile } = this.#state;
+    const { dataFile, isFlat } = this.#state;
     if (dataFile === null) return;
+    if (isFlat) return this.#growFlatFile(dataFile, now);
     if (dataFile.lengthBytes > old) await dataFile.resize(old);
     await dataFile.resize(now);
+  }
+
+  /** What lies past the old end was written by a guest, and more of it may come at any moment: nothing is cut off. */
+  async #growFlatFile(dataFile: Node, now: number): Promise<void> {
+    await dataFile.driver.reloadLength?.();
+    const missing = now - dataFile.lengthBytes;
+    if (missing <= 0) return;
+    if (missing < SECTOR_BYTES) await dataFile.allocate(guestOffset(now - 1), 1);
+    else await dataFile.resize(now);
   }
 
   /**

@@ -46,6 +46,8 @@ export class ImageState {
   lengthBytes: number;
   /** As the header has it now; changed by snapshots.ts alone. */
   snapshotTable: Pick<Qcow2Header, 'snapshots' | 'snapshotsOffset'>;
+  /** The data file was handed out (`flatFile`): what lies past its known end is the guest's. Changed by flat-file.ts alone. */
+  isFlat = false;
   /** Called with the first and last host cluster of a compressed cluster that is unmapped; compressed-write.ts sets it. */
   compressedUnmapped: (first: number, last: number) => void = () => undefined;
   /** Unmapped since the last checkpoint began; checkpoint.ts takes it. */

@@ -232,7 +232,7 @@ export class Zeroes {
       if (isSameEntry(now, old)) continue;
       if (!keepsPlace(old, now)) {
         this.#state.unmapEntry(old);
-        addTo(left, cluster, clusterBytes);
+        if (hasPlace(kind)) addTo(left, cluster, clusterBytes);
       }
       changes.push(map.setEntry(slice, index, now));
     }

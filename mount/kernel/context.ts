@@ -31,6 +31,11 @@ export interface HandlerContext {
 /** Answers one request: resolves to the length of the reply's body, which lies at REPLY_BODY_AT. Errors: BlockError. */
 export type Handler = (request: FuseRequest, context: HandlerContext) => Promise<number> | number;
 
+/** Tells a view of the handles that an earlier engine has left open. */
+export const noticePassthrough = ({ view, nodeId }: Entry, context: HandlerContext): void => {
+  if (context.passthrough?.isUsed(nodeId) === true) view.isWrittenBeside = true;
+};
+
 /** The view of a request. Errors: ESTALE for a node id that stands for nothing any more. */
 export const entryOf = (
   request: FuseRequest,
@@ -38,6 +43,9 @@ export const entryOf = (
   nodeId = request.nodeId,
 ): Entry => {
   const entry = context.directory.byNodeId(nodeId);
-  if (entry !== null) return entry;
+  if (entry !== null) {
+    noticePassthrough(entry, context);
+    return entry;
+  }
   throw new BlockError({ kind: 'not-found', errno: 'ESTALE', message: `node ${nodeId} is gone` });
 };

@@ -15,7 +15,7 @@ import {
   SETATTR,
   SETATTR_IN,
 } from './abi.ts';
-import { entryOf, type Handler, type HandlerContext } from './context.ts';
+import { entryOf, type Handler, type HandlerContext, noticePassthrough } from './context.ts';
 import { PASSTHROUGH_HANDLE } from './passthrough.ts';
 import {
   direntBytes,
@@ -45,7 +45,8 @@ const attributesOfEntry = async (
   entry: Entry,
   context: HandlerContext,
 ): Promise<FileAttributes> => {
-  if (context.passthrough?.isUsed(entry.nodeId) === true) await entry.view.reloadLength();
+  noticePassthrough(entry, context);
+  await entry.view.reloadLength();
   return entry.attributes();
 };
 
@@ -136,8 +137,12 @@ export const open: Handler = async (request, context) => {
     const message = `the view is read-only: ${view.readOnlyReason}`;
     throw new BlockError({ kind: 'read-only', op: 'open', message });
   }
+  const isKnown = root === null || context.passthrough?.isUsed(entry.nodeId) === true;
+  const flat = isKnown ? null : await context.passthrough?.flatFileOf(root, view.readOnly);
+  // Nothing is awaited from here on: who opens it meanwhile gets the same.
   const alone = !context.handles.mayBeOpen(entry.nodeId);
-  const backingId = root === null ? null : (context.passthrough?.open(entry, root, alone) ?? null);
+  const backingId =
+    root === null ? null : (context.passthrough?.open(entry, flat ?? null, alone) ?? null);
   context.directory.opened(entry);
   if (backingId !== null) {
     const handle = { flags: FOPEN.PASSTHROUGH, number: PASSTHROUGH_HANDLE, backingId };
@@ -151,14 +156,30 @@ export const open: Handler = async (request, context) => {
   return writeOpenOut(request, { flags: FOPEN.KEEP_CACHE | direct });
 };
 
-export const release: Handler = (request, context) => {
+export const release: Handler = async (request, context) => {
   const isPassthrough = request.u64(RELEASE_IN.handle) === PASSTHROUGH_HANDLE;
-  if (isPassthrough) context.passthrough?.released(request.nodeId);
+  const entry = context.directory.byNodeId(request.nodeId);
+  if (isPassthrough) await releasePassthrough(request, context, entry);
   const known =
     isPassthrough || context.handles.released(request.nodeId, request.u32(RELEASE_IN.flags));
-  const entry = context.directory.byNodeId(request.nodeId);
   if (known && entry !== null) context.directory.released(entry);
   return 0;
+};
+
+// The image takes up what was written past its end before anybody opens it otherwise.
+const releasePassthrough = async (
+  { nodeId }: FuseRequest,
+  { passthrough, log }: HandlerContext,
+  entry: Entry | null,
+): Promise<void> => {
+  if (entry !== null) {
+    entry.view.isWrittenBeside = true;
+    await entry.view.reloadLength().catch((error: unknown) => {
+      log.error(entry.name, `what was written past its end is not shown: ${String(error)}`);
+    });
+  }
+  passthrough?.released(nodeId);
+  if (entry !== null) entry.view.isWrittenBeside = passthrough?.isUsed(nodeId) === true;
 };
 
 export const opendir: Handler = (request) => writeOpenOut(request, { flags: 0 });

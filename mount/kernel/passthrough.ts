@@ -1,6 +1,7 @@
 /**
  * Views that the kernel reads and writes by itself (FOPEN_PASSTHROUGH, Linux 6.9): raw images, whose bytes are the
- * file's, while every handle of the view was opened so.
+ * file's, and others whose driver knows such a file (`flatFile`), while every handle of the view was opened so. The view is
+ * told that it is written beside (`View.isWrittenBeside`).
  *
  * The kernel refuses an ordinary handle beside a passthrough one, and another backing id beside the first. So an id is
  * kept from the first such open to the last release, and told to the supervisor: a later engine goes on with it.
@@ -46,15 +47,34 @@ export class Passthrough {
     return this.#uses.has(nodeId);
   }
 
-  /** The backing id for a new handle; null when it has to be an ordinary one. `alone`: no ordinary handle is open. */
-  open(entry: Entry, root: Node, alone: boolean): number | null {
-    const { nodeId } = entry;
+  /** The descriptor of the one file whose bytes, all of them and from its start, are the view's; null for none. Errors: EIO. */
+  async flatFileOf(root: Node, readOnly: boolean): Promise<number | null> {
+    if (this.#refused || root.lengthBytes === 0) return null;
+    // What the kernel writes by itself is in no dirty bitmap.
+    if (!readOnly && root.dirtyBitmaps.isRecording) return null;
+    const file =
+      root.driver.flatFile === undefined
+        ? wholeRunOf(root, readOnly)
+        : await root.driver.flatFile.call(root.driver);
+    if (file === null || file.lengthBytes !== root.lengthBytes) return null;
+    return file.driver.hostFd ?? null;
+  }
+
+  /**
+   * The backing id for a new handle; null when it has to be an ordinary one. `file`: what `flatFileOf` gave. `alone`: no
+   * ordinary handle is open.
+   */
+  open(entry: Entry, file: number | null, alone: boolean): number | null {
+    const { nodeId, view } = entry;
     const known = this.#uses.get(nodeId);
     if (known !== undefined) return this.#set({ ...known, handles: known.handles + 1 });
-    const file = alone && !this.#refused ? flatFileOf(root, entry.view.readOnly) : null;
-    if (file === null) return null;
+    const { root } = view;
+    if (file === null || !alone || root === null) return null;
+    // It may have begun since.
+    if (!view.readOnly && root.dirtyBitmaps.isRecording) return null;
     try {
       const backingId = openBacking(this.#options.descriptor, file);
+      view.isWrittenBeside = true;
       return this.#set({ nodeId, backingId, handles: 1 });
     } catch (error) {
       const reason = error instanceof BlockError ? error.describe() : String(error);
@@ -81,14 +101,11 @@ export class Passthrough {
   }
 }
 
-/** The descriptor of the one file whose bytes, all of them and from its start, are the view's; null for none. */
-const flatFileOf = (root: Node, readOnly: boolean): number | null => {
+/** The file that all of an image lies in as one run. */
+const wholeRunOf = (root: Node, readOnly: boolean): Node | null => {
   const { lengthBytes } = root;
-  if (lengthBytes === 0) return null;
   const m = root.driver.mapping(guestOffset(0), lengthBytes);
   if (m instanceof Promise || m.kind !== 'data' || m.hostOffset !== 0) return null;
-  if (m.lengthBytes !== lengthBytes || m.file.lengthBytes !== lengthBytes) return null;
-  // What the kernel writes by itself is in no dirty bitmap.
-  if (!readOnly && (!m.inPlace || root.dirtyBitmaps.isRecording)) return null;
-  return m.file.driver.hostFd ?? null;
+  if (m.lengthBytes !== lengthBytes || (!readOnly && !m.inPlace)) return null;
+  return m.file;
 };

@@ -128,6 +128,10 @@ export class KernelSession implements Backend {
       refuse: (request, error) => this.#replyError(request, error),
     });
     this.#context = this.#handlerContext(table);
+    for (const { nodeId } of options.passthrough.inherited) {
+      const entry = directory.byNodeId(nodeId);
+      if (entry !== null) entry.view.isWrittenBeside = true;
+    }
     this.#notifier = new Notifier(descriptor);
     directory.onNameChanged((name) => this.#notifier.nameChanged(name));
     this.#held = this.#heldRequests();
@@ -149,7 +153,9 @@ export class KernelSession implements Backend {
 
   get pages(): KernelPages {
     return {
-      mayBeWritten: (nodeId) => this.#context.handles.mayHoldDirtyPages(nodeId),
+      mayBeWritten: (nodeId) =>
+        this.#context.handles.mayHoldDirtyPages(nodeId) ||
+        this.#context.passthrough?.isUsed(nodeId) === true,
       isPassthrough: (nodeId) => this.#context.passthrough?.isUsed(nodeId) === true,
       invalidate: (nodeId) => this.#notifier.contentChanged(nodeId),
     };

@@ -106,6 +106,9 @@ export class DirtyTracking {
   /** Those of them that the node marks: looked at for each write. */
   #marked: readonly DirtyBitmap[] = [];
 
+  /** Somebody writes the node's file and is seen by nobody: a kernel with a passthrough handle. No bitmap can record. */
+  isBlind = false;
+
   /** Called when a bitmap begins to record; resolves when nobody beside the node still writes as before. */
   readonly listeners = new Set<() => Promise<void>>();
 
@@ -168,6 +171,7 @@ export class DirtyTracking {
       bitmap.content.lengthBytes === this.#node.lengthBytes,
       'a bitmap is as long as its node',
     );
+    if (bitmap.recording) this.#refuseBlind();
     this.#bitmaps.add(bitmap);
     this.#settle();
     if (bitmap.recording) await this.#begun();
@@ -200,6 +204,7 @@ export class DirtyTracking {
   /** From when this resolves, every write is in the bitmap. Never awaited by a request of the node. Errors: EIO. */
   async enable(bitmap: TrackedBitmap): Promise<void> {
     assert(!bitmap.inconsistent, 'an inconsistent bitmap records nothing');
+    this.#refuseBlind();
     await bitmap.storage?.hold();
     if (bitmap.recording) return;
     bitmap.recording = true;
@@ -275,6 +280,12 @@ export class DirtyTracking {
   }
 
   // Who began before writes as before: it is waited for.
+  #refuseBlind(): void {
+    if (!this.isBlind) return;
+    const hint = 'close it, or mount without --passthrough';
+    throw this.#error('busy', 'is open in passthrough: what is written is not seen here', hint);
+  }
+
   async #begun(): Promise<void> {
     await this.repage();
     await this.#node.quiesce();

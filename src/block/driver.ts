@@ -126,8 +126,18 @@ export interface DriverInstance {
   /** Protocol drivers of what lies on another machine, where others may change it unseen. */
   readonly remote?: RemoteState;
 
-  /** Looks at the host file's length again, which a passthrough handle may have changed. Raw images only. */
+  /**
+   * For drivers whose guest may lie as it is in one file: the node of the file whose bytes, from its start to the image's end,
+   * are the guest's and stay so whatever is written there; null when there is none. From then on others may write it, past
+   * its end too. Drivers that map all of such an image as one run need none. Errors: EIO.
+   */
+  flatFile?(): Promise<Node | null>;
+
+  /** Looks at the length of that file again, which a passthrough handle may have changed. Raw images have it at once. */
   reloadLength?(): Promise<void>;
+
+  /** After `reloadLength`: the length to grow to, where the file alone has grown; less than that, or none, when it has not. */
+  readonly grownBytes?: number;
 
   /**
    * Takes note of what others have written past the length that this instance knows: workers write a cluster whose end lies

@@ -44,6 +44,7 @@ export class View {
   #closing: Promise<void> | null = null;
   #active = 0;
   #pins = 0;
+  #isWrittenBeside = false;
   #whenIdle: (() => void) | null = null;
   /** Held requests wait on it; null outside a drained section. */
   #drain: Promise<void> | null = null;
@@ -82,6 +83,19 @@ export class View {
   /** Inside a drained section, or waiting for one to begin: nobody may begin I/O beside the view. */
   get isDraining(): boolean {
     return this.#drain !== null;
+  }
+
+  /**
+   * A kernel writes the image's file by itself (passthrough), past its end too: the view takes up its length before it
+   * matters, and nothing that must see each write begins.
+   */
+  get isWrittenBeside(): boolean {
+    return this.#isWrittenBeside;
+  }
+
+  set isWrittenBeside(value: boolean) {
+    this.#isWrittenBeside = value;
+    if (this.#root !== null) this.#root.dirtyBitmaps.isBlind = value;
   }
 
   /** Requests that have begun and not ended. */
@@ -130,6 +144,7 @@ export class View {
     this.#opening ??= this.#openNow()
       .then((root) => {
         this.#root = root;
+        root.dirtyBitmaps.isBlind = this.#isWrittenBeside;
         return root;
       })
       .finally(() => {
@@ -166,9 +181,16 @@ export class View {
     return (await this.#openForRequest()).lengthBytes;
   }
 
-  /** The file was made longer behind the driver's back, by a kernel that writes it directly. */
+  /** Where the file may have been made longer behind the driver's back, by a kernel that writes it directly, the image grows too. */
   async reloadLength(): Promise<void> {
-    await this.#root?.driver.reloadLength?.();
+    if (!this.#isWrittenBeside || this.isHeld) return;
+    const root = await this.open();
+    const isLonger = (): boolean => (root.driver.grownBytes ?? 0) > root.lengthBytes;
+    await root.driver.reloadLength?.();
+    if (this.readOnly || !isLonger()) return;
+    await this.drained(async () => {
+      if (isLonger()) await root.resize(present(root.driver.grownBytes, 'it has grown'));
+    });
   }
 
   /** Fills the start of the buffer; returns how many bytes lie before the end of the file: fewer only there. */
@@ -228,6 +250,7 @@ export class View {
   /** ftruncate. Errors: EPERM when smaller and not allowed; EROFS; ENOSPC. */
   async truncate(lengthBytes: number): Promise<void> {
     this.#refuseReadOnly('truncate');
+    await this.reloadLength();
     const now = await this.lengthBytes();
     if (lengthBytes < now && !this.#options.allowShrink) {
       const message = `refused to shrink the disk from ${now} to ${lengthBytes} bytes`;
@@ -246,6 +269,7 @@ export class View {
 
   /** fsync: everything answered before it survives a power cut. */
   async flush(): Promise<void> {
+    await this.reloadLength();
     await this.#request((root) => root.flush());
   }
 
@@ -304,6 +328,7 @@ export class View {
     assert(this.#drain !== null && this.#active === 0, 'a root is swapped in a drained section');
     const old = present(this.#root, 'a view whose root is swapped is open');
     this.#root = root;
+    root.dirtyBitmaps.isBlind = this.#isWrittenBeside;
     return old;
   }
 
@@ -356,6 +381,7 @@ export class View {
 
   async #growFor(op: string, offset: number, lengthBytes: number): Promise<void> {
     this.#refuseReadOnly(op);
+    await this.reloadLength();
     const end = offset + lengthBytes;
     if (end > MAX_OFFSET) {
       throw new BlockError({
