@@ -2,8 +2,9 @@
  * A point in time of a node: what its guest saw when it began is copied somewhere before it is changed, block by block.
  *
  * A block is left (to be copied), in flight (being copied) or done. Whoever is about to change the guest's bytes waits until
- * every block that he touches is done (`around`); what is left there he has copied first. The data plane changes only what is done: `done` is a dirty bitmap of the node that records, so that a page has
- * write permission only when all its blocks are done.
+ * every block that he touches is done (`around`); what is left there he has copied first. The data plane changes only what is
+ * done: `done` is a dirty bitmap of the node that records, so that a page has write permission only when all its blocks are
+ * done.
  *
  * A copy that fails makes its blocks left again. When it was made for a guest, `guestFailure` says what comes of it: the
  * write fails, or the point in time is given up and the write goes on. Nobody waits for a copy once it has ended.

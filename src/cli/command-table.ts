@@ -45,6 +45,12 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
     summary: 'Copy an image while it is used, and go on over the copy',
     load: async () => erase((await import('./commands/mirror.ts')).command),
   },
+  backup: {
+    synopsis: 'backup <view> <target>',
+    usage: 'backup VIEW TARGET [--sync full|top|none|incremental] [--bitmap NAME] [--wait]',
+    summary: 'Copy what an image shows at this moment to another one, while it is used',
+    load: async () => erase((await import('./commands/backup.ts')).command),
+  },
   jobs: {
     synopsis: 'jobs [mountpoint]',
     usage: 'jobs [MOUNTPOINT]',

@@ -66,6 +66,8 @@ export interface ControlContext {
   setSize(device: Device, lengthBytes: number): Promise<void>;
   snapshots(device: Device): DeviceSnapshots;
   readonly activity: DeviceActivity;
+  /** What the kernel holds of the view is in the image when it resolves; `op` is what that is for. Errors: EIO. */
+  syncDevice(device: Device, op: string): Promise<void>;
   /** `image` of QEMU's BlockDeviceInfo: what `qemu-img info` says of the node's file. */
   imageInfo(node: Node): Promise<object>;
   /** Unmounts, after the answer is out. */

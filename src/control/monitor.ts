@@ -1,6 +1,7 @@
 /** Every command of the control socket, put together. */
 import { JobError } from '../job/job-error.ts';
 import { activityCommands } from './commands/activity.ts';
+import { backupCommands } from './commands/backup.ts';
 import { basicCommands, EVENTS, VERSION } from './commands/basic.ts';
 import { blockQueries } from './commands/block-queries.ts';
 import { blockStream } from './commands/block-stream.ts';
@@ -41,6 +42,7 @@ export const createMonitor = (context: ControlContext): Monitor => {
     ...blockdevCommands,
     blockStream,
     ...mirrorCommands,
+    ...backupCommands,
     ...snapshotCommands,
     ...dirtyBitmapCommands,
     ...activityCommands,

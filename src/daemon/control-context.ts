@@ -1,4 +1,4 @@
-/** The engine's side of the control socket: what its commands work on, and jobs that earlier engines have left. */
+/** The engine's side of the control socket: what its commands work on. */
 import { spawn } from 'node:child_process';
 import { basename, join } from 'node:path';
 import type { ImageEntry } from '../../mount/catalog/image-entry.ts';
@@ -8,18 +8,17 @@ import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import type { Graph } from '../block/graph.ts';
 import type { Node } from '../block/node.ts';
-import { STREAM_ARGUMENTS, startStream } from '../control/commands/block-stream.ts';
-import { DRIVE_MIRROR_ARGUMENTS, startDriveMirror } from '../control/commands/mirror.ts';
+import { startStream } from '../control/commands/block-stream.ts';
 import type { ControlContext, Device } from '../control/context.ts';
-import { checkArguments } from '../control/schema.ts';
 import type { Targets } from '../control/targets.ts';
 import { toInfo } from '../image/info.ts';
-import type { JobType } from '../job/job.ts';
 import type { JobList } from '../job/job-list.ts';
-import type { JobRecord, JobStore } from '../job/job-store.ts';
+import type { JobStore } from '../job/job-store.ts';
 import { deviceActivity } from './device-activity.ts';
 import { deviceSnapshots } from './device-snapshots.ts';
+import { takeUpJobs } from './job-take-up.ts';
 import { type StatusSource, statusDocument } from './status-document.ts';
+import { syncView } from './view-sync.ts';
 
 const RAW_SUFFIX = '.raw';
 
@@ -67,6 +66,7 @@ export const controlContext = (source: ControlSource): ControlContext => {
       takeUpJobs: (imagePath) => takeUpJobs(context, source.log, imagePath),
     }),
     snapshots: (device) => deviceSnapshots({ catalog, backend, mountpoint, setSize }, device),
+    syncDevice: (device, op) => syncView(join(mountpoint, device.view.name), op),
     imageInfo,
     quit: source.quit,
   };
@@ -137,83 +137,6 @@ const truncateView = async (
   if (code === 0) return;
   const message = complaint.trim().replace(/^truncate: (?:failed to truncate '[^']*'[^:]*: )?/, '');
   throw new BlockError({ kind: 'io', message, path: device.path, op: 'resize' });
-};
-
-/**
- * Starts again what an earlier engine, or an earlier mount of these images, was doing; `imagePath`: on that image alone.
- * Never throws.
- */
-export const takeUpJobs = async (
-  context: ControlContext,
-  log: Log,
-  imagePath: string | null = null,
-): Promise<void> => {
-  const devices = await context.devices();
-  const records =
-    imagePath === null ? await context.store.load() : context.store.recordsOf(imagePath);
-  for (const record of records) {
-    // It has not ended, or is there to be dismissed.
-    if (context.jobs.get(record.id) !== null) continue;
-    const device = devices.find(
-      (d) => d.path === record.imagePath || d.originalPath === record.imagePath,
-    );
-    // Of an image that is not here: it may be back with the next mount.
-    if (device === undefined) {
-      log.warning(record.id, `its image '${record.imagePath}' is not here: the job waits`);
-      continue;
-    }
-    if (device.view.isHeld) {
-      log.info(record.id, 'its image is inactive: the job waits');
-      continue;
-    }
-    try {
-      await takeUp(context, { ...record, arguments: { ...record.arguments, device: device.name } });
-      if (record.result === null) log.info(record.id, `goes on${record.paused ? ', paused' : ''}`);
-    } catch (error) {
-      // An image may be locked, or its server away, for a while: the record stays.
-      const reason = error instanceof Error ? error.message : String(error);
-      log.error(record.id, `cannot go on, the next mount tries again: ${reason}`);
-    }
-  }
-};
-
-const takeUp = async (context: ControlContext, record: JobRecord): Promise<void> => {
-  const { paused, result } = record;
-  switch (record.command) {
-    case 'block-stream': {
-      const given = checkArguments(STREAM_ARGUMENTS, record.arguments);
-      if (result === null) await startStream(context, given, { paused });
-      else restore(context, record, 'stream');
-      return;
-    }
-    case 'drive-mirror': {
-      const given = checkArguments(DRIVE_MIRROR_ARGUMENTS, record.arguments);
-      if (result === null) await startDriveMirror(context, given, { paused, again: true });
-      else restore(context, record, 'mirror');
-      return;
-    }
-    default:
-      throw new BlockError({
-        kind: 'unsupported',
-        message: `a job of an unknown kind: '${record.command}'`,
-      });
-  }
-};
-
-const restore = (context: ControlContext, record: JobRecord, type: JobType): void => {
-  const { id, result } = record;
-  if (result === null) return;
-  context.jobs.restore(
-    {
-      id,
-      type,
-      speed: 0,
-      autoFinalize: true,
-      autoDismiss: false,
-      dismissed: (job) => context.store.forget(job.id),
-    },
-    result,
-  );
 };
 
 /** `--stream`: populates every image that has a backing image, one after the other. Never throws. */

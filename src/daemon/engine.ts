@@ -29,7 +29,8 @@ import { JobList } from '../job/job-list.ts';
 import { JobStore } from '../job/job-store.ts';
 import { cloneFuseDevice, dieWithParent } from '../os/linux.ts';
 import { TaskRecorder } from './black-box.ts';
-import { controlContext, streamAll, takeUpJobs } from './control-context.ts';
+import { controlContext, streamAll } from './control-context.ts';
+import { takeUpJobs } from './job-take-up.ts';
 import { JobTargets } from './job-targets.ts';
 import {
   ENGINE_DESCRIPTORS,

@@ -1,0 +1,114 @@
+/** Jobs that earlier engines, or earlier mounts of the same images, have left. */
+import { BlockError } from '../base/block-error.ts';
+import type { Log } from '../base/log.ts';
+import { DRIVE_BACKUP_ARGUMENTS, startDriveBackup } from '../control/commands/backup.ts';
+import { STREAM_ARGUMENTS, startStream } from '../control/commands/block-stream.ts';
+import { DRIVE_MIRROR_ARGUMENTS, startDriveMirror } from '../control/commands/mirror.ts';
+import type { ControlContext } from '../control/context.ts';
+import { checkArguments } from '../control/schema.ts';
+import type { JobType } from '../job/job.ts';
+import { JobError } from '../job/job-error.ts';
+import type { JobRecord } from '../job/job-store.ts';
+
+/**
+ * Starts again what an earlier engine, or an earlier mount of these images, was doing; `imagePath`: on that image alone.
+ * Never throws.
+ */
+export const takeUpJobs = async (
+  context: ControlContext,
+  log: Log,
+  imagePath: string | null = null,
+): Promise<void> => {
+  const devices = await context.devices();
+  const records =
+    imagePath === null ? await context.store.load() : context.store.recordsOf(imagePath);
+  for (const record of records) {
+    // It has not ended, or is there to be dismissed.
+    if (context.jobs.get(record.id) !== null) continue;
+    const device = devices.find(
+      (d) => d.path === record.imagePath || d.originalPath === record.imagePath,
+    );
+    // Of an image that is not here: it may be back with the next mount.
+    if (device === undefined) {
+      log.warning(record.id, `its image '${record.imagePath}' is not here: the job waits`);
+      continue;
+    }
+    if (device.view.isHeld) {
+      log.info(record.id, 'its image is inactive: the job waits');
+      continue;
+    }
+    try {
+      const given = { ...record.arguments, device: device.name };
+      const said = await takeUp(context, { ...record, arguments: given });
+      if (record.result === null) log.info(record.id, `${said}${record.paused ? ', paused' : ''}`);
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      const isOver = record.command === 'drive-backup' && isFinal(error);
+      if (isOver) giveUp(context, record, `cannot go on after a restart: ${reason}`);
+      // An image may be locked, or its server away, for a while: the record stays.
+      const outlook = isOver ? 'cannot go on' : 'cannot go on, the next mount tries again';
+      log.error(record.id, `${outlook}: ${reason}`);
+    }
+  }
+};
+
+/** A bitmap that was not saved, a target that does not fit: the next mount would find the same. */
+const isFinal = (error: unknown): boolean =>
+  error instanceof JobError || (error instanceof BlockError && error.kind === 'bad-request');
+
+/** A client that waits for the result of a backup finds it. */
+const giveUp = (context: ControlContext, record: JobRecord, error: string): void => {
+  if (record.arguments['auto-dismiss'] !== false) {
+    context.store.forget(record.id);
+    return;
+  }
+  const failed = { ...record, result: { error, offset: 0, lengthBytes: 0 } };
+  context.store.keep(failed);
+  restore(context, failed, 'backup');
+};
+
+/** What to say of it. */
+const takeUp = async (context: ControlContext, record: JobRecord): Promise<string> => {
+  const { paused, result } = record;
+  switch (record.command) {
+    case 'block-stream': {
+      const given = checkArguments(STREAM_ARGUMENTS, record.arguments);
+      if (result === null) await startStream(context, given, { paused });
+      else restore(context, record, 'stream');
+      return 'goes on';
+    }
+    case 'drive-mirror': {
+      const given = checkArguments(DRIVE_MIRROR_ARGUMENTS, record.arguments);
+      if (result === null) await startDriveMirror(context, given, { paused, again: true });
+      else restore(context, record, 'mirror');
+      return 'goes on';
+    }
+    case 'drive-backup': {
+      const given = checkArguments(DRIVE_BACKUP_ARGUMENTS, record.arguments);
+      if (result === null) await startDriveBackup(context, given, { paused, isTakenUp: true });
+      else restore(context, record, 'backup');
+      return 'starts again: the moment that it copied is over';
+    }
+    default:
+      throw new BlockError({
+        kind: 'unsupported',
+        message: `a job of an unknown kind: '${record.command}'`,
+      });
+  }
+};
+
+const restore = (context: ControlContext, record: JobRecord, type: JobType): void => {
+  const { id, result } = record;
+  if (result === null) return;
+  context.jobs.restore(
+    {
+      id,
+      type,
+      speed: 0,
+      autoFinalize: true,
+      autoDismiss: false,
+      dismissed: (job) => context.store.forget(job.id),
+    },
+    result,
+  );
+};
