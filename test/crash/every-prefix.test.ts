@@ -2,7 +2,7 @@
  * Every prefix of what short workloads write, each of at least 200 writes and with every operation that changes an image's
  * own tables: QEMU opens it and finds no corruption (leaks are allowed), and it shows all synced data, with nothing else
  * changed: to us each of them, to QEMU some, with COUNT_FACTOR each. Snapshots, which need a repair, have a test of
- * their own (snapshot-power-cut.test.ts).
+ * their own (snapshot-power-cut.test.ts), and so have long workloads whose writes reach the disk in any order (power-cut.test.ts).
  */
 import assert from 'node:assert/strict';
 import { readFile, writeFile } from 'node:fs/promises';
@@ -15,8 +15,8 @@ import { TrackedBitmap } from '../../src/block/dirty-tracking.ts';
 import type { Graph } from '../../src/block/graph.ts';
 import type { Node } from '../../src/block/node.ts';
 import { GuestHistory } from '../support/guest-history.ts';
-import { guestResize, guestStep } from '../support/guest-steps.ts';
-import { prefixesOf } from '../support/power-cut.ts';
+import { guestResize, guestStep, packedStep } from '../support/guest-steps.ts';
+import { imageAfterCut, prefixesOf } from '../support/power-cut.ts';
 import { qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { FileLog, recordingFile } from '../support/recording-file.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
@@ -31,6 +31,8 @@ interface Case {
   readonly maxBytes: number;
   readonly backing: boolean;
   readonly bitmap: boolean;
+  /** Some clusters are written packed. */
+  readonly packs?: boolean;
   /** Written by QEMU before: the refcount table must grow soon. */
   readonly filledBytes: number;
 }
@@ -55,8 +57,9 @@ const CASES: readonly Case[] = [
     filledBytes: 1700 << 10,
   },
   {
-    name: 'version 2',
+    name: 'version 2, packed clusters that are written over',
     options: 'cluster_size=1k,compat=0.10',
+    packs: true,
     sizeBytes: 128 << 10,
     maxBytes: 300 << 10,
     backing: true,
@@ -77,6 +80,8 @@ const CASES: readonly Case[] = [
 /** Programs of QEMU at once. */
 const PARALLEL = 4;
 const WRITES = 200;
+/** Cuts beside the prefixes. */
+const CUTS = countOf(8);
 const REFCOUNT_TABLE_FIELD = 48;
 
 const makeImage = async (directory: string, c: Case): Promise<Uint8Array> => {
@@ -113,7 +118,8 @@ const runSessions = async (work: Work): Promise<void> => {
     const node = await graph.open({ path, format: 'qcow2', readOnly: false });
     if (c.bitmap && session === 0) await node.dirtyBitmaps.add(newBitmap(node));
     for (let i = 0; log.changes.length < ((session + 1) * WRITES) / 2; i++) {
-      await guestStep(node, random, history, log);
+      const step = c.packs === true && i % 3 === 0 ? packedStep : guestStep;
+      await step(node, random, history, log);
       if (i % 10 === 4) await changeSize(node, work);
       if (i === 20 && session === 0 && c.filledBytes > 0) await bulk(node, work);
     }
@@ -210,6 +216,16 @@ for (const c of CASES) {
       }
     };
     await Promise.all(Array.from({ length: PARALLEL }, worker));
+    // And what flushes allow to be written in another order, where most of it is open.
+    for (let i = 0; i < CUTS; i++) {
+      const events = random.pick(log.flushes).begun + 1;
+      const image = imageAfterCut(start, log, events, random);
+      await checkPrefix(directory, 0, image, (found) => history.firstWrong(found, events)).catch(
+        (error: Error) => {
+          throw new Error(`seed ${SEED}: cut after event ${events}, a part: ${error.message}`);
+        },
+      );
+    }
     t.diagnostic(`${log.changes.length} writes, ${log.flushes.length} flushes`);
   });
 }

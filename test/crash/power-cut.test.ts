@@ -10,7 +10,7 @@ import { type Random, seededRandom } from '../../src/base/random.ts';
 import { splitOptions } from '../../src/image/create-options.ts';
 import { keyOf, makeLuksImage, qemuKeyOptions } from '../support/encrypted.ts';
 import { GuestHistory } from '../support/guest-history.ts';
-import { guestStep } from '../support/guest-steps.ts';
+import { guestStep, packedStep } from '../support/guest-steps.ts';
 import { imageAfterCut } from '../support/power-cut.ts';
 import { qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { FileLog, recordingFile } from '../support/recording-file.ts';
@@ -25,6 +25,8 @@ interface Case {
   readonly backing: boolean;
   readonly snapshot: boolean;
   readonly encrypted?: boolean;
+  /** Some clusters are written packed. */
+  readonly packs?: boolean;
 }
 
 const CASES: readonly Case[] = [
@@ -77,6 +79,14 @@ const CASES: readonly Case[] = [
     sizeBytes: 400 << 10,
     backing: true,
     snapshot: true,
+  },
+  {
+    name: 'packed clusters that share host clusters and are written over',
+    options: 'cluster_size=4k',
+    sizeBytes: 200 << 10,
+    backing: true,
+    snapshot: false,
+    packs: true,
   },
 ];
 
@@ -171,7 +181,10 @@ const runWorkload = async (
   const graph = await testGraph({ directory, file, secrets });
   const node = await graph.open({ path: image, format: 'qcow2', readOnly: false });
   const history = new GuestHistory(content);
-  for (let i = 0; i < WRITES; i++) await guestStep(node, random, history, log);
+  for (let i = 0; i < WRITES; i++) {
+    const step = c.packs === true && random.below(2) === 0 ? packedStep : guestStep;
+    await step(node, random, history, log);
+  }
   const begun = log.events;
   await graph.close(node);
   history.flushes.push({ begun, answered: log.events });

@@ -15,6 +15,11 @@ export interface Mutation {
 
 const PROTOCOL = ['test/reference/translation-protocol.test.js'];
 const POWER_CUT = ['test/crash/power-cut.test.js'];
+const EVERY_PREFIX = ['test/crash/every-prefix.test.js'];
+const BITMAPS = ['test/crash/bitmap-power-cut.test.js'];
+const SNAPSHOTS = ['test/crash/snapshot-power-cut.test.js'];
+const ADD_COW = ['test/crash/add-cow-power-cut.test.js'];
+const OVERLAP = ['test/qemu/run-time-corruption.test.js'];
 const SIGKILL = ['test/crash/sigkill.test.js'];
 const HISTORIES = ['test/reference/qcow2-concurrency.test.js'];
 const CONCURRENCY = ['test/conformance/qcow2-concurrency.test.js', ...HISTORIES, ...SIGKILL];
@@ -197,5 +202,148 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'this.#root.dirtyBitmaps.replaceContent(this.#bitmap, this.#successor.content);',
     replace: 'this.#root.dirtyBitmaps.clear(this.#bitmap, 0, this.content.lengthBytes);',
     tests: BACKUP,
+  },
+  {
+    step: 'a data file is synced before entries name its clusters',
+    file: 'drivers/qcow2/checkpoint.js',
+    find: 'await Promise.all([file.flush(), state.flushClusters()]);',
+    replace: 'await file.flush();',
+    tests: ['test/crash/data-file-power-cut.test.js'],
+  },
+  {
+    step: 'a larger refcount table is on disk before the header names it',
+    file: 'drivers/qcow2/allocator.js',
+    find: `        await file.flush();
+        await moveRefcountTable(tableOffset, plan.tableClusters);`,
+    replace: '        await moveRefcountTable(tableOffset, plan.tableClusters);',
+    tests: EVERY_PREFIX,
+  },
+  {
+    step: 'a larger L1 table is on disk before the header names it',
+    file: 'drivers/qcow2/resize.js',
+    find: `        await file.flush();
+        const old = {`,
+    replace: '        const old = {',
+    tests: EVERY_PREFIX,
+  },
+  {
+    step: 'what a smaller size cuts off is unmapped on disk before the size is',
+    file: 'drivers/qcow2/resize.js',
+    find: `        await state.schedule.request();
+        await state.writeHeaderRange(HEADER.size`,
+    replace: '        await state.writeHeaderRange(HEADER.size',
+    tests: EVERY_PREFIX,
+  },
+  {
+    step: 'nothing is packed into a host cluster of which something was unmapped',
+    file: 'drivers/qcow2/state.js',
+    find: '            this.compressedUnmapped(first, last);',
+    replace: '',
+    tests: [...POWER_CUT, ...EVERY_PREFIX],
+  },
+  {
+    step: 'dirty bitmaps that record are marked before the first write',
+    file: 'drivers/qcow2/image.js',
+    find: 'await this.#bitmaps.holdRecording();',
+    replace: '',
+    tests: BITMAPS,
+  },
+  {
+    step: 'the marks of dirty bitmaps are synced before a write goes on',
+    file: 'drivers/qcow2/persistent-bitmaps.js',
+    find: `        await file.flush();
+        for (const entry of wanted) {`,
+    replace: '        for (const entry of wanted) {',
+    tests: BITMAPS,
+  },
+  {
+    step: 'dirty bitmaps are on disk and counted before the header names them',
+    file: 'drivers/qcow2/bitmap-writer.js',
+    find: 'await schedule.request();',
+    replace: '',
+    tests: BITMAPS,
+  },
+  {
+    step: 'the dirty bit is set before a snapshot changes refcounts',
+    file: 'drivers/qcow2/snapshot-change.js',
+    find: 'await this.#markDirty(true);',
+    replace: '',
+    tests: SNAPSHOTS,
+  },
+  {
+    step: 'what a snapshot names is on disk before the header names the snapshot',
+    file: 'drivers/qcow2/snapshot-change.js',
+    find: `            await steps.prepare();
+            await this.sync();`,
+    replace: '            await steps.prepare();',
+    tests: SNAPSHOTS,
+  },
+  {
+    step: 'what is shared with a new snapshot is not written in place any more',
+    file: 'drivers/qcow2/snapshots.js',
+    find: 'await tools.flags.clear(active);',
+    replace: '',
+    tests: SNAPSHOTS,
+  },
+  {
+    step: 'no write lands in the metadata of a snapshot by an L2 entry',
+    file: 'drivers/qcow2/lookup.js',
+    find: 'if (isSaved)',
+    replace: 'if (false)',
+    tests: OVERLAP,
+  },
+  {
+    step: 'no cluster is taken that the metadata of a snapshot lies in',
+    file: 'drivers/qcow2/allocator.js',
+    find: 'if (!metadata.isAny(cluster))',
+    replace: 'if (!metadata.has(cluster))',
+    tests: OVERLAP,
+  },
+  {
+    step: 'no L2 table is changed that a snapshot keeps',
+    file: 'drivers/qcow2/tables.js',
+    find: 'if (!map.isTableOwned(l1Index) || !metadata.isSaved(table / clusterBytes))',
+    replace: 'if (true)',
+    tests: OVERLAP,
+  },
+  {
+    step: 'no image is written whose snapshots lie in its own metadata',
+    file: 'drivers/qcow2/image.js',
+    find: 'refuseSavedConflict(this.#state);',
+    replace: '',
+    tests: OVERLAP,
+  },
+  {
+    step: 'a repair syncs what was too low before it lowers the rest',
+    file: 'drivers/qcow2/repair.js',
+    find: `        await file.flush();
+    }
+    const leaks`,
+    replace: `    }
+    const leaks`,
+    tests: ['test/crash/repair-power-cut.test.js'],
+  },
+  {
+    step: 'the image file of add-cow is synced before the bits',
+    file: 'drivers/add-cow/checkpoint.js',
+    find: 'await image.flush();',
+    replace: '',
+    tests: ADD_COW,
+  },
+  {
+    step: 'the bits of add-cow are synced before a flush is answered',
+    file: 'drivers/add-cow/checkpoint.js',
+    find: `        await file.flush();
+        bitmap.written(snapshots);`,
+    replace: '        bitmap.written(snapshots);',
+    tests: ADD_COW,
+  },
+  {
+    step: 'a new bit of add-cow is journaled before its write is answered',
+    file: 'drivers/add-cow/state.js',
+    find: `        if (journal === null)
+            return;`,
+    replace: '        return;',
+    tests: ['test/crash/add-cow-sigkill.test.js'],
   },
 ];

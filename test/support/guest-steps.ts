@@ -28,6 +28,23 @@ export const guestStep = async (
   if (random.below(8) === 0) await guestFlush(node, history, log);
 };
 
+/** A cluster that is written packed, over whatever is there; its last bytes at random, so that several share a host cluster. */
+export const packedStep = async (
+  node: Node,
+  random: Random,
+  history: GuestHistory,
+  log: FileLog,
+): Promise<void> => {
+  const { clusterBytes } = node.driver;
+  const offset = random.below(Math.floor(node.lengthBytes / clusterBytes)) * clusterBytes;
+  const bytes = new Uint8Array(clusterBytes).fill(1 + random.below(250));
+  random.fill(bytes.subarray(0, random.below(clusterBytes / 3)));
+  const write = { offset, bytes, begun: log.events, answered: NOT_YET };
+  history.writes.push(write);
+  await node.writeCompressed(guestOffset(offset), bytes);
+  write.answered = log.events;
+};
+
 export const guestFlush = async (
   node: Node,
   history: GuestHistory,
