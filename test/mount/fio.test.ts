@@ -4,9 +4,10 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { whileKilling } from '../support/engine-killer.ts';
 import { tool } from '../support/file-tools.ts';
 import { assertClean, qemuImg } from '../support/qemu-img.ts';
-import { vdiskfsJson } from '../support/vdiskfs.ts';
+import { countOf } from '../support/run-parameters.ts';
 import { placeOf, KERNEL as subject } from './suite/subject.ts';
 
 const JOBS = 8;
@@ -42,7 +43,7 @@ const CASES: readonly Case[] = [
   {
     name: 'direct, while the engine is killed',
     engine: 'direct=1\nioengine=libaio\niodepth=16',
-    kills: 3,
+    kills: countOf(4),
   },
 ];
 
@@ -57,7 +58,8 @@ for (const c of CASES) {
     const job = join(place.root, 'job.fio');
     await writeFile(job, jobFile(path, c.engine));
     let running = true;
-    const fio = tool('fio', [job], 90_000).finally(() => {
+    const run = async (): Promise<void> => void (await tool('fio', [job], 600_000));
+    const fio = whileKilling(mounted, c.kills, run).finally(() => {
       running = false;
     });
     const punching = (async () => {
@@ -73,11 +75,6 @@ for (const c of CASES) {
         await sleep(30);
       }
     })();
-    for (let kill = 0; kill < c.kills; kill++) {
-      await sleep(300);
-      const { pid } = (await vdiskfsJson(['status', mounted.mountpoint])) as { pid: number };
-      process.kill(pid, 'SIGKILL');
-    }
     await fio;
     await punching;
     await mounted.unmount();

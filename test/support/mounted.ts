@@ -15,6 +15,8 @@ export interface MountRequest {
   /** Made when it is not there. */
   readonly mountpoint: string;
   readonly args?: readonly string[];
+  /** Beside what this process has. */
+  readonly env?: Readonly<Record<string, string>>;
 }
 
 export class Mounted {
@@ -68,6 +70,7 @@ export const mountImages = async (t: Cleanup, request: MountRequest): Promise<Mo
   await mkdir(request.mountpoint, { recursive: true });
   const child = spawn(process.execPath, [PROGRAM, ...argumentsOf(request)], {
     stdio: ['ignore', 'pipe', 'pipe'],
+    env: { ...process.env, ...request.env },
   });
   const mounted = new Mounted(request.mountpoint, child);
   t.after(() => mounted.tearDown());

@@ -11,11 +11,13 @@ export interface Machine {
   readonly disk: string;
   /** QEMU's host cache mode. */
   readonly cache: 'none' | 'writeback';
+  /** When it is given up; a minute when not given. */
+  readonly limitMs?: number;
 }
 
 /**
  * Runs the machine until it powers off; the lines of its init, without their mark. VDISKFS_TEST_ACCEL chooses the
- * accelerator (`tcg`). Throws, with the end of its console, when it does not power off within a minute.
+ * accelerator (`tcg`). Throws, with the end of its console, when it does not power off in time.
  */
 export const bootMachine = async (machine: Machine): Promise<string[]> => {
   const drive = `if=none,id=disk,format=raw,cache=${machine.cache},file=${machine.disk}`;
@@ -26,7 +28,7 @@ export const bootMachine = async (machine: Machine): Promise<string[]> => {
       ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot'],
       ...['-serial', 'stdio', '-drive', drive, '-device', 'nvme,drive=disk,serial=boot'],
     ],
-    { timeoutMs: BOOT_LIMIT_MS },
+    { timeoutMs: machine.limitMs ?? BOOT_LIMIT_MS },
   );
   if (done.status !== 0) {
     const how = done.status ?? done.signal;
