@@ -194,6 +194,11 @@ export class DirtyTracking {
     this.drop(bitmap);
   }
 
+  /** The node is closed: it has none any more. */
+  closed(): void {
+    for (const bitmap of [...this.#bitmaps]) this.drop(bitmap);
+  }
+
   /** At once; what an image keeps of it goes when the image is closed. */
   drop(bitmap: TrackedBitmap): void {
     this.#bitmaps.delete(bitmap);

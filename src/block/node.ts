@@ -348,6 +348,7 @@ export class Node {
       await driver?.close();
     } finally {
       this.#closed = true;
+      this.dirtyBitmaps.closed();
       await this.file?.close();
     }
   }

@@ -131,8 +131,8 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
   },
   snapshot: {
     synopsis: 'snapshot <file>',
-    usage: 'snapshot [-l | -c NAME | -a NAME | -d NAME] FILE|VIEW',
-    summary: 'List, make, apply or delete internal snapshots',
+    usage: 'snapshot [-l | -c NAME | -a NAME | -d NAME | --external FILE] FILE|VIEW',
+    summary: 'List, make, apply or delete internal snapshots; put an overlay on top of a view',
     load: async () => erase((await import('./commands/snapshot.ts')).command),
   },
   rebase: {

@@ -172,6 +172,38 @@ const COMMANDS: readonly HmpCommand[] = [
     },
   },
   {
+    name: 'snapshot_blkdev',
+    parameters: '[-n] device new-image-file [format]',
+    help: 'put an overlay on top of a disk (-n: one that is there)',
+    run: async (words, execute) => {
+      const [, , format] = words.plain;
+      await execute('blockdev-snapshot-sync', {
+        device: required(words, 0, 'device'),
+        'snapshot-file': required(words, 1, 'new-image-file'),
+        mode: words.flags.has('n') ? 'existing' : 'absolute-paths',
+        ...(format === undefined ? {} : { format }),
+      });
+      return '';
+    },
+  },
+  {
+    name: 'drive_backup',
+    parameters: '[-n] [-f] [-c] device target [format]',
+    help: 'copy a disk as it is now (-n: into an image that is there, -f: all of its chain, -c: packed)',
+    run: async (words, execute) => {
+      const [, , format] = words.plain;
+      await execute('drive-backup', {
+        device: required(words, 0, 'device'),
+        target: required(words, 1, 'target'),
+        sync: words.flags.has('f') ? 'full' : 'top',
+        mode: words.flags.has('n') ? 'existing' : 'absolute-paths',
+        compress: words.flags.has('c'),
+        ...(format === undefined ? {} : { format }),
+      });
+      return '';
+    },
+  },
+  {
     name: 'drive_mirror',
     parameters: '[-n] [-f] device target [format]',
     help: 'copy a disk while it is used (-n: into an image that is there, -f: all of its chain)',

@@ -7,6 +7,7 @@ import { blockQueries } from './commands/block-queries.ts';
 import { blockStream } from './commands/block-stream.ts';
 import { blockdevCommands } from './commands/blockdev.ts';
 import { dirtyBitmapCommands } from './commands/dirty-bitmaps.ts';
+import { blockdevSnapshotSync } from './commands/external-snapshot.ts';
 import { jobCommands } from './commands/jobs.ts';
 import { mirrorCommands } from './commands/mirror.ts';
 import { snapshotCommands } from './commands/snapshots.ts';
@@ -44,6 +45,7 @@ export const createMonitor = (context: ControlContext): Monitor => {
     ...mirrorCommands,
     ...backupCommands,
     ...snapshotCommands,
+    blockdevSnapshotSync,
     ...dirtyBitmapCommands,
     ...activityCommands,
   ];

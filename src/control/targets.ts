@@ -26,6 +26,8 @@ export interface JobTarget {
   readonly isNew: boolean;
   /** The job does not need it any more. Errors: those of its closing, which flushes. */
   release(): Promise<void>;
+  /** In place of `release`, when nothing has come of the job: what was made for it goes. Never throws. */
+  discard(): Promise<void>;
   /** In place of `release`: a view has it now. */
   handedOver(): Promise<void>;
 }

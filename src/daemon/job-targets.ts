@@ -32,6 +32,8 @@ interface Opened {
   readonly node: Node;
   readonly path: string;
   readonly isNew: boolean;
+  /** There was no such file before. */
+  readonly isMade: boolean;
   readonly endReservation: () => Promise<void>;
 }
 
@@ -55,7 +57,7 @@ export class JobTargets implements Targets {
     const { graph } = this.#options;
     if (request.nodeName !== null) this.#refuseName(request.nodeName);
     const opened = await this.#open(request, `is the target of job '${jobId}'`);
-    const { node, isNew, endReservation } = opened;
+    const { node, path, isNew, isMade, endReservation } = opened;
     return {
       node,
       isNew,
@@ -65,6 +67,11 @@ export class JobTargets implements Targets {
         } finally {
           await endReservation();
         }
+      },
+      discard: async () => {
+        await graph.close(node).catch(() => undefined);
+        if (isMade) await unlink(path).catch(() => undefined);
+        await endReservation().catch(() => undefined);
       },
       handedOver: endReservation,
     };
@@ -77,12 +84,14 @@ export class JobTargets implements Targets {
     }
     const { node, endReservation } = added.opened;
     added.user = jobId;
+    const release = async (): Promise<void> => {
+      added.user = null;
+    };
     return {
       node,
       isNew: false,
-      release: async () => {
-        added.user = null;
-      },
+      release,
+      discard: release,
       handedOver: async () => {
         this.#added.delete(nodeName);
         await endReservation();
@@ -176,7 +185,7 @@ export class JobTargets implements Targets {
       const named = nodeName === null ? {} : { nodeName };
       const options = { path, format, readOnly: false, asTarget: true, withoutBacking, ...named };
       const node = await graph.open(options);
-      return { node, path, isNew: request.create !== null, endReservation };
+      return { node, path, isNew: request.create !== null, isMade, endReservation };
     } catch (error) {
       if (isMade) await unlink(path).catch(() => undefined);
       await endReservation();

@@ -1,11 +1,10 @@
 /** `vdiskfs backup`: what an image shows at this moment goes to another one, while guests go on writing. */
-import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { BlockError } from '../../base/block-error.ts';
 import { isUrl } from '../../block/remote-url.ts';
 import { defineCommand, UsageError } from '../command.ts';
 import { declareWait, runJob } from '../job-wait.ts';
 import { connectToDevice } from '../mounted-device.ts';
+import { refuseExisting } from '../new-file.ts';
 import { declareJson, wantsJson } from '../print.ts';
 import { parseSize } from '../size.ts';
 
@@ -57,13 +56,14 @@ export const command = defineCommand({
     if ((sync === 'incremental') !== (bitmap !== undefined))
       throw new UsageError('goes with --sync incremental, which needs it', '--bitmap');
     const target = isUrl(options.target) ? options.target : resolve(options.target);
-    if (!existing) await refuseOverwriting(target);
+    if (!existing && !isUrl(target))
+      await refuseExisting(target, 'backup', 'give --existing to write over it');
     const mounted = await connectToDevice(options.view);
     try {
       const given = {
         target,
         sync,
-        mode: existing ? 'existing' : 'absolute-paths',
+        mode: existing || isUrl(target) ? 'existing' : 'absolute-paths',
         compress: options.compress,
         ...(bitmap === undefined ? {} : { bitmap }),
         ...(options.format === undefined ? {} : { format: options.format }),
@@ -75,14 +75,3 @@ export const command = defineCommand({
     }
   },
 });
-
-const refuseOverwriting = async (path: string): Promise<void> => {
-  const isThere = await stat(path).then(
-    () => true,
-    () => false,
-  );
-  if (!isThere) return;
-  const message = 'is there already';
-  const hint = 'give --existing to write over it';
-  throw new BlockError({ kind: 'bad-request', errno: 'EEXIST', message, hint, path, op: 'backup' });
-};

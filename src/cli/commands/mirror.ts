@@ -1,12 +1,11 @@
 /** `vdiskfs mirror`: copies an image while it is used, and lets its view go on over the copy. */
-import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { BlockError } from '../../base/block-error.ts';
 import { isUrl } from '../../block/remote-url.ts';
 import { COPY_MODES, MIRROR_SYNC } from '../../job/mirror-options.ts';
 import { defineCommand } from '../command.ts';
 import { declareWait, runJob } from '../job-wait.ts';
 import { connectToDevice } from '../mounted-device.ts';
+import { refuseExisting } from '../new-file.ts';
 import { declareJson, wantsJson } from '../print.ts';
 import { parseSize } from '../size.ts';
 
@@ -75,7 +74,7 @@ export const command = defineCommand({
   run: async (options) => {
     const { target, complete, format, bitmap, speed } = options;
     const isThere = options.existing || isUrl(target);
-    if (!isThere) await refuseExisting(target);
+    if (!isThere) await refuseExisting(resolve(target), 'mirror', '--existing copies over it');
     const mounted = await connectToDevice(options.view);
     try {
       const given = {
@@ -95,18 +94,3 @@ export const command = defineCommand({
     }
   },
 });
-
-const refuseExisting = async (path: string): Promise<void> => {
-  const isThere = await stat(path).then(
-    () => true,
-    () => false,
-  );
-  if (!isThere) return;
-  throw new BlockError({
-    kind: 'bad-request',
-    errno: 'EEXIST',
-    message: 'is there already',
-    hint: '--existing copies over it',
-    path,
-  });
-};

@@ -1,4 +1,5 @@
-/** `vdiskfs snapshot`: the internal snapshots of an image, or of a view while it is used. */
+/** `vdiskfs snapshot`: the internal snapshots of an image, or of a view while it is used; and overlays on top of a view's image. */
+import { resolve } from 'node:path';
 import { BlockError } from '../../base/block-error.ts';
 import { QmpError } from '../../control/client.ts';
 import { isView } from '../../daemon/mount-table.ts';
@@ -41,6 +42,12 @@ export const command = defineCommand({
         requiresArg: true,
         describe: 'Delete a snapshot by name, and free what nothing else uses',
       })
+      .option('external', {
+        type: 'string',
+        requiresArg: true,
+        describe:
+          'Put this new qcow2 overlay on top of a view, whose image is only read from then on',
+      })
       .option('force', {
         type: 'boolean',
         default: false,
@@ -50,6 +57,7 @@ export const command = defineCommand({
       .example('$0 snapshot -a before-upgrade disk.qcow2', 'Go back to it'),
   run: async (options) => {
     const action = actionOf(options);
+    if (action.kind === 'external') return putOverlay(options.file, action.path);
     const found = (await isView(options.file))
       ? await onView(options.file, action, options.force)
       : await onImage(options, action);
@@ -60,29 +68,33 @@ export const command = defineCommand({
   },
 });
 
-type Action =
+type InternalAction =
   | { readonly kind: 'list' }
   | { readonly kind: 'create' | 'apply' | 'delete'; readonly name: string };
+
+type Action = InternalAction | { readonly kind: 'external'; readonly path: string };
 
 const actionOf = (options: {
   readonly list?: boolean | undefined;
   readonly create?: string | undefined;
   readonly apply?: string | undefined;
   readonly delete?: string | undefined;
+  readonly external?: string | undefined;
 }): Action => {
   const actions: Action[] = options.list === true ? [{ kind: 'list' }] : [];
   for (const kind of ['create', 'apply', 'delete'] as const) {
     const name = options[kind];
     if (name !== undefined) actions.push({ kind, name });
   }
-  if (actions.length > 1) throw new UsageError('one of -l, -c, -a and -d is meant');
+  if (options.external !== undefined) actions.push({ kind: 'external', path: options.external });
+  if (actions.length > 1) throw new UsageError('one of -l, -c, -a, -d and --external is meant');
   return actions[0] ?? { kind: 'list' };
 };
 
 /** The list, or the one snapshot that was made, applied or deleted. */
 const onImage = async (
   options: OfflineOptions & { readonly file: string; readonly format?: string | undefined },
-  action: Action,
+  action: InternalAction,
 ): Promise<readonly SnapshotInfo[]> => {
   const { listSnapshots, createSnapshot, applySnapshot, deleteSnapshot } = await import(
     '../../image/snapshot.ts'
@@ -103,7 +115,7 @@ const onImage = async (
 
 const onView = async (
   path: string,
-  action: Action,
+  action: InternalAction,
   force: boolean,
 ): Promise<readonly SnapshotInfo[]> => {
   const { connectToDevice } = await import('../mounted-device.ts');
@@ -116,6 +128,25 @@ const onView = async (
   } catch (error) {
     if (!(error instanceof QmpError)) throw error;
     throw new BlockError({ kind: 'bad-request', message: error.message, path, op: 'snapshot' });
+  } finally {
+    client.close();
+  }
+};
+
+const putOverlay = async (view: string, file: string): Promise<number> => {
+  const { connectToDevice } = await import('../mounted-device.ts');
+  const { refuseExisting } = await import('../new-file.ts');
+  const overlay = resolve(file);
+  await refuseExisting(overlay, 'snapshot');
+  const { client, device } = await connectToDevice(view);
+  try {
+    const given = { device, 'snapshot-file': overlay };
+    await client.execute('blockdev-snapshot-sync', given);
+    return EXIT.success;
+  } catch (error) {
+    if (!(error instanceof QmpError)) throw error;
+    const { message } = error;
+    throw new BlockError({ kind: 'bad-request', message, path: view, op: 'snapshot' });
   } finally {
     client.close();
   }

@@ -138,8 +138,7 @@ const start = async (
     return await begin(context, { id, device, root, target, again, sync, given, ended, options });
   } catch (error) {
     unpin();
-    // The first error is the one to tell.
-    await opened?.release().catch(() => undefined);
+    await opened?.discard();
     throw error;
   }
 };
