@@ -367,6 +367,7 @@ export class Catalog implements Directory {
         nodeIds: async (keys) => (keys.length === 0 ? [] : nodeIds(keys)),
         directories: new Set(this.#sources.filter((s) => s.isDirectory).map((s) => s.path)),
         knownIgnored: this.#knownIgnored,
+        originals: listing.originals ?? [],
       });
       this.#ignored = [...listing.ignored, ...result.ignored];
       await this.#adopt(result);

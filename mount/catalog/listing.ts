@@ -41,6 +41,8 @@ export interface IgnoredFile {
 
 export interface Listing {
   readonly candidates: readonly Candidate[];
+  /** Without views, because others stand in for them; but what lies below them is theirs. */
+  readonly originals?: readonly Candidate[];
   readonly ignored: readonly IgnoredFile[];
 }
 

@@ -16,8 +16,9 @@ export class Reservations {
     };
   }
 
-  apply({ candidates, ignored }: Listing): Listing {
-    if (this.#reasons.size === 0) return { candidates, ignored };
+  apply(listing: Listing): Listing {
+    if (this.#reasons.size === 0) return listing;
+    const { candidates, ignored } = listing;
     const kept: Candidate[] = [];
     const left: IgnoredFile[] = [...ignored];
     for (const candidate of candidates) {
@@ -27,6 +28,6 @@ export class Reservations {
       if (reason === undefined || candidate.standIn !== undefined) kept.push(candidate);
       else left.push({ path, reason });
     }
-    return { candidates: kept, ignored: left };
+    return { ...listing, candidates: kept, ignored: left };
   }
 }

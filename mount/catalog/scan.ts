@@ -26,6 +26,8 @@ export interface ScanOptions {
   readonly nodeIds: (keys: readonly string[]) => Promise<readonly number[]>;
   /** Source directories. */
   readonly directories: ReadonlySet<string>;
+  /** See `Listing`. */
+  readonly originals: readonly Candidate[];
   /** Reasons of files that were no images at the last scan, by stamp. */
   readonly knownIgnored: ReadonlyMap<string, string>;
 }
@@ -74,7 +76,7 @@ export const scan = async (
   const changedNames = [...before]
     .filter(([name, e]) => after.get(name) !== e)
     .map(([name]) => name);
-  markBackings(images.entries);
+  markBackings(images.entries, await usersAmong(options));
   return { entries, ignored, ignoredHosts, changedNames };
 };
 
@@ -256,9 +258,21 @@ const nodeIdsOf = async (
 const nodeKeyOf = (image: Found, renews: boolean): string =>
   `${renews ? RENEW_NODE_ID : ''}${image.key}:`;
 
-/** Every file of a chain but the first is used by the first one's view. */
-const markBackings = (entries: readonly ImageEntry[]): void => {
+/** What lies below images that others stand in for: writing it would spoil the way back. */
+const usersAmong = async ({ originals, inspector, format }: ScanOptions): Promise<Users> => {
   const users = new Map<string, string>();
+  for (const original of originals) {
+    const inspection = await inspector.inspect(original, { format, patient: false });
+    if ('ignored' in inspection) continue;
+    for (const { identity } of inspection.chain.slice(1)) users.set(identity, original.fileName);
+  }
+  return users;
+};
+
+type Users = Map<string, string>;
+
+/** Every file of a chain but the first is used by the first one's view. `users`: others, by what they use. */
+const markBackings = (entries: readonly ImageEntry[], users: Users): void => {
   for (const entry of entries) {
     for (const layer of entry.inspection.chain.slice(1)) {
       if (!users.has(layer.identity)) users.set(layer.identity, entry.name);

@@ -72,6 +72,7 @@ export const withStandIns = async (
   sources: readonly Source[],
 ): Promise<Listing> => {
   let { candidates, ignored } = listing;
+  const originals: Candidate[] = [];
   for (const record of standIns.all) {
     if (!isOfSources(record, sources)) continue;
     const there = candidates.find(({ host }) => host.path === record.original) ?? null;
@@ -80,6 +81,7 @@ export const withStandIns = async (
     if (isOther && record.target !== record.original) continue;
     const candidate = await candidateOf(record, there);
     if (candidate === null) continue;
+    if (there !== null && candidate.host !== there.host) originals.push(there);
     const { path } = candidate.host;
     const reason = `stands in for '${record.original}' in the view of that`;
     const others = candidates.filter(({ host }) => host.path === path && host !== there?.host);
@@ -91,7 +93,7 @@ export const withStandIns = async (
     candidates =
       there === null ? [...kept, candidate] : kept.map((c) => (c === there ? candidate : c));
   }
-  return { candidates, ignored };
+  return { candidates, ignored, originals };
 };
 
 const isOfSources = ({ original }: StandIn, sources: readonly Source[]): boolean =>

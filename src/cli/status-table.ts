@@ -44,6 +44,7 @@ const stateOf = (v: ViewStatusDocument): string => {
   if (v.error !== null) return `error: ${v.error}`;
   const base = v.chain[1];
   const over = base === undefined ? '' : `, over ${base.path}`;
+  const moved = v.standsInFor === null ? '' : `, moved to ${v.path}`;
   const inactive = v.active ? '' : 'inactive, ';
-  return `${inactive}${v.readOnlyReason === null ? 'writable' : `read-only: ${v.readOnlyReason}`}${v.handles > 0 ? ', open' : ''}${over}`;
+  return `${inactive}${v.readOnlyReason === null ? 'writable' : `read-only: ${v.readOnlyReason}`}${v.handles > 0 ? ', open' : ''}${over}${moved}`;
 };

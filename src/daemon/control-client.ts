@@ -14,6 +14,8 @@ const PATIENCE_MS = 5000;
 export interface ViewStatusDocument {
   readonly name: string;
   readonly path: string;
+  /** The file that the view was made for, when it has gone on over another one; else null. */
+  readonly standsInFor: string | null;
   readonly format: string | null;
   readonly virtualSizeBytes: number;
   readonly allocatedBytes: number;

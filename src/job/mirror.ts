@@ -16,6 +16,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { present } from '../base/assert.ts';
 import type { BlockError } from '../base/block-error.ts';
 import { toBlockError } from '../base/block-error.ts';
+import { alignUp } from '../base/range.ts';
 import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
 import type { ErrorPolicy, JobChange, JobControl, JobWork } from './job.ts';
@@ -53,7 +54,7 @@ export class Mirror implements JobWork {
   constructor(options: MirrorOptions) {
     this.#options = options;
     this.#copyMode = options.copyMode;
-    this.#followsSize = options.target.lengthBytes <= options.root.lengthBytes;
+    this.#followsSize = options.target.lengthBytes <= wholeSectors(options.root.lengthBytes);
   }
 
   async run(control: JobControl): Promise<void> {
@@ -68,6 +69,7 @@ export class Mirror implements JobWork {
       policy: (operation) => this.#policy(operation),
     });
     if (this.#copyMode === 'write-blocking') this.#engage();
+    await this.#fit();
     await markInitial(control, this.#bitmap.content, this.#options);
     this.#copy.report();
     await this.#level();
@@ -108,9 +110,15 @@ export class Mirror implements JobWork {
 
   checkComplete(): void {
     const { root, target } = this.#options;
+    // One that is shorter grows before the end.
     if (target.lengthBytes <= root.lengthBytes) return;
-    const sizes = `${target.lengthBytes} and ${root.lengthBytes} bytes`;
-    throw new JobError(`The target is larger than the disk (${sizes}): it cannot take its place`);
+    throw this.#otherSize();
+  }
+
+  #otherSize(): JobError {
+    const { root, target } = this.#options;
+    const sizes = `${target.lengthBytes} bytes, and the disk ${root.lengthBytes}`;
+    return new JobError(`The target has ${sizes}: it cannot take its place`);
   }
 
   change({ copyMode }: JobChange): void {
@@ -139,6 +147,14 @@ export class Mirror implements JobWork {
     };
   }
 
+  // A new target was made in whole sectors; where its format counts in bytes, it is as long as the disk.
+  async #fit(): Promise<void> {
+    const { root, target, view } = this.#options;
+    if (!this.#followsSize || target.lengthBytes <= root.lengthBytes) return;
+    if (target.driver.clusterBytes > 1 || target.file?.driver.remote !== undefined) return;
+    await view.drained(() => target.resize(root.lengthBytes));
+  }
+
   /** Until source and target are the same, and the target is flushed. */
   async #level(): Promise<void> {
     for (;;) {
@@ -160,10 +176,7 @@ export class Mirror implements JobWork {
 
   async #round(mayGoOn: () => boolean): Promise<void> {
     const { copy, control } = this.#state();
-    const { view, root, target } = this.#options;
-    if (this.#followsSize && target.lengthBytes !== root.lengthBytes) {
-      await view.drained(() => this.#followSize());
-    }
+    if (this.#hasOtherSize()) await this.#options.view.drained(() => this.#followSize());
     const failures = copy.failures;
     await copy.pass(() => mayGoOn() && this.#failure === null);
     if (this.#failure !== null) throw this.#failure;
@@ -211,6 +224,7 @@ export class Mirror implements JobWork {
     await this.#flushTarget();
     if (bitmap !== null && bitmapMode !== 'never') await root.dirtyBitmaps.clearAll(bitmap);
     if (control.completion === 'complete') {
+      if (this.#options.target.lengthBytes !== root.lengthBytes) throw this.#otherSize();
       this.#disengage();
       await pivot();
       this.#pivoted = true;
@@ -231,12 +245,19 @@ export class Mirror implements JobWork {
     }
   }
 
+  /** Formats that count in sectors round up. */
+  #hasOtherSize(): boolean {
+    const { root, target } = this.#options;
+    const isRight =
+      target.lengthBytes >= root.lengthBytes &&
+      target.lengthBytes <= wholeSectors(root.lengthBytes);
+    return this.#followsSize && !isRight;
+  }
+
   /** Drained. */
   async #followSize(): Promise<void> {
     const { root, target } = this.#options;
-    if (this.#followsSize && target.lengthBytes !== root.lengthBytes) {
-      await target.resize(root.lengthBytes);
-    }
+    if (this.#hasOtherSize()) await target.resize(root.lengthBytes);
   }
 
   #policy(operation: 'read' | 'write'): ErrorPolicy {
@@ -256,6 +277,7 @@ export class Mirror implements JobWork {
       bitmap: bitmap.content,
       locks: copy.locks,
       unmap,
+      signal: control.signal,
       isActive: () => this.#failure === null && !control.isPaused && !control.isCancelled,
       failed: (error) => {
         const action = control.failed(error, 'write', this.#policy('write'));
@@ -272,3 +294,7 @@ export class Mirror implements JobWork {
     this.#writeThrough = null;
   }
 }
+
+const SECTOR_BYTES = 512;
+
+const wholeSectors = (bytes: number): number => alignUp(bytes, SECTOR_BYTES);

@@ -23,6 +23,8 @@ export interface WriteThroughOptions {
   readonly unmap: boolean;
   /** False: writes are only marked, because the job waits. */
   readonly isActive: () => boolean;
+  /** Aborted when nobody wants the target any more: guests do not wait for it then. */
+  readonly signal: AbortSignal;
   /** A write did not reach the target; its range is dirty. The guest's write has succeeded. */
   readonly failed: (error: BlockError) => void;
 }
@@ -53,7 +55,20 @@ export class WriteThrough implements Interposer {
       bitmap.mark(change.offset, change.lengthBytes);
       throw error;
     }
-    await Promise.all(inStep.map((range) => this.#write(change, range)));
+    await this.#orCancelled(Promise.all(inStep.map((range) => this.#write(change, range))));
+  }
+
+  /** Never rejects with the abort. */
+  async #orCancelled(writes: Promise<unknown>): Promise<void> {
+    const { signal } = this.#options;
+    if (signal.aborted) return;
+    let end = (): void => undefined;
+    const cancelled = new Promise<void>((resolve) => {
+      end = resolve;
+      signal.addEventListener('abort', end);
+    });
+    await Promise.race([writes, cancelled]);
+    signal.removeEventListener('abort', end);
   }
 
   #inStep({ offset, lengthBytes }: ContentChange): readonly DirtyRange[] {
