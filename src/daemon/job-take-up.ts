@@ -4,7 +4,7 @@ import type { Log } from '../base/log.ts';
 import { DRIVE_BACKUP_ARGUMENTS, startDriveBackup } from '../control/commands/backup.ts';
 import { STREAM_ARGUMENTS, startStream } from '../control/commands/block-stream.ts';
 import { DRIVE_MIRROR_ARGUMENTS, startDriveMirror } from '../control/commands/mirror.ts';
-import type { ControlContext } from '../control/context.ts';
+import type { ControlContext, Device } from '../control/context.ts';
 import { checkArguments } from '../control/schema.ts';
 import type { JobType } from '../job/job.ts';
 import { JobError } from '../job/job-error.ts';
@@ -37,6 +37,11 @@ export const takeUpJobs = async (
       log.info(record.id, 'its image is inactive: the job waits');
       continue;
     }
+    if (hasPivoted(record, device)) {
+      conclude(context, record, { type: 'mirror', error: null });
+      log.info(record.id, `had ended: its view goes on over '${device.path}'`);
+      continue;
+    }
     try {
       const given = { ...record.arguments, device: device.name };
       const said = await takeUp(context, { ...record, arguments: given });
@@ -44,7 +49,8 @@ export const takeUpJobs = async (
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
       const isOver = record.command === 'drive-backup' && isFinal(error);
-      if (isOver) giveUp(context, record, `cannot go on after a restart: ${reason}`);
+      const text = `cannot go on after a restart: ${reason}`;
+      if (isOver) conclude(context, record, { type: 'backup', error: text });
       // An image may be locked, or its server away, for a while: the record stays.
       const outlook = isOver ? 'cannot go on' : 'cannot go on, the next mount tries again';
       log.error(record.id, `${outlook}: ${reason}`);
@@ -56,15 +62,23 @@ export const takeUpJobs = async (
 const isFinal = (error: unknown): boolean =>
   error instanceof JobError || (error instanceof BlockError && error.kind === 'bad-request');
 
-/** A client that waits for the result of a backup finds it. */
-const giveUp = (context: ControlContext, record: JobRecord, error: string): void => {
+/** The engine died when the view had its new place, and nobody had heard of it yet. */
+const hasPivoted = ({ command, result, arguments: given }: JobRecord, device: Device): boolean =>
+  command === 'drive-mirror' && result === null && given['target'] === device.path;
+
+/** A client that waits for the result finds it. */
+const conclude = (
+  context: ControlContext,
+  record: JobRecord,
+  { type, error }: { readonly type: JobType; readonly error: string | null },
+): void => {
   if (record.arguments['auto-dismiss'] !== false) {
     context.store.forget(record.id);
     return;
   }
-  const failed = { ...record, result: { error, offset: 0, lengthBytes: 0 } };
-  context.store.keep(failed);
-  restore(context, failed, 'backup');
+  const ended = { ...record, result: { error, offset: 0, lengthBytes: 0 } };
+  context.store.keep(ended);
+  restore(context, ended, type);
 };
 
 /** What to say of it. */
@@ -81,7 +95,7 @@ const takeUp = async (context: ControlContext, record: JobRecord): Promise<strin
       const given = checkArguments(DRIVE_MIRROR_ARGUMENTS, record.arguments);
       if (result === null) await startDriveMirror(context, given, { paused, again: true });
       else restore(context, record, 'mirror');
-      return 'goes on';
+      return 'begins again: what its target lacks was known to the engine before alone';
     }
     case 'drive-backup': {
       const given = checkArguments(DRIVE_BACKUP_ARGUMENTS, record.arguments);
