@@ -10,13 +10,16 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { measureContest } from './contests.ts';
 import { Disks } from './disks.ts';
 import { directWritersThroughLoop } from './loop-writers.ts';
 import { type Measured, measureRow } from './measure.ts';
 import { tool } from './programs.ts';
+import { REMOTE } from './remote-base.ts';
 import { machine, markdown, tableLine } from './report.ts';
 import { ROWS } from './rows.ts';
 import { serveQemu, serveVdiskfs } from './servers.ts';
+import { STREAMING } from './streaming.ts';
 
 const MIN_PAIRS = 3;
 const say = (line: string): void => void process.stdout.write(`${line}\n`);
@@ -57,20 +60,23 @@ const main = async (): Promise<boolean> => {
   try {
     const about = await machine();
     say(about.join('\n'));
-    const rows = ROWS.filter(
-      (r) => values.only.length === 0 || values.only.some((text) => r.name.includes(text)),
-    );
-    for (const row of rows) {
+    const wanted = ({ name }: { readonly name: string }): boolean =>
+      values.only.length === 0 || values.only.some((text) => name.includes(text));
+    const measure = async (name: string, work: () => Promise<readonly Measured[]>) => {
       // One that fails does not take the others with it, nor does it pass.
       try {
-        const found = await measureRow(row, places[row.place], scratch, pairs);
+        const found = await work();
         for (const m of found) say(tableLine(m));
         measured.push(...found);
       } catch (error) {
-        failed.push(row.name);
-        say(`${row.name}: FAILED: ${String(error)}`);
+        failed.push(name);
+        say(`${name}: FAILED: ${String(error)}`);
       }
-    }
+    };
+    for (const row of ROWS.filter(wanted))
+      await measure(row.name, () => measureRow(row, places[row.place], scratch, pairs));
+    for (const contest of [...STREAMING, ...REMOTE].filter(wanted))
+      await measure(contest.name, () => measureContest(contest, memory, pairs));
     const loop = values.only.length === 0 ? await correctness(places.tmpfs, scratch) : {};
     const report = { machine: about, pairs, rows: measured, directWritersThroughLoop: loop };
     if (values.json !== undefined)

@@ -17,7 +17,8 @@ export interface Measured extends Compared {
   readonly holds: boolean | null;
 }
 
-const holds = (target: Target | null, ratio: number): boolean | null => {
+/** Null: nothing to reach. */
+export const verdictOf = (target: Target | null, ratio: number): boolean | null => {
   if (target?.atLeast !== undefined) return ratio >= target.atLeast;
   return target?.atMost === undefined ? null : ratio <= target.atMost;
 };
@@ -70,7 +71,7 @@ export const measureRow = async (
     );
     return compared.map((c) => {
       const target = row.targets.find((t) => t.metric === c.metric) ?? null;
-      return { ...c, row: row.name, target, holds: holds(target, c.ratio.median) };
+      return { ...c, row: row.name, target, holds: verdictOf(target, c.ratio.median) };
     });
   } finally {
     for (const image of kept) await disks.discard(image);

@@ -23,6 +23,8 @@ const verdict = ({ holds }: Measured): string => {
 
 const figure = (metric: string, value: number): string => {
   if (metric.startsWith('p99')) return `${value.toFixed(0)} us`;
+  if (metric.startsWith('seconds')) return `${value.toFixed(2)} s`;
+  if (metric.startsWith('requests')) return value.toFixed(0);
   if (metric.endsWith('iops')) return `${(value / 1000).toFixed(1)} k/s`;
   return `${(value / 1e6).toFixed(0)} MB/s`;
 };

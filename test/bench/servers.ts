@@ -43,7 +43,8 @@ export const serveVdiskfs: Serve = async (image, options) => {
 const isMounted = async (path: string): Promise<boolean> =>
   (await readFile('/proc/self/mountinfo', 'utf8')).includes(` ${path} `);
 
-const waitUntilMounted = async (path: string, server: ChildProcess): Promise<void> => {
+/** Errors: when the server has ended, or nothing is there within 15 s. */
+export const waitUntilMounted = async (path: string, server: ChildProcess): Promise<void> => {
   for (const end = Date.now() + READY_MS; !(await isMounted(path)); ) {
     if (server.exitCode !== null) throw new Error(`the server exited ${server.exitCode}`);
     if (Date.now() > end) throw new Error(`${path} was not mounted within ${READY_MS} ms`);

@@ -1,0 +1,196 @@
+/**
+ * A base on a web server that takes 20 ms for each answer, beside QEMU's curl driver: a boot that reads it with copy-on-read, once
+ * and again, and a stream of it.
+ */
+import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { seededRandom } from '../../src/base/random.ts';
+import { HttpOrigin } from '../support/http-origin.ts';
+import { qemuImg } from '../support/qemu-img.ts';
+import { QmpConnection } from '../support/qmp.ts';
+import { vdiskfs } from '../support/vdiskfs.ts';
+import type { Contest } from './contests.ts';
+import { MIB } from './disks.ts';
+import { tool } from './programs.ts';
+import type { Metrics } from './rounds.ts';
+import { startStorageDaemon } from './storage-daemon.ts';
+
+const BASE_BYTES = 128 * MIB;
+const DELAY_MS = 20;
+const JOB_MS = 300_000;
+const BLOCK_BYTES = 4096;
+/** Pieces of a boot: files, read from their start on. */
+const FILES = 60;
+const MAX_FILE_BLOCKS = 16;
+
+/** A boot: 4 KiB reads, in runs, all over the disk. */
+const bootTrace = (): readonly number[] => {
+  const random = seededRandom(7);
+  return Array.from({ length: FILES }, () => {
+    const first = random.below(BASE_BYTES / BLOCK_BYTES - MAX_FILE_BLOCKS);
+    const blocks = 1 + random.below(MAX_FILE_BLOCKS);
+    return Array.from({ length: blocks }, (_, i) => (first + i) * BLOCK_BYTES);
+  }).flat();
+};
+
+/** Seconds that fio takes for the trace: in order, or `depth` reads at once. */
+const replay = async (path: string, directory: string, depth: number): Promise<number> => {
+  const log = join(directory, 'boot.log');
+  const reads = bootTrace().map((at) => `${path} read ${at} ${BLOCK_BYTES}`);
+  const head = ['fio version 2 iolog', `${path} add`, `${path} open`];
+  await writeFile(log, `${[...head, ...reads, `${path} close`].join('\n')}\n`);
+  const job = join(directory, 'boot.fio');
+  const engine = depth === 1 ? '' : `ioengine=libaio\niodepth=${depth}\n`;
+  await writeFile(job, `[x]\nread_iolog=${log}\nreplay_no_stall=1\ndirect=1\n${engine}`);
+  const began = performance.now();
+  await tool('fio', [job]);
+  return (performance.now() - began) / 1000;
+};
+
+interface Remote {
+  readonly origin: HttpOrigin;
+  readonly directory: string;
+  readonly overlay: string;
+}
+
+interface Running {
+  readonly path: string;
+  readonly qmp: QmpConnection;
+  readonly close: () => Promise<void>;
+}
+
+const startVdiskfs = async (remote: Remote, args: readonly string[]): Promise<Running> => {
+  const mountpoint = join(remote.directory, 'mnt');
+  const socket = join(remote.directory, 'vdiskfs.sock');
+  await mkdir(mountpoint, { recursive: true });
+  const own = ['--socket', socket, '--state-dir', join(remote.directory, 'state')];
+  const gate = ['--backing-dir', remote.origin.base];
+  const done = await vdiskfs([
+    'mount',
+    ...own,
+    ...gate,
+    ...args,
+    `top=${remote.overlay}`,
+    mountpoint,
+  ]);
+  if (done.status !== 0) throw new Error(done.stderr);
+  const qmp = await QmpConnection.open(socket);
+  const close = async (): Promise<void> => {
+    qmp.close();
+    const ended = await vdiskfs(['umount', mountpoint], { timeoutMs: 60_000 });
+    if (ended.status !== 0) throw new Error(ended.stderr);
+  };
+  return { path: join(mountpoint, 'top.raw'), qmp, close };
+};
+
+const startQemu = (remote: Remote, copyOnRead: boolean): Promise<Running> =>
+  startStorageDaemon(
+    remote.directory,
+    [
+      `driver=file,node-name=file,filename=${remote.overlay}`,
+      `driver=http,node-name=base,read-only=on,url=${remote.origin.url('base.raw')}`,
+      'driver=raw,node-name=raw,read-only=on,file=base',
+      'driver=qcow2,node-name=top,file=file,backing=raw',
+      ...(copyOnRead ? ['driver=copy-on-read,node-name=cor,file=top'] : []),
+    ],
+    copyOnRead ? 'cor' : 'top',
+  );
+
+/** The same work on both sides, with a new overlay for each. */
+const contest = (
+  name: string,
+  targets: Contest['targets'],
+  how: { readonly copyOnRead: boolean },
+  measure: (running: Running, remote: Remote) => Promise<Metrics>,
+): Contest => ({
+  name,
+  targets,
+  prepare: async (directory) => {
+    const random = seededRandom(11);
+    const content = Buffer.alloc(BASE_BYTES);
+    for (let at = 0; at < BASE_BYTES; at += 4) content.writeUInt32LE(random.below(2 ** 32), at);
+    const origin = new HttpOrigin(content);
+    origin.delayMs = DELAY_MS;
+    await origin.start();
+    const remote: Remote = { origin, directory, overlay: join(directory, 'top.qcow2') };
+    const side = (start: () => Promise<Running>) => async (): Promise<Metrics> => {
+      const base = ['-F', 'raw', '-b', origin.url('base.raw'), '-u'];
+      await qemuImg([
+        ...['create', '-q', '-f', 'qcow2', ...base],
+        ...[remote.overlay, String(BASE_BYTES)],
+      ]);
+      const running = await start();
+      try {
+        return await measure(running, remote);
+      } finally {
+        await running.close();
+        await rm(remote.overlay);
+      }
+    };
+    return {
+      ours: side(() => startVdiskfs(remote, how.copyOnRead ? ['--copy-on-read'] : [])),
+      theirs: side(() => startQemu(remote, how.copyOnRead)),
+      close: () => origin.stop(),
+    };
+  },
+});
+
+const boot =
+  (depth: number) =>
+  async (running: Running, { origin, directory }: Remote) => {
+    const first = await replay(running.path, directory, depth);
+    // What was read is in the kernel's cache of nobody: the reads are direct.
+    origin.asked.length = 0;
+    const second = await replay(running.path, directory, depth);
+    return new Map([
+      ['seconds', first],
+      ['seconds of the second pass', second],
+      // At least one, so that a ratio of none to none is 1.
+      ['requests of the second pass + 1', origin.asked.length + 1],
+    ]);
+  };
+
+const streamed = async ({ qmp }: Running, { origin }: Remote): Promise<Metrics> => {
+  origin.asked.length = 0;
+  const began = performance.now();
+  await qmp.execute('block-stream', { 'job-id': 'stream', device: 'top' });
+  const { data } = await qmp.event('BLOCK_JOB_COMPLETED', JOB_MS);
+  if (data?.['error'] !== undefined) throw new Error(String(data['error']));
+  const seconds = (performance.now() - began) / 1000;
+  return new Map([
+    ['bytesPerSecond', BASE_BYTES / seconds],
+    ['requests', origin.asked.length],
+  ]);
+};
+
+const COPY_ON_READ = { copyOnRead: true } as const;
+
+export const REMOTE: readonly Contest[] = [
+  contest(
+    'a boot over HTTP, 20 ms away, with copy-on-read, depth 1',
+    [
+      { metric: 'seconds', atMost: 0.8 },
+      { metric: 'requests of the second pass + 1', atMost: 1 },
+    ],
+    COPY_ON_READ,
+    boot(1),
+  ),
+  contest(
+    'a boot over HTTP, 20 ms away, with copy-on-read, depth 8',
+    [
+      { metric: 'seconds', atMost: 0.6 },
+      { metric: 'requests of the second pass + 1', atMost: 1 },
+    ],
+    COPY_ON_READ,
+    boot(8),
+  ),
+  contest(
+    'stream over HTTP, 20 ms away',
+    [
+      { metric: 'bytesPerSecond', atLeast: 8 },
+      { metric: 'requests', atMost: 0.55 },
+    ],
+    { copyOnRead: false },
+    streamed,
+  ),
+];
