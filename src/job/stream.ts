@@ -13,6 +13,7 @@ import type { BackingLink } from '../block/driver.ts';
 import type { Node } from '../block/node.ts';
 import type { View } from '../block/view.ts';
 import { Copies } from './copies.ts';
+import { CopyBuffers } from './copy-buffers.ts';
 import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
 
 const COPY_BYTES = 1 << 20;
@@ -46,6 +47,7 @@ export class Stream implements JobWork {
   #doneBytes = 0;
   #ignored: unknown = null;
   #chainChanged = false;
+  readonly #buffers = new CopyBuffers(COPY_BYTES);
 
   constructor(options: StreamOptions) {
     this.#options = options;
@@ -160,18 +162,20 @@ export class Stream implements JobWork {
       try {
         await this.#options.view.withRoot(async (root) => {
           const length = Math.min(piece.lengthBytes, root.lengthBytes - at);
-          if (length <= 0 || root.backing === null) return;
+          const { backing } = root;
+          if (length <= 0 || backing === null) return;
           if (piece.what === 'zero') {
             operation = 'write';
             await root.populate(guestOffset(at), length, null);
             return;
           }
-          const bytes = Buffer.allocUnsafeSlow(length);
-          await root.backing.readClipped(guestOffset(at), bytes);
-          operation = 'write';
-          const isZero = isAllZero(bytes);
-          if (isZero && this.#options.base === null) return;
-          await root.populate(guestOffset(at), length, isZero ? null : bytes);
+          await this.#buffers.with(length, async (bytes) => {
+            await backing.readClipped(guestOffset(at), bytes);
+            operation = 'write';
+            const isZero = isAllZero(bytes);
+            if (isZero && this.#options.base === null) return;
+            await root.populate(guestOffset(at), length, isZero ? null : bytes);
+          });
         });
         break;
       } catch (error) {
