@@ -18,7 +18,7 @@ import { GuestHistory } from '../support/guest-history.ts';
 import { guestResize, guestStep, packedStep } from '../support/guest-steps.ts';
 import { imageAfterCut, prefixesOf } from '../support/power-cut.ts';
 import { qemuImg, qemuIo } from '../support/qemu-img.ts';
-import { FileLog, recordingFile } from '../support/recording-file.ts';
+import { FileLog, type LoggedFlush, recordingFile } from '../support/recording-file.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
@@ -81,8 +81,9 @@ const CASES: readonly Case[] = [
 const PARALLEL = 4;
 const WRITES = 200;
 /** Cuts beside the prefixes. */
-const CUTS = countOf(8);
+const CUTS = countOf(12);
 const REFCOUNT_TABLE_FIELD = 48;
+const HEADER_BYTES = 104;
 
 const makeImage = async (directory: string, c: Case): Promise<Uint8Array> => {
   const content = new Uint8Array(c.maxBytes);
@@ -177,6 +178,14 @@ const checkPrefix = async (
   assert.equal(Buffer.compare(theirs, found), 0, 'QEMU reads the same');
 };
 
+/** Those before which the header was written, as tables move. */
+const flushesAfterHeader = ({ changes, flushes }: FileLog): readonly LoggedFlush[] =>
+  changes.flatMap(({ change, begun }) => {
+    if (change.kind !== 'write' || change.offset >= HEADER_BYTES) return [];
+    const next = flushes.find((flush) => flush.begun > begun);
+    return next === undefined ? [] : [next];
+  });
+
 /** The large one, around the move of the refcount table, and one in four beside it; with COUNT_FACTOR, all. */
 const isLookedAt = (c: Case, log: FileLog, events: number): boolean => {
   if (c.filledBytes === 0 || countOf(1) > 1) return true;
@@ -216,9 +225,10 @@ for (const c of CASES) {
       }
     };
     await Promise.all(Array.from({ length: PARALLEL }, worker));
-    // And what flushes allow to be written in another order, where most of it is open.
+    // And what flushes allow to be written in another order, where most of it is open, and where the header changes.
+    const afterHeader = flushesAfterHeader(log);
     for (let i = 0; i < CUTS; i++) {
-      const events = random.pick(log.flushes).begun + 1;
+      const events = random.pick(i % 3 === 0 ? log.flushes : afterHeader).begun + 1;
       const image = imageAfterCut(start, log, events, random);
       await checkPrefix(directory, 0, image, (found) => history.firstWrong(found, events)).catch(
         (error: Error) => {

@@ -18,19 +18,16 @@ export const imageAfterCut = (
   survivors: Survivors,
 ): Uint8Array => {
   const begun = log.changes.filter((c) => c.begun < events);
-  const covered = begun.filter((c) => isDurable(c, log, events));
-  const open = begun.filter((c) => !covered.includes(c));
-  let image: Uint8Array = Uint8Array.from(start);
-  for (const { change } of covered) image = applyChange(image, change);
-  const kept =
-    typeof survivors === 'string' ? (survivors === 'all' ? open : []) : shuffled(open, survivors);
-  for (const { change } of kept) {
-    image =
-      typeof survivors === 'string'
-        ? applyChange(image, change)
-        : applyTorn(image, change, survivors);
+  const image = new GrowingImage(start);
+  const open: LoggedChange[] = [];
+  for (const logged of begun) {
+    if (isDurable(logged, log, events)) image.apply(logged.change);
+    else open.push(logged);
   }
-  return image;
+  if (survivors === 'all') for (const { change } of open) image.apply(change);
+  if (typeof survivors === 'string') return image.bytes;
+  for (const { change } of shuffled(open, survivors)) applyTorn(image, change, survivors);
+  return image.bytes;
 };
 
 export interface RecordedFile {
@@ -106,32 +103,17 @@ const shuffled = (changes: readonly LoggedChange[], random: Random): LoggedChang
   return kept;
 };
 
-const applyChange = (image: Uint8Array, change: Change): Uint8Array => {
-  if (change.kind === 'resize') return resized(image, change.lengthBytes);
-  const length = change.kind === 'write' ? change.bytes.length : change.lengthBytes;
-  const out = resized(image, Math.max(image.length, change.offset + length));
-  if (change.kind === 'write') out.set(change.bytes, change.offset);
-  else out.fill(0, change.offset, change.offset + length);
-  return out;
-};
-
 // Sectors are whole, a write need not be.
-const applyTorn = (image: Uint8Array, change: Change, random: Random): Uint8Array => {
-  if (change.kind !== 'write' || random.below(3) > 0) return applyChange(image, change);
-  let out = image;
+const applyTorn = (image: GrowingImage, change: Change, random: Random): void => {
+  if (change.kind !== 'write' || random.below(3) > 0) {
+    image.apply(change);
+    return;
+  }
   const end = change.offset + change.bytes.length;
   for (let at = change.offset; at < end; ) {
     const next = Math.min(end, at - (at % SECTOR_BYTES) + SECTOR_BYTES);
     const bytes = change.bytes.subarray(at - change.offset, next - change.offset);
-    if (random.below(2) === 0) out = applyChange(out, { kind: 'write', offset: at, bytes });
+    if (random.below(2) === 0) image.apply({ kind: 'write', offset: at, bytes });
     at = next;
   }
-  return out;
-};
-
-const resized = (image: Uint8Array, lengthBytes: number): Uint8Array => {
-  if (image.length === lengthBytes) return image;
-  const out = new Uint8Array(lengthBytes);
-  out.set(image.subarray(0, lengthBytes));
-  return out;
 };
