@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { drivers } from '../../../drivers/index.ts';
 import type { CatalogOptions } from '../../../mount/catalog/catalog-options.ts';
 import { type Catalog, openCatalog, sourceGate } from '../../../mount/catalog.ts';
+import { present } from '../../../src/base/assert.ts';
 import { BlockError } from '../../../src/base/block-error.ts';
 import { createLog } from '../../../src/base/log.ts';
 import { Graph } from '../../../src/block/graph.ts';
@@ -49,6 +50,8 @@ export interface Fixture {
   readonly outside: string;
   readonly locks: RecordedLocks;
   readonly lines: string[];
+  /** Of the catalog that was made last. */
+  graph(): Graph;
   mount(options?: Partial<CatalogOptions>): Promise<Catalog>;
 }
 
@@ -63,6 +66,7 @@ export const catalogFixture = async (t: Cleanup): Promise<Fixture> => {
   const log = createLog({ level: 'debug', journald: false, write: (line) => lines.push(line) });
   const ids = new NodeIds({ earlier: [], given: () => undefined });
   const nodeIds = async (keys: readonly string[]): Promise<number[]> => ids.idsFor(keys);
+  let last: Graph | null = null;
   const mount = async (options: Partial<CatalogOptions> = {}): Promise<Catalog> => {
     const sources = options.sources ?? [{ name: null, path: images }];
     const gate = await sourceGate({ sources, backingDirectories: [], mountpoint: null });
@@ -78,6 +82,7 @@ export const catalogFixture = async (t: Cleanup): Promise<Fixture> => {
       secrets: noSecrets,
       journalFor: null,
     });
+    last = graph;
     const catalog = await openCatalog({
       blocked: { nodeIds: new Set(), paths: new Set() },
       begin: () => () => undefined,
@@ -100,5 +105,12 @@ export const catalogFixture = async (t: Cleanup): Promise<Fixture> => {
     t.after(() => catalog.close());
     return catalog;
   };
-  return { images, outside, locks, lines, mount };
+  return {
+    images,
+    outside,
+    locks,
+    lines,
+    graph: () => present(last, 'a catalog was made'),
+    mount,
+  };
 };
