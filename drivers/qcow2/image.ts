@@ -28,7 +28,7 @@ import { hasPreallocatedMetadata } from './preallocation.ts';
 import { Releases } from './release.ts';
 import { replayJournal } from './replay.ts';
 import { Resizer } from './resize.ts';
-import { readSavedMetadata, refuseSavedConflict } from './saved-metadata.ts';
+import { readSavedMetadata, refuseConflict } from './saved-metadata.ts';
 import { snapshotHeader } from './snapshot-view.ts';
 import { Snapshots } from './snapshots.ts';
 import { ImageState } from './state.ts';
@@ -406,7 +406,7 @@ export class Qcow2Image implements DriverInstance {
   }
 
   async #prepareWriting(): Promise<void> {
-    refuseSavedConflict(this.#state);
+    refuseConflict(this.#state);
     await this.#clearAutoclear();
     await this.#bitmaps.holdRecording();
     this.#allowInPlace(true);

@@ -28,6 +28,7 @@ export class MetadataClusters {
   readonly #blocks = new Map<number, Uint8Array>();
   #count = 0;
   #savedCount = 0;
+  #claimedTwice: number | null = null;
   #lastIndex = -1;
   #lastBlock: Uint8Array | undefined;
 
@@ -40,6 +41,14 @@ export class MetadataClusters {
   /** `first` to `first + count - 1`. */
   addRun(first: number, count: number, kind: MetadataKind): void {
     for (let i = 0; i < count; i++) this.add(first + i, kind);
+  }
+
+  /** As `addRun`, of tables that are read from the image: what lies there already is remembered as a conflict. */
+  claimRun(first: number, count: number): void {
+    for (let cluster = first; cluster < first + count; cluster++) {
+      if (this.has(cluster)) this.#claimedTwice ??= cluster;
+      this.add(cluster, 'other');
+    }
   }
 
   /** It is none of the active metadata any more. */
@@ -88,9 +97,12 @@ export class MetadataClusters {
     return this.#at(cluster) !== 0;
   }
 
-  /** A cluster that active metadata and a snapshot's cannot both be in; null for none. They may share L2 tables. */
-  savedConflict(): number | null {
-    if (this.#savedCount === 0) return null;
+  /**
+   * A cluster that two structures lie in, both of the active metadata, or one of a snapshot's; null for none. L2 tables may be
+   * shared with snapshots.
+   */
+  conflict(): number | null {
+    if (this.#claimedTwice !== null || this.#savedCount === 0) return this.#claimedTwice;
     for (const [index, block] of this.#blocks) {
       for (const [i, bits] of block.entries()) {
         const isOwn = (bits & OTHER) !== 0 && (bits & SAVED) !== 0;

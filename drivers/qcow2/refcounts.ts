@@ -6,10 +6,11 @@
  * checkpoint.ts does, with `snapshot`.
  */
 import { assert } from '../../src/base/assert.ts';
-import { BlockError, invalidImage } from '../../src/base/block-error.ts';
+import { BlockError } from '../../src/base/block-error.ts';
 import { readU64BE, viewOf } from '../../src/base/byte-order.ts';
 import { isAligned } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import type { OpenRequest } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
 import { type CachedTable, TableCache } from '../../src/block/table-cache.ts';
 import { hex } from './entry.ts';
@@ -55,27 +56,31 @@ export class Refcounts {
     });
   }
 
-  /** Errors: EIO for an entry of the refcount table that points nowhere. */
+  /**
+   * Errors: EROFS for an entry of the refcount table that points nowhere, in an image that is to be written; who only reads
+   * needs none, and is told.
+   */
   static async open(
-    file: Node,
     header: Qcow2Header,
-    path: string,
+    request: Pick<OpenRequest, 'file' | 'path' | 'readOnly' | 'log'>,
     cacheBytes: number,
   ): Promise<Refcounts> {
+    const { file, path, readOnly, log } = request;
     const bytes = new Uint8Array(header.refcountTableClusters * header.clusterBytes);
     await file.readClipped(guestOffset(header.refcountTableOffset), bytes);
     const view = viewOf(bytes);
     const table = new Float64Array(bytes.length / ENTRY_BYTES);
+    let isTold = false;
     for (let i = 0; i < table.length; i++) {
       const offset = readU64BE(view, i * ENTRY_BYTES);
       if (offset === 0) continue;
       const at = header.refcountTableOffset + i * ENTRY_BYTES;
       if (!isAligned(offset, header.clusterBytes) || !(offset < file.lengthBytes)) {
-        const value = Number.isNaN(offset) ? 'past 2^53' : hex(offset);
-        throw invalidImage(`refcount table entry ${i} is ${value}: no cluster of the file`, {
-          path,
-          offset: at,
-        });
+        const error = badEntry(i, offset, { path, offset: at });
+        if (!readOnly) throw error;
+        if (!isTold) log.warning(path, error.describe());
+        isTold = true;
+        continue;
       }
       table[i] = offset;
     }
@@ -233,6 +238,17 @@ export class Refcounts {
     }
   }
 }
+
+const badEntry = (
+  index: number,
+  offset: number,
+  context: { readonly path: string; readonly offset: number },
+): BlockError => {
+  const value = Number.isNaN(offset) ? 'past 2^53' : hex(offset);
+  const message = `refcount table entry ${index} is ${value}: no cluster of the file`;
+  const hint = 'it can only be read; qemu-img check -r all makes its refcounts anew';
+  return new BlockError({ kind: 'read-only', message, hint, op: 'open', ...context });
+};
 
 const wordOf = (value: number): { high: number; low: number } => ({
   high: Math.floor(value / TWO_32),

@@ -45,11 +45,11 @@ export const readSavedMetadata = async (image: Image): Promise<void> => {
   }
 };
 
-/** Errors: kind invalid-image, which marks the image, when a snapshot's metadata lies where the active one does. */
-export const refuseSavedConflict = ({ metadata, clusterBytes, request }: Image): void => {
-  const cluster = metadata.savedConflict();
+/** Errors: kind invalid-image, which marks the image, when two of its tables, or one and a snapshot's, lie in one place. */
+export const refuseConflict = ({ metadata, clusterBytes, request }: Image): void => {
+  const cluster = metadata.conflict();
   if (cluster === null) return;
-  const text = "a snapshot's metadata lies where the image's own does";
+  const text = `two structures of its metadata lie in host cluster ${cluster}`;
   throw corruption(text, { path: request.path, offset: cluster * clusterBytes });
 };
 

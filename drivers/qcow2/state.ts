@@ -96,11 +96,11 @@ export class ImageState {
     const dataFile = await openExternalDataFile(request, header);
     const metadata = new MetadataClusters();
     const share = cacheBytes / 2;
-    const refcounts = await Refcounts.open(file, header, path, share);
+    const refcounts = await Refcounts.open(header, request, share);
     const map = await ClusterMap.open({ file, path, header, cacheBytes: share, metadata });
     const { clusterBytes } = header;
     const addTable = (offset: number, lengthBytes: number): void =>
-      metadata.addRun(offset / clusterBytes, Math.ceil(lengthBytes / clusterBytes), 'other');
+      metadata.claimRun(offset / clusterBytes, Math.ceil(lengthBytes / clusterBytes));
     addTable(0, clusterBytes);
     addTable(header.l1Offset, header.l1Entries * 8);
     addTable(header.refcountTableOffset, header.refcountTableClusters * clusterBytes);

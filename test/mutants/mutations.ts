@@ -307,9 +307,9 @@ export const MUTATIONS: readonly Mutation[] = [
     tests: OVERLAP,
   },
   {
-    step: 'no image is written whose snapshots lie in its own metadata',
+    step: 'no image is written of whose tables two lie in one place',
     file: 'drivers/qcow2/image.js',
-    find: 'refuseSavedConflict(this.#state);',
+    find: 'refuseConflict(this.#state);',
     replace: '',
     tests: OVERLAP,
   },

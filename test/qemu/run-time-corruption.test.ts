@@ -57,6 +57,24 @@ const DAMAGES: readonly {
     at: 5 * CLUSTER_BYTES,
     message: /holds metadata/,
   },
+  {
+    what: 'a refcount block where the L1 table is',
+    damage: (image) => {
+      const table = Number(image.readBigUInt64BE(48));
+      image.writeBigUInt64BE(image.readBigUInt64BE(40), table + 8);
+    },
+    at: 0,
+    message: /two structures/,
+  },
+  {
+    what: 'a refcount block that is named twice',
+    damage: (image) => {
+      const table = Number(image.readBigUInt64BE(48));
+      image.writeBigUInt64BE(image.readBigUInt64BE(table), table + 16);
+    },
+    at: 0,
+    message: /two structures/,
+  },
 ];
 
 for (const { what, damage, at, message } of DAMAGES) {
@@ -232,7 +250,7 @@ const noticesShared = async (
   const graph = await testGraph({ directory });
   const node = await graph.open({ path, format: 'qcow2', readOnly: false });
   const write = node.write(guestOffset(512 << 10), new Uint8Array(512));
-  await assert.rejects(write, isEio(/snapshot|metadata/));
+  await assert.rejects(write, isEio(/snapshot kept|two structures|other metadata/));
   await graph.close(node);
   const after = await readFile(path);
   assert.equal(after.readUInt32BE(76), 2);
@@ -264,5 +282,28 @@ test("reading goes on where a damaged snapshot claims the guest's own clusters",
     await node.read(guestOffset(CLUSTER_BYTES), bytes);
     assert.deepEqual(bytes, expected, 'also when it is marked');
     await graph.close(node);
+  }
+});
+
+test('an image whose refcount table is damaged is read, and not written', async (t) => {
+  const { directory, path } = await made(t);
+  const image = await readFile(path);
+  const table = Number(image.readBigUInt64BE(48));
+  for (const value of [0x1234n, 1n << 40n, (1n << 63n) | 0x2_0000n]) {
+    image.writeBigUInt64BE(value, table);
+    await writeFile(path, image);
+    const graph = await testGraph({ directory });
+    const writing = graph.open({ path, format: 'qcow2', readOnly: false });
+    await assert.rejects(
+      writing,
+      (e: unknown) =>
+        e instanceof BlockError && e.errno === 'EROFS' && /refcount table entry 0/.test(e.message),
+    );
+    const node = await graph.open({ path, format: 'qcow2', readOnly: true });
+    const bytes = new Uint8Array(CLUSTER_BYTES);
+    await node.read(guestOffset(CLUSTER_BYTES), bytes);
+    assert.ok(bytes.every((byte) => byte === 8));
+    await graph.close(node);
+    assert.ok((await readFile(path)).equals(image), 'nothing was written');
   }
 });
