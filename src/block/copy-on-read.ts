@@ -148,21 +148,24 @@ export class CopyOnRead {
   }
 
   async #readAhead(start: number, end: number): Promise<void> {
+    const { lengthBytes, driver } = this.#node;
+    // Its clusters are fetched whole: the rest of the last one is read by workers, and the reader comes back behind it.
+    const wholeEnd = Math.min(lengthBytes, alignUp(end, driver.clusterBytes));
     const index = this.#readers.findIndex((r) => start >= r.next && start <= r.fetchedTo);
     const reader =
       index < 0
-        ? { next: end, sequentialBytes: 0, windowBytes: 0, fetchedTo: end }
+        ? { next: end, sequentialBytes: 0, windowBytes: 0, fetchedTo: wholeEnd }
         : (this.#readers.splice(index, 1)[0] as Reader);
     this.#readers.push(reader);
     if (this.#readers.length > MAX_READERS) this.#readers.shift();
     reader.sequentialBytes += index < 0 ? end - start : end - reader.next;
     reader.next = end;
-    reader.fetchedTo = Math.max(reader.fetchedTo, end);
-    const { lengthBytes, driver } = this.#node;
+    reader.fetchedTo = Math.max(reader.fetchedTo, wholeEnd);
     if (reader.sequentialBytes <= driver.clusterBytes) return;
     // Half of the window is used up before more is asked for, so that pieces are large.
     let at = reader.fetchedTo;
-    if (at - end > reader.windowBytes / 2 || at >= lengthBytes) return;
+    const isAhead = reader.windowBytes > 0 && at - end > reader.windowBytes / 2;
+    if (isAhead || at >= lengthBytes) return;
     reader.windowBytes = Math.min(
       MAX_WINDOW_BYTES,
       Math.max(FIRST_WINDOW_BYTES, reader.windowBytes * 2),

@@ -17,7 +17,8 @@ import { CopyBuffers } from './copy-buffers.ts';
 import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
 
 const COPY_BYTES = 1 << 20;
-const COPIES_AT_ONCE = 6;
+/** As many as there are connections to a web server. */
+const COPIES_AT_ONCE = 8;
 /** With a speed limit, pieces are as small as a tenth of a second allows. */
 const PIECES_PER_SECOND = 10;
 

@@ -19,18 +19,24 @@ const BASE_BYTES = 128 * MIB;
 const DELAY_MS = 20;
 const JOB_MS = 300_000;
 const BLOCK_BYTES = 4096;
-/** Pieces of a boot: files, read from their start on. */
+/** A kernel, an initrd: read from start to end. */
+const LARGE_BYTES = [8 * MIB, 16 * MIB];
+/** Files, of up to 64 KiB, all over the disk. */
 const FILES = 60;
 const MAX_FILE_BLOCKS = 16;
 
-/** A boot: 4 KiB reads, in runs, all over the disk. */
+const run = (firstBlock: number, blocks: number): readonly number[] =>
+  Array.from({ length: blocks }, (_, i) => (firstBlock + i) * BLOCK_BYTES);
+
+/** A boot, in reads of 4 KiB: two large files, then many small ones. */
 const bootTrace = (): readonly number[] => {
   const random = seededRandom(7);
-  return Array.from({ length: FILES }, () => {
-    const first = random.below(BASE_BYTES / BLOCK_BYTES - MAX_FILE_BLOCKS);
-    const blocks = 1 + random.below(MAX_FILE_BLOCKS);
-    return Array.from({ length: blocks }, (_, i) => (first + i) * BLOCK_BYTES);
-  }).flat();
+  const blocks = BASE_BYTES / BLOCK_BYTES;
+  const large = LARGE_BYTES.map((bytes, i) => run((i + 1) * (blocks / 4), bytes / BLOCK_BYTES));
+  const small = Array.from({ length: FILES }, () =>
+    run(random.below(blocks - MAX_FILE_BLOCKS), 1 + random.below(MAX_FILE_BLOCKS)),
+  );
+  return [...large, ...small].flat();
 };
 
 /** Seconds that fio takes for the trace: in order, or `depth` reads at once. */

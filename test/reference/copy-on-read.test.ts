@@ -146,6 +146,21 @@ test('a sequential reader is read for in advance in large pieces, one that jumps
   assert.ok(Math.max(...reads.map((r) => r.length)) >= 4 * CLUSTER);
 });
 
+test('a sequential reader is followed by the one read of each cluster that workers leave to the node', async (t) => {
+  const reads: number[] = [];
+  const { view } = await opened(t, (base) => ({
+    path: base,
+    interference: {
+      before: async (operation, _offset, length) => {
+        if (operation === 'read') reads.push(length);
+      },
+    },
+  }));
+  for (let at = 20 * CLUSTER; at < 40 * CLUSTER; at += CLUSTER) await readAt(view, at, 4 * KIB);
+  assert.ok(reads.length <= 12, `${reads.length} reads for 20 clusters: ${reads.join(' ')}`);
+  assert.ok(Math.max(...reads) >= 4 * CLUSTER);
+});
+
 const steps = fc.array(
   fc.record({
     kind: fc.constantFrom<'read' | 'write' | 'discard' | 'zero'>(
