@@ -11,7 +11,7 @@ import { guestOffset } from '../../src/base/units.ts';
 import { decodeAddCow, guestOf, writeAddCow } from '../support/add-cow-file.ts';
 import { GuestHistory } from '../support/guest-history.ts';
 import { guestStep } from '../support/guest-steps.ts';
-import { imageAfterCut, type Survivors } from '../support/power-cut.ts';
+import { imageAfterCut, prefixesOf, type Survivors } from '../support/power-cut.ts';
 import { FileLog, recordingFile } from '../support/recording-file.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import { scratchDirectory } from '../support/scratch.ts';
@@ -37,12 +37,15 @@ const CASES: readonly Case[] = [
 ];
 
 const CUTS = countOf(16);
-const STEPS = 60;
+/** Of both files together. */
+const WRITES = 200;
 
 interface Workload {
   readonly events: number;
   readonly isAllAllocated: boolean;
   check(cut: number, survivors: Survivors): Promise<void>;
+  /** What is left when all was written in order, after each write. */
+  checkPrefixes(): Promise<void>;
 }
 
 const runWorkload = async (
@@ -80,7 +83,8 @@ const runWorkload = async (
   const graph = await testGraph({ directory, file });
   const node = await graph.open({ path: path('disk.add-cow'), format: null, readOnly: false });
   const history = new GuestHistory(base);
-  for (let i = 0; i < STEPS; i++) await guestStep(node, random, history, bits);
+  while (bits.changes.length + data.changes.length < WRITES)
+    await guestStep(node, random, history, bits);
   const begun = bits.events;
   await graph.close(node);
   history.flushes.push({ begun, answered: bits.events });
@@ -88,12 +92,20 @@ const runWorkload = async (
   await mkdir(cutDirectory, { recursive: true });
   await writeFile(join(cutDirectory, 'base.raw'), base.subarray(0, sizeBytes - 700));
 
+  const files = [bits, data].map((log, i) => ({ start: start[i] ?? new Uint8Array(), log }));
   const check = async (cut: number, survivors: Survivors): Promise<void> => {
-    const kind = typeof survivors === 'string' ? survivors : 'a part';
+    const images = files.map((f) => imageAfterCut(f.start, f.log, cut, survivors));
+    await look(images, cut, typeof survivors === 'string' ? survivors : 'a part');
+  };
+  const checkPrefixes = async (): Promise<void> => {
+    for (const { images, events } of prefixesOf(files)) await look(images, events, 'all');
+  };
+  const look = async (
+    [bitBytes = new Uint8Array(), dataBytes = new Uint8Array()]: readonly Uint8Array[],
+    cut: number,
+    kind: string,
+  ): Promise<void> => {
     const what = `${c.name}, seed ${SEED}: cut after event ${cut} of ${bits.events}, ${kind} of the unsynced writes`;
-    const [bitBytes = new Uint8Array(), dataBytes = new Uint8Array()] = [bits, data].map((log, i) =>
-      imageAfterCut(start[i] ?? new Uint8Array(), log, cut, survivors),
-    );
     const decoded = decodeAddCow(Buffer.from(bitBytes), sizeBytes);
     const image = decoded.isAllAllocated ? dataBytes : guestOf(decoded, dataBytes, base);
     assert.equal(history.firstWrong(image, cut), null, what);
@@ -111,7 +123,7 @@ const runWorkload = async (
     assert.ok(Buffer.compare(found, image) === 0, `${what}: our driver reads the same`);
   };
   const { isAllAllocated } = decodeAddCow(await readFile(path('disk.add-cow')), sizeBytes);
-  return { events: bits.events, isAllAllocated, check };
+  return { events: bits.events, isAllAllocated, check, checkPrefixes };
 };
 
 const survivorsOf = (random: Random): Survivors =>
@@ -121,9 +133,11 @@ for (const c of CASES) {
   test(`a power cut leaves each cluster old or new, and all synced data: ${c.name}`, async (t) => {
     const directory = await scratchDirectory(t);
     const random = seededRandom(SEED + c.sizeBytes);
-    const { events, isAllAllocated, check } = await runWorkload(directory, c, random, false);
+    const work = await runWorkload(directory, c, random, false);
+    const { events, isAllAllocated, check } = work;
     if (c.completes) assert.ok(isAllAllocated, 'the workload wrote every cluster');
     await check(events + 1, 'none');
+    await work.checkPrefixes();
     for (let i = 0; i < CUTS; i++) await check(random.below(events + 1), survivorsOf(random));
   });
 }

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { type FileHandle, open, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
+import { readAddCow, writeAddCow } from '../support/add-cow-file.ts';
 import { tool } from '../support/file-tools.ts';
 import { eventually } from '../support/mounted.ts';
 import { assertClean, qemuImg, qemuIo } from '../support/qemu-img.ts';
@@ -252,4 +253,39 @@ test('a data file that is not raw, or not all of which is mapped, is not the ker
     assert.ok((await readFile(flat)).equals(bytes), options);
     await rm(flat);
   }
+});
+
+test('a complete add-cow image is the kernel’s, and stays complete as it grows', async (t) => {
+  const place = await placeOf(t, subject);
+  const bytes = randomBytes(BYTES);
+  await writeFile(place.image('base.img'), Buffer.alloc(BYTES, 1));
+  await writeFile(place.image('disk.raw'), bytes);
+  await writeAddCow(place.image('disk.add-cow'), {
+    clusterBytes: 65_536,
+    backing: { name: 'base.img', format: 'raw' },
+    image: { name: 'disk.raw', format: 'raw' },
+    isAllAllocated: true,
+    bits: new Array<boolean>(BYTES / 65_536).fill(true),
+  });
+  const mounted = await place.mount(['--passthrough']);
+  const file = await open(mounted.path('disk.raw'), 'r+');
+  const written = randomBytes(100_000);
+  try {
+    assert.ok(await isKernels(mounted.mountpoint, file));
+    await file.write(written, 0, written.length, BYTES);
+    await file.sync();
+    assert.equal((await stat(mounted.path('disk.raw'))).size, BYTES + written.length);
+  } finally {
+    await file.close();
+  }
+  await mounted.unmount();
+  const grown = Buffer.concat([bytes, written]);
+  assert.ok((await readFile(place.image('disk.raw'))).equals(grown));
+  const header = await readAddCow(place.image('disk.add-cow'), grown.length);
+  assert.equal(header.isAllAllocated, true);
+  assert.ok(
+    header.bits.every((bit) => bit),
+    'who does not know the feature reads the same',
+  );
+  assert.equal((await vdiskfs(['check', place.image('disk.add-cow')])).status, 0);
 });
