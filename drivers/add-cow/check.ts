@@ -6,7 +6,11 @@
 import { toBlockError } from '../../src/base/block-error.ts';
 import { divideUp } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import { type CheckRequest, type CheckResult, MAX_CHECK_FINDINGS } from '../../src/block/driver.ts';
+import {
+  type CheckRequest,
+  type CheckResult,
+  MAX_CHECK_FINDINGS,
+} from '../../src/block/image-check.ts';
 import { Bitmap, bitmapBytesOf } from './bitmap.ts';
 import { type AddCowHeader, readHeader } from './header.ts';
 import { writeAllAllocated } from './header-write.ts';

@@ -8,7 +8,7 @@ import type {
   CreatePlan,
   CreateRequest,
   DataFilePlan,
-} from '../../src/block/driver.ts';
+} from '../../src/block/image-creation.ts';
 import type { Node } from '../../src/block/node.ts';
 import { bitmapBytesOf } from './bitmap.ts';
 import { encodeHeader } from './header-write.ts';

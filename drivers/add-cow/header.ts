@@ -3,7 +3,7 @@ import { BlockError, invalidImage } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import type { ByteRange } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type { BackingLink, DataFileLink } from '../../src/block/driver.ts';
+import type { BackingLink, DataFileLink } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 import {
   ALL_ALLOCATED,

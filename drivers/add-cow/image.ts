@@ -1,12 +1,12 @@
 /** An opened add-cow image: puts the parts together and holds the order of opening and closing. */
 import { type GuestOffset, guestOffset, hostOffset } from '../../src/base/units.ts';
 import type {
-  BackingLink,
   DriverInstance,
   Mapping,
   OpenRequest,
   WriteZeroesOptions,
 } from '../../src/block/driver.ts';
+import type { BackingLink } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 import { runCheckpoint } from './checkpoint.ts';
 import { Completion } from './completion.ts';

@@ -1,5 +1,6 @@
 /** The add-cow format: a plain image file, and a file that says which of its clusters hold data (docs/ADD-COW.md). */
-import type { DriverDescriptor, ImageDescription } from '../../src/block/driver.ts';
+import type { DriverDescriptor } from '../../src/block/driver.ts';
+import type { ImageDescription } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 import { checkCreate, create, createDataFile, createOptions } from './create.ts';
 import { layoutOf, readHeader } from './header.ts';

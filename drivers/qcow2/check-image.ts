@@ -1,6 +1,6 @@
 /** Checking or repairing an image by its file: what the header refers to, and then the tables. */
 import { readU64BE, viewOf } from '../../src/base/byte-order.ts';
-import type { CheckRequest, CheckResult } from '../../src/block/driver.ts';
+import type { CheckRequest, CheckResult } from '../../src/block/image-check.ts';
 import { checkTables } from './check.ts';
 import type { BitmapDirectory } from './check-bitmaps.ts';
 import { encryptionHeaderPlace } from './encryption/open.ts';

@@ -1,6 +1,6 @@
 /** What a check carries from step to step: the image's shape, its totals, and what it has found. */
 import { guestOffset } from '../../src/base/units.ts';
-import { MAX_CHECK_FINDINGS } from '../../src/block/driver.ts';
+import { MAX_CHECK_FINDINGS } from '../../src/block/image-check.ts';
 import type { Node } from '../../src/block/node.ts';
 import { Budget, SparseCounters } from './sparse-counters.ts';
 

@@ -5,7 +5,7 @@
  * refcounts are compared. Read-only.
  */
 import { toBlockError } from '../../src/base/block-error.ts';
-import type { CheckResult } from '../../src/block/driver.ts';
+import type { CheckResult } from '../../src/block/image-check.ts';
 import type { Node } from '../../src/block/node.ts';
 import { type BitmapDirectory, referenceBitmaps } from './check-bitmaps.ts';
 import { compareRefcounts, readRefcountTable } from './check-refcounts.ts';

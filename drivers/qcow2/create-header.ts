@@ -2,7 +2,7 @@
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { divideUp } from '../../src/base/range.ts';
-import type { BackingLink } from '../../src/block/driver.ts';
+import type { BackingLink } from '../../src/block/image-description.ts';
 import { AUTOCLEAR, CRYPT_METHOD, EXTENSION, INCOMPATIBLE } from './layout.ts';
 
 const HEADER_BYTES = { 2: 72, 3: 112 } as const;

@@ -13,7 +13,7 @@ import type {
   CreatePlan,
   CreateRequest,
   DataFilePlan,
-} from '../../src/block/driver.ts';
+} from '../../src/block/image-creation.ts';
 import type { Node } from '../../src/block/node.ts';
 import { COMPRESSION } from './compression.ts';
 import { encodeHeader, type Layout, type Run, wrongOption } from './create-header.ts';

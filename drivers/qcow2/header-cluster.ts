@@ -10,7 +10,7 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { alignUp } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type { BackingLink } from '../../src/block/driver.ts';
+import type { BackingLink } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 import type { Extension } from './header-extensions.ts';
 import { EXTENSION, HEADER, MAX_BACKING_NAME_BYTES } from './layout.ts';

@@ -6,7 +6,7 @@ import { BlockError, invalidImage } from '../../src/base/block-error.ts';
 import { readU64BE, viewOf } from '../../src/base/byte-order.ts';
 import { divideUp, isAligned } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type { BackingLink } from '../../src/block/driver.ts';
+import type { BackingLink } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 import type { CheckShape } from './check-state.ts';
 import { COMPRESSION } from './compression.ts';

@@ -3,13 +3,13 @@ import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { type GuestOffset, guestOffset } from '../../src/base/units.ts';
 import type { BitmapStore } from '../../src/block/dirty-tracking.ts';
 import type {
-  BackingLink,
   DriverInstance,
-  InternalSnapshots,
   Mapping,
   OpenRequest,
   WriteZeroesOptions,
 } from '../../src/block/driver.ts';
+import type { BackingLink } from '../../src/block/image-description.ts';
+import type { InternalSnapshots } from '../../src/block/internal-snapshots.ts';
 import type { Node } from '../../src/block/node.ts';
 import { Allocator } from './allocator.ts';
 import { checkImageFile } from './check-image.ts';

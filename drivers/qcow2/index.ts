@@ -1,6 +1,7 @@
 /** The qcow2 format, versions 2 and 3. */
 import { viewOf } from '../../src/base/byte-order.ts';
-import type { DriverDescriptor, ImageDescription } from '../../src/block/driver.ts';
+import type { DriverDescriptor } from '../../src/block/driver.ts';
+import type { ImageDescription } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 import { describeBitmaps, readBitmapDirectory, type StoredBitmap } from './bitmap-directory.ts';
 import { checkCreate, create, createDataFile, createOptions } from './create.ts';

@@ -11,7 +11,7 @@
  */
 import { viewOf } from '../../src/base/byte-order.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type { CheckResult } from '../../src/block/driver.ts';
+import type { CheckResult } from '../../src/block/image-check.ts';
 import type { Node } from '../../src/block/node.ts';
 import { type CheckTargets, checkTables, countReferences } from './check.ts';
 import { compareRefcounts, readRefcountTable } from './check-refcounts.ts';

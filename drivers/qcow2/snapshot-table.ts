@@ -9,7 +9,7 @@ import { invalidImage } from '../../src/base/block-error.ts';
 import { readU64BE, viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { alignUp } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type { SnapshotDescription } from '../../src/block/driver.ts';
+import type { SnapshotDescription } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 import type { Qcow2Header } from './header.ts';
 import { MAX_SNAPSHOT_EXTRA_BYTES, MAX_SNAPSHOT_TABLE_BYTES, SECTOR_BYTES } from './layout.ts';

@@ -9,11 +9,8 @@ import { BlockError, invalidImage } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { divideUp } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type {
-  InternalSnapshots,
-  SnapshotDescription,
-  SnapshotRequest,
-} from '../../src/block/driver.ts';
+import type { SnapshotDescription } from '../../src/block/image-description.ts';
+import type { InternalSnapshots, SnapshotRequest } from '../../src/block/internal-snapshots.ts';
 import type { Allocation } from './allocator.ts';
 import { CopiedFlags } from './copied-flags.ts';
 import { entryOffset } from './entry.ts';

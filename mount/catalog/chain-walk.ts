@@ -3,14 +3,13 @@
  */
 import { present } from '../../src/base/assert.ts';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
+import type { DriverDescriptor, RemoteState } from '../../src/block/driver.ts';
+import { MAX_CHAIN_DEPTH } from '../../src/block/graph.ts';
 import type {
   BackingLink,
   DataFileLink,
-  DriverDescriptor,
   ImageDescription,
-  RemoteState,
-} from '../../src/block/driver.ts';
-import { MAX_CHAIN_DEPTH } from '../../src/block/graph.ts';
+} from '../../src/block/image-description.ts';
 import type { OpenGate } from '../../src/block/open-gate.ts';
 import { type HostFile, statHostFile } from './host-file.ts';
 

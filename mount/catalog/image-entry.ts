@@ -7,8 +7,8 @@
 import { utimes } from 'node:fs/promises';
 import { BlockError, type BlockErrorKind, toBlockError } from '../../src/base/block-error.ts';
 import type { Log } from '../../src/base/log.ts';
-import type { SnapshotDescription } from '../../src/block/driver.ts';
 import type { Graph, OpenImageOptions } from '../../src/block/graph.ts';
+import type { SnapshotDescription } from '../../src/block/image-description.ts';
 import type { ImageLocks } from '../../src/block/image-locks.ts';
 import type { Node } from '../../src/block/node.ts';
 import { type DetectZeroes, View } from '../../src/block/view.ts';

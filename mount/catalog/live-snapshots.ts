@@ -6,7 +6,8 @@
  * write would go to another content than he has seen. Deleting waits for the snapshot's own view to be released.
  */
 import { BlockError } from '../../src/base/block-error.ts';
-import type { InternalSnapshots, SnapshotDescription } from '../../src/block/driver.ts';
+import type { SnapshotDescription } from '../../src/block/image-description.ts';
+import type { InternalSnapshots } from '../../src/block/internal-snapshots.ts';
 import { snapshotDate, snapshotToApply } from '../../src/block/snapshot-names.ts';
 import type { KernelPages } from '../backend.ts';
 import type { ImageEntry } from './image-entry.ts';

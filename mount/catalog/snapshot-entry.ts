@@ -7,8 +7,8 @@
  */
 import { BlockError } from '../../src/base/block-error.ts';
 import type { Log } from '../../src/base/log.ts';
-import type { SnapshotDescription } from '../../src/block/driver.ts';
 import type { Graph } from '../../src/block/graph.ts';
+import type { SnapshotDescription } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 import { View } from '../../src/block/view.ts';
 import type { Entry, FileAttributes } from '../directory.ts';

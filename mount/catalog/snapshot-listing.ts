@@ -1,6 +1,6 @@
 /** From the snapshots that the images of a scan have, to the entries that there should be of them. */
 import { present } from '../../src/base/assert.ts';
-import type { SnapshotDescription } from '../../src/block/driver.ts';
+import type { SnapshotDescription } from '../../src/block/image-description.ts';
 import type { CatalogOptions } from './catalog-options.ts';
 import { RENEW_NODE_ID } from './catalog-options.ts';
 import type { EntryTable } from './entry-table.ts';

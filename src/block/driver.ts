@@ -16,6 +16,10 @@
 import type { Log } from '../base/log.ts';
 import type { GuestOffset, HostOffset } from '../base/units.ts';
 import type { BitmapStore, DirtyTracking } from './dirty-tracking.ts';
+import type { CheckRequest, CheckResult } from './image-check.ts';
+import type { CreateOption, CreatePlan, CreateRequest, DataFilePlan } from './image-creation.ts';
+import type { BackingLink, DataFileLink, ImageDescription } from './image-description.ts';
+import type { InternalSnapshots } from './internal-snapshots.ts';
 import type { Node } from './node.ts';
 import type { RemoteCredential } from './remote-access.ts';
 import type { RestartJournal } from './restart-journal.ts';
@@ -246,80 +250,6 @@ export interface RemoteState {
   readonly isWritable: boolean;
 }
 
-/** A snapshot to be made. */
-export interface SnapshotRequest {
-  /** Need not be unique: the id is. */
-  readonly name: string;
-  readonly dateSeconds: number;
-  readonly dateNanoseconds: number;
-}
-
-/**
- * Snapshots inside of an image. All but `list` are called drained, with the image open for writing; each is durable when
- * it returns, and leaves everything as it was when it fails. Ids are those of `SnapshotDescription`. Errors: ENOENT for an
- * id that is not there, EFBIG, ENOSPC, EIO; EOPNOTSUPP where the format cannot count another user of a cluster.
- */
-export interface InternalSnapshots {
-  /** In the order of the image. */
-  list(): Promise<readonly SnapshotDescription[]>;
-  /** Keeps what the guest sees now, under a new id. */
-  create(request: SnapshotRequest): Promise<SnapshotDescription>;
-  /** Shows what the snapshot keeps, in its size; what was shown before is gone. */
-  apply(id: string): Promise<void>;
-  /** Frees what nothing else uses. No instance may show it. */
-  remove(id: string): Promise<void>;
-}
-
-/** What an image's header says about its backing file. */
-export interface BackingLink {
-  readonly filename: string;
-  /** Declared format; null when the image does not say (it is probed then). */
-  readonly format: string | null;
-}
-
-/** A file besides its own that an image's header names, and that holds bytes of its guest. */
-export interface DataFileLink {
-  readonly filename: string;
-  /** Declared format; null probes. */
-  readonly format: string | null;
-}
-
-/**
- * What can be told from an image alone, opening no other file (`info`, directory scans).
- */
-export interface ImageDescription {
-  readonly format: string;
-  /** Bytes the guest sees; null where the header does not say: then they are those of the first data file. */
-  readonly virtualSizeBytes: number | null;
-  readonly clusterBytes: number | null;
-  readonly backing: BackingLink | null;
-  /** Other files that hold the guest's bytes (external data file, add-cow's image file). */
-  readonly dataFiles: readonly DataFileLink[];
-  readonly dirty: boolean;
-  readonly corrupt: boolean;
-  readonly encrypted: boolean;
-  /** Why an image of this kind is only read; null when it can be written. */
-  readonly readOnlyReason?: string | null;
-  readonly compressed: boolean;
-  /** Snapshot ids and names, for views `NAME@SNAPSHOT`. */
-  readonly snapshots: readonly SnapshotDescription[];
-  /** `format-specific` of `qemu-img info --output=json`: its `data` object, or null for none. */
-  readonly formatSpecific: Readonly<Record<string, unknown>> | null;
-}
-
-/** One record of `snapshots` of `qemu-img info --output=json`. */
-export interface SnapshotDescription {
-  readonly id: string;
-  readonly name: string;
-  readonly virtualSizeBytes: number;
-  readonly vmStateBytes: number;
-  readonly dateSeconds: number;
-  readonly dateNanoseconds: number;
-  readonly vmClockNanoseconds: number;
-  /** Instructions executed; null where the image does not record them. */
-  readonly icount?: number | null;
-}
-
 export interface OpenRequest {
   /** The protocol node below: all I/O on the image's own file goes through it. */
   readonly file: Node;
@@ -394,74 +324,8 @@ export interface MappingChange {
   readonly lengthBytes: number;
 }
 
-export interface CreateOption {
-  /** As `qemu-img create -o` names it. */
-  readonly name: string;
-  readonly type: 'size' | 'number' | 'string' | 'boolean' | 'choice';
-  readonly choices?: readonly string[];
-  readonly help: string;
-}
-
-/** What is to be made. */
-export interface CreatePlan {
-  readonly path: string;
-  readonly virtualSizeBytes: number;
-  readonly backing: BackingLink | null;
-  /** Already checked against `createOptions`: names known, sizes as decimal bytes. */
-  readonly options: ReadonlyMap<string, string>;
-}
-
-export interface CreateRequest extends CreatePlan {
-  /** What the option `encrypt.key-secret` names; null for none. */
-  readonly secret: Secret | null;
-  /** An empty, writable protocol node. */
-  readonly file: Node;
-  /** What `DriverDescriptor.createDataFile` asked for, open for writing; else null. */
-  readonly dataFile: Node | null;
-}
-
-/** A data file that the options of a new image name. */
-export interface DataFilePlan {
-  readonly link: DataFileLink;
-  /** It is made, empty, when it is not there; else it must be there. */
-  readonly isMade: boolean;
-  /** One that is there already must have no bytes: they would be lost. */
-  readonly isEmpty?: boolean;
-}
-
-/** Totals as `qemu-img check --output=json` names them, in camel case. */
-export interface CheckResult {
-  readonly corruptions: number;
-  readonly leaks: number;
-  readonly corruptionsFixed: number;
-  readonly leaksFixed: number;
-  /** Errors of the check itself (unreadable tables). */
-  readonly checkErrors: number;
-  readonly totalClusters: number;
-  readonly allocatedClusters: number;
-  readonly fragmentedClusters: number;
-  readonly compressedClusters: number;
-  readonly imageEndOffset: number;
-  /** One sentence per finding, at most `MAX_CHECK_FINDINGS`, the count goes on. */
-  readonly findings: readonly string[];
-}
-
-export interface CheckRequest {
-  readonly file: Node;
-  readonly path: string;
-  readonly repair: 'none' | 'leaks' | 'all';
-  /**
-   * Opens the image with every file that its header names, read-only; the caller of `check` closes it. Errors: those of
-   * `Graph.open`.
-   */
-  readonly openImage: () => Promise<Node>;
-}
-
 /** Direct I/O has offset, length and memory in multiples of this: no disk in use has larger blocks. */
 export const DIRECT_BLOCK_BYTES = 4096;
-
-/** Bound of `CheckResult.findings`: a hostile image must not fill the memory with sentences. */
-export const MAX_CHECK_FINDINGS = 1000;
 
 /** How many bytes of a file's start `probe` is given, fewer for a shorter file. */
 export const PROBE_BYTES = 2048;

@@ -12,15 +12,15 @@ import { type ContentChange, type Interposer, interposed } from './content-chang
 import type { CopyOnRead } from './copy-on-read.ts';
 import { DirtyTracking } from './dirty-tracking.ts';
 import type {
-  BackingLink,
   DriverDescriptor,
   DriverInstance,
-  InternalSnapshots,
   Mapping,
   MappingChange,
   WriteZeroesOptions,
 } from './driver.ts';
 import { Epochs } from './epochs.ts';
+import type { BackingLink } from './image-description.ts';
+import type { InternalSnapshots } from './internal-snapshots.ts';
 
 export interface NodeFields {
   readonly name: string;

@@ -1,6 +1,6 @@
 /** Which snapshot a person means, by the rules of `qemu-img`. Names need not be unique: the first of the image counts. */
 import { BlockError } from '../base/block-error.ts';
-import type { SnapshotDescription } from './driver.ts';
+import type { SnapshotDescription } from './image-description.ts';
 
 type NamedSnapshot = Pick<SnapshotDescription, 'id' | 'name'>;
 

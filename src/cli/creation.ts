@@ -1,7 +1,8 @@
 /** What the commands that make an image share: `-o`, and the backing file. */
 import type { Argv } from 'yargs';
 import { BlockError, toBlockError } from '../base/block-error.ts';
-import type { BackingLink, DriverDescriptor } from '../block/driver.ts';
+import type { DriverDescriptor } from '../block/driver.ts';
+import type { BackingLink } from '../block/image-description.ts';
 import { checkOptions, splitOptions } from '../image/create-options.ts';
 import { UsageError } from './command.ts';
 

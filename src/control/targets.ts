@@ -1,5 +1,5 @@
 /** What jobs copy to: images that are no views. */
-import type { BackingLink } from '../block/driver.ts';
+import type { BackingLink } from '../block/image-description.ts';
 import type { Node } from '../block/node.ts';
 
 export interface TargetRequest {

@@ -9,7 +9,7 @@ import {
 } from '../../mount/catalog/live-snapshots.ts';
 import type { Catalog } from '../../mount/catalog.ts';
 import { BlockError } from '../base/block-error.ts';
-import type { SnapshotDescription } from '../block/driver.ts';
+import type { SnapshotDescription } from '../block/image-description.ts';
 import type { Device, DeviceSnapshots } from '../control/context.ts';
 import { toSnapshotInfo } from '../image/info.ts';
 import { syncView } from './view-sync.ts';

@@ -1,6 +1,7 @@
 /** Whether an image's tables are consistent: `vdiskfs check`, in the fields of `qemu-img check --output=json`. */
-import type { CheckRequest, CheckResult } from '../block/driver.ts';
+
 import { identify } from '../block/file-identity.ts';
+import type { CheckRequest, CheckResult } from '../block/image-check.ts';
 import type { Node } from '../block/node.ts';
 import { type OfflineContext, type OpenedImage, openFile, openImage } from './open.ts';
 

@@ -1,7 +1,8 @@
 /** `-o name=value,…` of `vdiskfs create`, checked against what a format declares. */
 import { BlockError } from '../base/block-error.ts';
 import { readSize } from '../base/size.ts';
-import type { CreateOption, DriverDescriptor } from '../block/driver.ts';
+import type { DriverDescriptor } from '../block/driver.ts';
+import type { CreateOption } from '../block/image-creation.ts';
 
 /** Splits `a=1,b=2`; a doubled comma is a comma of the value. Errors: EINVAL for a part without a name. */
 export const splitOptions = (text: string): [name: string, value: string][] => {

@@ -1,10 +1,10 @@
 /** What an image says of itself: `vdiskfs info`, in the fields of `qemu-img info --output=json`. */
 import { present } from '../base/assert.ts';
 import { BlockError } from '../base/block-error.ts';
-import type { ImageDescription, SnapshotDescription } from '../block/driver.ts';
 import { type FileIdentity, identify } from '../block/file-identity.ts';
 import { readFileName } from '../block/file-name.ts';
 import { MAX_CHAIN_DEPTH } from '../block/graph.ts';
+import type { ImageDescription, SnapshotDescription } from '../block/image-description.ts';
 import type { OpenGate } from '../block/open-gate.ts';
 import { withoutPassword } from '../block/remote-url.ts';
 import { gateFor, type OfflineContext, openFile } from './open.ts';

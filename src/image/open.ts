@@ -5,9 +5,10 @@
 import { dirname, resolve } from 'node:path';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { createLog, silentLog } from '../base/log.ts';
-import type { BackingLink, DriverDescriptor } from '../block/driver.ts';
+import type { DriverDescriptor } from '../block/driver.ts';
 import { readFileName } from '../block/file-name.ts';
 import { Graph } from '../block/graph.ts';
+import type { BackingLink } from '../block/image-description.ts';
 import { type ImageLocks, noLocks } from '../block/image-locks.ts';
 import { Node } from '../block/node.ts';
 import { type OpenGate, openGate, placesBeside } from '../block/open-gate.ts';

@@ -1,5 +1,5 @@
 /** Internal snapshots of an image that nobody uses: `vdiskfs snapshot`. */
-import type { SnapshotDescription } from '../block/driver.ts';
+import type { SnapshotDescription } from '../block/image-description.ts';
 import type { Node } from '../block/node.ts';
 import { snapshotDate, snapshotToApply, snapshotToDelete } from '../block/snapshot-names.ts';
 import { imageInfo, type SnapshotInfo, toSnapshotInfo } from './info.ts';

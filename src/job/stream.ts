@@ -9,7 +9,7 @@ import { basename, dirname } from 'node:path';
 import { toBlockError } from '../base/block-error.ts';
 import { alignDown, alignUp, isAllZero } from '../base/range.ts';
 import { guestOffset } from '../base/units.ts';
-import type { BackingLink } from '../block/driver.ts';
+import type { BackingLink } from '../block/image-description.ts';
 import type { Node } from '../block/node.ts';
 import type { View } from '../block/view.ts';
 import { Copies } from './copies.ts';

@@ -10,7 +10,7 @@ import { checkImageFile } from '../../drivers/qcow2/check-image.ts';
 import { present } from '../../src/base/assert.ts';
 import { type Random, seededRandom } from '../../src/base/random.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type { SnapshotDescription } from '../../src/block/driver.ts';
+import type { SnapshotDescription } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 import { openFile } from '../../src/image/open.ts';
 import { GuestHistory } from '../support/guest-history.ts';

@@ -5,13 +5,8 @@
 import { writeFile } from 'node:fs/promises';
 import { invalidImage } from '../../src/base/block-error.ts';
 import { type GuestOffset, guestOffset, hostOffset } from '../../src/base/units.ts';
-import type {
-  BackingLink,
-  DriverDescriptor,
-  DriverInstance,
-  ImageDescription,
-  Mapping,
-} from '../../src/block/driver.ts';
+import type { DriverDescriptor, DriverInstance, Mapping } from '../../src/block/driver.ts';
+import type { BackingLink, ImageDescription } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 
 const HEADER_BYTES = 512;

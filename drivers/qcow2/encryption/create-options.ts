@@ -1,6 +1,6 @@
 /** Options of `create` that concern encryption (`-o encrypt.…`), named as qemu-img names them. */
 import type { BlockError } from '../../../src/base/block-error.ts';
-import type { CreateOption, CreatePlan } from '../../../src/block/driver.ts';
+import type { CreateOption, CreatePlan } from '../../../src/block/image-creation.ts';
 import { wrongOption } from '../create-header.ts';
 import { essivFits, isHash } from './luks-header.ts';
 import type { NewLuks } from './luks-key.ts';

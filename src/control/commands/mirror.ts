@@ -1,7 +1,7 @@
 /** `drive-mirror`, `blockdev-mirror`, `block-job-change`: a disk is copied while it is used, and may go on over its copy. */
 import { isPowerOfTwo } from '../../base/range.ts';
 import type { TrackedBitmap } from '../../block/dirty-tracking.ts';
-import type { BackingLink } from '../../block/driver.ts';
+import type { BackingLink } from '../../block/image-description.ts';
 import type { Node } from '../../block/node.ts';
 import { isUrl } from '../../block/remote-url.ts';
 import type { Job } from '../../job/job.ts';
