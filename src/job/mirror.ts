@@ -225,10 +225,11 @@ export class Mirror implements JobWork {
     if (bitmap !== null && bitmapMode !== 'never') await root.dirtyBitmaps.clearAll(bitmap);
     if (control.completion === 'complete') {
       if (this.#options.target.lengthBytes !== root.lengthBytes) throw this.#otherSize();
-      this.#disengage();
       await pivot();
       this.#pivoted = true;
     }
+    // What the guest writes next is not of this moment.
+    this.#disengage();
     this.#succeeded = true;
     return true;
   }

@@ -28,6 +28,7 @@ const BACKUP = [
   'test/reference/backup.test.js',
   'test/reference/backup-workers.test.js',
 ];
+const MIRROR = ['test/reference/mirror.test.js', 'test/reference/mirror-model.test.js'];
 const SUBCLUSTERS = ['test/qemu/subclusters.test.js', ...HISTORIES];
 
 export const MUTATIONS: readonly Mutation[] = [
@@ -345,5 +346,53 @@ export const MUTATIONS: readonly Mutation[] = [
             return;`,
     replace: '        return;',
     tests: ['test/crash/add-cow-sigkill.test.js'],
+  },
+  {
+    step: 'a mirror waits for the writes that a range has been taken out of the bitmap for',
+    file: 'src/job/mirror-copy.js',
+    find: 'await root.quiesceChanges();',
+    replace: '',
+    tests: MIRROR,
+  },
+  {
+    step: 'a range that a mirror could not copy is dirty again',
+    file: 'src/job/mirror-copy.js',
+    find: 'this.#bitmap.content.mark(start, lengthBytes);',
+    replace: '',
+    tests: MIRROR,
+  },
+  {
+    step: 'a write that did not reach the target of a mirror is dirty',
+    file: 'src/job/write-through.js',
+    find: `            bitmap.mark(start, lengthBytes);
+            failed(`,
+    replace: '            failed(',
+    tests: MIRROR,
+  },
+  {
+    step: 'a write to a mirror that is write-blocking waits for the copy of its range',
+    file: 'src/job/write-through.js',
+    find: 'await locks.acquire({ start, end })',
+    replace: '{ [Symbol.dispose]: () => undefined }',
+    tests: MIRROR,
+  },
+  {
+    step: 'the target of a mirror is flushed before its pivot',
+    file: 'src/job/mirror.js',
+    find: `        await root.flush();
+        await this.#flushTarget();`,
+    replace: '        await root.flush();',
+    tests: MIRROR,
+  },
+  {
+    step: 'what a view stands for is remembered before its root is swapped',
+    file: 'mount/catalog/pivot.js',
+    find: `    const candidate = await remember(scene, target);
+    image.pivoted(candidate, inspection);
+    const old = image.view.swapRoot(target);`,
+    replace: `    const old = image.view.swapRoot(target);
+    const candidate = await remember(scene, target);
+    image.pivoted(candidate, inspection);`,
+    tests: ['test/unit/mount/pivot.test.js'],
   },
 ];
