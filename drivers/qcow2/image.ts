@@ -337,6 +337,14 @@ export class Qcow2Image implements DriverInstance {
     await this.#change(() => this.#writer.allocate(offset, lengthBytes));
   }
 
+  async preallocate(
+    offset: GuestOffset,
+    lengthBytes: number,
+    { space }: { readonly space: boolean },
+  ): Promise<void> {
+    await this.#change(() => this.#writer.allocate(offset, lengthBytes, { isPlain: true, space }));
+  }
+
   // Workers write in place behind this driver: the file is synced also when no metadata is dirty.
   async flush(): Promise<void> {
     if (this.#state.isDirty) await this.#state.schedule.request();

@@ -36,6 +36,15 @@ const ASSEMBLE_BYTES = 256 << 10;
 /** What space is filled with, where it cannot just read as zeros, is in memory: so much at once. More than a cluster. */
 const MAX_FILL_BYTES = 8 << 20;
 
+/** How clusters without content get a place. */
+interface PlaceHow {
+  readonly isPlain: boolean;
+  /** The host's space is taken. */
+  readonly space: boolean;
+}
+
+const KEPT_ZERO: PlaceHow = { isPlain: false, space: true };
+
 interface Piece {
   /** Guest offset. */
   readonly guest: number;
@@ -147,16 +156,18 @@ export class Writer {
   }
 
   /**
-   * Gives space to clusters that have none, content unchanged. Errors: ENOSPC.
+   * Gives clusters a place that have none, content unchanged; what reads as zeros gets plain entries over fresh places where
+   * `how` says so, else entries that say zero. Errors: ENOSPC.
    */
-  async allocate(offset: number, lengthBytes: number): Promise<void> {
+  async allocate(offset: number, lengthBytes: number, how = KEPT_ZERO): Promise<void> {
     const { clusterBytes } = this.#state;
     const end = alignUp(offset + lengthBytes, clusterBytes);
     for (let at = alignDown(offset, clusterBytes); at < end; ) {
       const next = Math.min(end, at + this.#sliceSpan(at));
       const lock = await this.#state.locks.acquire({ start: at, end: next });
       try {
-        for (let done = at; done < next; ) done += await this.#allocateUnwritten(done, next - done);
+        for (let done = at; done < next; )
+          done += await this.#allocateUnwritten(done, next - done, how);
       } finally {
         lock.release();
       }
@@ -293,16 +304,17 @@ export class Writer {
     }
   }
 
-  async #allocateUnwritten(start: number, lengthBytes: number): Promise<number> {
-    const { clusterBytes, map, header, clusterFile, lengthBytes: end } = this.#state;
+  async #allocateUnwritten(start: number, lengthBytes: number, how: PlaceHow): Promise<number> {
+    const { clusterBytes, map, header, lengthBytes: end } = this.#state;
     if (start >= end) return lengthBytes;
-    if (map.hasSubclusters) return this.#reserve(start, lengthBytes);
+    if (map.hasSubclusters) return this.#reserve(start, lengthBytes, how);
     const m = await this.#lookup.mapping(guestOffset(start), Math.min(lengthBytes, end - start));
     const isOwned = m.kind === 'data' || m.kind === 'opaque' || (m.kind === 'zero' && m.allocated);
     if (isOwned) return alignUp(m.lengthBytes, clusterBytes);
     const place = map.place(start);
     const slice = await this.#tables.sliceFor(place);
-    const asZeros = header.version >= 3 && this.#readsZero(m, start, m.lengthBytes);
+    const readsZero = this.#readsZero(m, start, m.lengthBytes);
+    const asZeros = header.version >= 3 && readsZero;
     let clusters = 1;
     const wanted = Math.min(
       Math.ceil(m.lengthBytes / clusterBytes),
@@ -312,17 +324,20 @@ export class Writer {
     while (clusters < wanted && this.#needsCluster(slice, place.index + clusters)) clusters++;
     const allocation = await this.#clusters.allocate(start, clusters);
     const target = wholeTarget(allocation, start, clusterBytes);
+    // A hole reads as zeros; encrypted, as noise.
+    const isPlain = how.isPlain && readsZero && allocation.isFresh && !this.#state.data.isEncrypted;
     await this.#undoingOnFailure(allocation, async () => {
-      await clusterFile.allocate(guestOffset(target.hostOffset), allocation.count * clusterBytes);
-      if (!asZeros) await this.#fill({ ...target, isFresh: false }, start, new Uint8Array(0));
+      await this.#takeSpace(allocation, how);
+      if (!asZeros && !isPlain)
+        await this.#fill({ ...target, isFresh: false }, start, new Uint8Array(0));
     });
-    await this.#publish(target, allocation.changes, asZeros);
+    await this.#publish(target, allocation.changes, asZeros && !isPlain);
     return allocation.count * clusterBytes;
   }
 
   /** Subclusters need no content to have a place: each stays what it is, zero or not there. */
-  async #reserve(start: number, lengthBytes: number): Promise<number> {
-    const { clusterBytes, map, clusterFile } = this.#state;
+  async #reserve(start: number, lengthBytes: number, how: PlaceHow): Promise<number> {
+    const { clusterBytes, map } = this.#state;
     const place = map.place(start);
     const slice = await this.#tables.sliceFor(place);
     const isPlaced = (i: number): boolean => {
@@ -336,12 +351,18 @@ export class Writer {
     while (clusters < wanted && !isPlaced(clusters)) clusters++;
     const allocation = await this.#clusters.allocate(start, clusters);
     const whole = wholeTarget(allocation, start, clusterBytes);
-    await this.#undoingOnFailure(allocation, () =>
-      clusterFile.allocate(guestOffset(whole.hostOffset), allocation.count * clusterBytes),
-    );
+    await this.#undoingOnFailure(allocation, () => this.#takeSpace(allocation, how));
     const target = { ...whole, filled: { from: start, to: start } };
     await this.#publish(target, allocation.changes);
     return allocation.count * clusterBytes;
+  }
+
+  /** Of the host; without, the file only has to reach so far: entries point nowhere past its end. */
+  async #takeSpace({ first, count }: Allocation, { space }: PlaceHow): Promise<void> {
+    const { clusterBytes, clusterFile } = this.#state;
+    const end = (first + count) * clusterBytes;
+    if (space) await clusterFile.allocate(guestOffset(first * clusterBytes), count * clusterBytes);
+    else if (clusterFile.lengthBytes < end) await clusterFile.resize(end);
   }
 
   async #undoingOnFailure<T>(allocation: Allocation, run: () => Promise<T>): Promise<T> {

@@ -213,6 +213,16 @@ export interface DriverInstance {
    */
   allocate?(offset: GuestOffset, lengthBytes: number): Promise<void>;
 
+  /**
+   * Formats with tables: as `allocate`, of a range that reads as zeros, so that later writes change no table where that can
+   * be. `space`: the host's space is taken too. Drained.
+   */
+  preallocate?(
+    offset: GuestOffset,
+    lengthBytes: number,
+    options: { readonly space: boolean },
+  ): Promise<void>;
+
   /** Everything answered before the call survives a power cut when it returns. A failed flush never succeeds later by itself. */
   flush(): Promise<void>;
 

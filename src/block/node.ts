@@ -275,6 +275,21 @@ export class Node {
     await this.#inFlight('allocate', offset, () => allocate.call(driver, offset, lengthBytes));
   }
 
+  /** See `DriverInstance.preallocate`; without it, of formats that have no tables, as `allocate`. Errors: as `allocate`. */
+  async preallocate(
+    offset: GuestOffset,
+    lengthBytes: number,
+    options: { readonly space: boolean },
+  ): Promise<void> {
+    const driver = this.#writable('allocate');
+    const { preallocate } = driver;
+    if (preallocate === undefined) return this.allocate(offset, lengthBytes);
+    if (lengthBytes === 0) return;
+    this.#checkRange('allocate', offset, lengthBytes, this.#writeLimit(driver));
+    const run = () => preallocate.call(driver, offset, lengthBytes, options);
+    await this.#inFlight('allocate', offset, run);
+  }
+
   async flush(): Promise<void> {
     this.statistics.flushes++;
     if (this.readOnly) return;

@@ -38,10 +38,12 @@ export const resizeImage = async (
     );
   }
   if (now < old && preallocation !== 'off') throw wrong('preallocation is for growing');
+  if (preallocation === 'metadata' && root.driver.preallocate === undefined)
+    throw wrong(`the format ${root.descriptor.name} has no tables to make before they are needed`);
   await root.resize(now);
   const added = root.lengthBytes - old;
   if (added > 0 && (preallocation === 'metadata' || preallocation === 'falloc'))
-    await root.allocate(guestOffset(old), added);
+    await root.preallocate(guestOffset(old), added, { space: preallocation === 'falloc' });
   if (added > 0 && preallocation === 'full') {
     for (let done = 0; done < added; done += ZERO_BYTES) {
       const bytes = new Uint8Array(Math.min(ZERO_BYTES, added - done));

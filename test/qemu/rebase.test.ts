@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
-import { copyFile, writeFile } from 'node:fs/promises';
+import { copyFile, stat, writeFile } from 'node:fs/promises';
 import { describe, test } from 'node:test';
 import { vdiskfs } from '../support/loaded-vdiskfs.ts';
 import {
@@ -131,15 +131,42 @@ describe('resize', () => {
     assert.equal(bad.status, 2);
   });
 
-  test('preallocation gives space to what is added', async () => {
-    for (const how of ['metadata', 'falloc', 'full']) {
-      const image = path(`${how}.qcow2`);
-      await qemuImg(['create', '-q', '-f', 'qcow2', image, '1M']);
+  test('preallocation gives what is added a place and space, as qemu-img does', async () => {
+    for (const [how, options] of [
+      ['metadata', 'compat=1.1'],
+      ['falloc', 'compat=1.1'],
+      ['full', 'compat=1.1'],
+      ['metadata', 'extended_l2=on'],
+      ['metadata', 'compat=0.10'],
+    ] as const) {
+      const [image, theirs] = [path(`${how}.qcow2`), path(`${how}.theirs`)];
+      for (const made of [image, theirs])
+        await qemuImg(['create', '-q', '-f', 'qcow2', '-o', options, made, '1M']);
       const done = await vdiskfs(['resize', '--preallocation', how, image, '+4M']);
       assert.equal(done.status, 0, done.stderr);
       await assertClean(image);
       const found = (await qemuImgJson('check', [image])) as { 'allocated-clusters': number };
       assert.equal(found['allocated-clusters'], 64, how);
+      await qemuImg(['resize', '-q', `--preallocation=${how}`, theirs, '+4M']);
+      await assertSameContent(image, theirs);
+      const [a, b] = [await stat(image), await stat(theirs)];
+      assert.ok(Math.abs(a.blocks - b.blocks) < 400, `${how}: ${a.blocks}, ${b.blocks} blocks`);
+      if (options === 'extended_l2=on') continue;
+      const map = (made: string): Promise<unknown> => qemuImgJson('map', [made]);
+      assert.deepEqual(await map(image), await map(theirs), how);
     }
+    const raw = path('metadata.raw');
+    await qemuImg(['create', '-q', '-f', 'raw', raw, '1M']);
+    const refused = await vdiskfs([
+      'resize',
+      '-f',
+      'raw',
+      '--preallocation',
+      'metadata',
+      raw,
+      '2M',
+    ]);
+    assert.equal(refused.status, 1);
+    assert.match(refused.stderr, /raw has no tables/);
   });
 });
