@@ -21,8 +21,8 @@ export const BUDGETS: readonly RoomBudget[] = [
   { room: 'crash', seconds: 240, concurrency: 2, soakFactor: 20 },
   { room: 'qemu', seconds: 420, concurrency: 2, soakFactor: 5 },
   { room: 'fuzz', seconds: 120, concurrency: 2, soakFactor: 50 },
-  { room: 'control', seconds: 240, concurrency: 1, soakFactor: 5 },
-  { room: 'mount', seconds: 1150, concurrency: 2, soakFactor: 5 },
+  { room: 'control', seconds: 240, concurrency: 2, soakFactor: 5 },
+  { room: 'mount', seconds: 1000, concurrency: 2, soakFactor: 5 },
   { room: 'timing', seconds: 120, concurrency: 1, soakFactor: 1 },
 ];
 
