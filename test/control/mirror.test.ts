@@ -45,7 +45,7 @@ test('mirror --complete moves a disk to another directory; engines and mounts th
   const before = await contentSha256(m.view, join(m.root, 'before'));
   const done = await vdiskfs(['mirror', '--complete', m.view, target]);
   assert.equal(done.status, 0, done.stderr);
-  assert.equal(done.stdout, 'job vm completed\n');
+  assert.equal(done.stdout, `job vm completed\n${m.view} goes on over ${target}\n`);
   assert.equal((await viewOf(m))?.path, target);
   assert.equal((await viewOf(m))?.standsInFor, m.overlay);
   assert.equal(await contentSha256(m.view, join(m.root, 'after')), before);
@@ -244,6 +244,55 @@ test('targets that are in use are refused, with what uses them', async (t) => {
   await c.event('BLOCK_JOB_CANCELLED');
   await c.execute('blockdev-del', { 'node-name': 'to' });
   await assert.rejects(c.execute('blockdev-del', { 'node-name': 'to' }), /Failed to find node/);
+});
+
+test('nodes of blockdev-add are put together, copied to and taken apart, as libvirt does it; and HMP', async (t) => {
+  const m = await controlMount(t, { sizeMib: 8 });
+  const directory = await elsewhere(m);
+  const file = join(directory, 'to.qcow2');
+  const remote = join(directory, 'remote.raw');
+  await qemuImg(['create', '-q', '-f', 'qcow2', file, '8M']);
+  await qemuImg(['create', '-q', '-f', 'raw', remote, '8M']);
+  const far = await qemuNbd(m.cleanup, join(m.root, 'nbd.sock'), ['-f', 'raw', '-x', 'd', remote]);
+  const before = await contentSha256(m.view, join(m.root, 'before'));
+  const c = await m.qmp();
+  const format = { driver: 'qcow2', 'node-name': 'format', file: 'storage', backing: null };
+  const server = { type: 'unix', path: join(m.root, 'nbd.sock') };
+  await c.execute('blockdev-add', { driver: 'file', 'node-name': 'storage', filename: file });
+  await c.execute('blockdev-add', format);
+  await assert.rejects(c.execute('blockdev-del', { 'node-name': 'storage' }), /busy/);
+  await assert.rejects(
+    c.execute('blockdev-add', { driver: 'file', 'node-name': 'format', filename: remote }),
+    /Duplicate nodes with node-name='format'/,
+  );
+  await c.execute('blockdev-add', { driver: 'nbd', 'node-name': 'far', server, export: 'd' });
+  await assert.rejects(
+    c.execute('blockdev-add', { driver: 'raw', 'node-name': 'x', file: { driver: 'file', fd: 3 } }),
+    /Parameter 'file.fd' is unexpected/,
+  );
+  for (const target of ['far', 'format']) {
+    c.events.length = 0;
+    await c.execute('blockdev-mirror', { device: 'vm', target, sync: 'full', 'job-id': 'j' });
+    await c.event('BLOCK_JOB_READY');
+    await c.execute('block-job-cancel', { device: 'j' });
+    await c.event('BLOCK_JOB_COMPLETED');
+  }
+  for (const name of ['far', 'format', 'storage']) {
+    await c.execute('blockdev-del', { 'node-name': name });
+  }
+  await far.kill();
+  await assertClean(file);
+  assert.equal(await contentSha256(file, join(m.root, 'file')), before);
+  await qemuImg(['compare', '-f', 'raw', '-F', 'qcow2', remote, file]);
+  const monitor = (line: string): Promise<unknown> =>
+    c.execute('human-monitor-command', { 'command-line': line });
+  c.events.length = 0;
+  assert.equal(await monitor(`drive_mirror -n -f vm ${remote} raw`), '');
+  await c.event('BLOCK_JOB_READY');
+  assert.match(String(await monitor('info block-jobs')), /^Type mirror, device vm: Completed/);
+  assert.equal(await monitor('block_job_complete vm'), '');
+  await c.event('BLOCK_JOB_COMPLETED');
+  assert.equal((await viewOf(m))?.path, remote);
 });
 
 test('SIGKILL of the engine in the middle of a mirror: it begins again and misses nothing', async (t) => {

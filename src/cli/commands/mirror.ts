@@ -4,9 +4,9 @@ import { isUrl } from '../../block/remote-url.ts';
 import { COPY_MODES, MIRROR_SYNC } from '../../job/mirror-options.ts';
 import { defineCommand } from '../command.ts';
 import { declareWait, runJob } from '../job-wait.ts';
-import { connectToDevice } from '../mounted-device.ts';
+import { connectToDevice, type MountedDevice } from '../mounted-device.ts';
 import { refuseExisting } from '../new-file.ts';
-import { declareJson, wantsJson } from '../print.ts';
+import { declareJson, print, wantsJson } from '../print.ts';
 import { parseSize } from '../size.ts';
 
 export const command = defineCommand({
@@ -88,9 +88,24 @@ export const command = defineCommand({
       };
       const wait = options.wait || complete;
       const how = { wait, complete, json: wantsJson(options) };
-      return await runJob(mounted, 'drive-mirror', given, how);
+      const before = await standsFor(mounted);
+      const status = await runJob(mounted, 'drive-mirror', given, how);
+      const now = wait ? await standsFor(mounted) : before;
+      if (now !== before && !how.json) await print(`${options.view} goes on over ${now}\n`);
+      return status;
     } finally {
       mounted.client.close();
     }
   },
 });
+
+interface BlockInfo {
+  readonly device: string;
+  readonly inserted?: { readonly file: string };
+}
+
+/** The image that a view is of now. */
+const standsFor = async ({ client, device }: MountedDevice): Promise<string | null> => {
+  const all = (await client.execute('query-block')) as readonly BlockInfo[];
+  return all.find((info) => info.device === device)?.inserted?.file ?? null;
+};
