@@ -20,11 +20,12 @@ import {
   type CatalogOptions,
   type CatalogStatus,
 } from './catalog/catalog-options.ts';
+import type { EntryContext } from './catalog/entry-context.ts';
 import { type CatalogEntry, EntryTable } from './catalog/entry-table.ts';
 import type { HandOverScene } from './catalog/hand-over.ts';
 import { statHostFile } from './catalog/host-file.ts';
-import type { EntryContext, ImageEntry } from './catalog/image-entry.ts';
-import { Inspector } from './catalog/inspection.ts';
+import type { ImageEntry } from './catalog/image-entry.ts';
+import { type Inspection, Inspector } from './catalog/inspection.ts';
 import {
   type IgnoredFile,
   listSources,
@@ -439,7 +440,7 @@ export class Catalog implements Directory {
         const inspection = await this.#inspector.inspect(candidate, { format, patient });
         return 'ignored' in inspection ? null : inspection;
       },
-      writerBelow: (entry) => this.#writerBelow(entry),
+      writerBelow: (inspection) => this.#writerBelow(inspection),
       noteRead: (name, offset, length) => this.#options.noteRead?.(name, offset, length),
       jobsOf: (view) => this.#options.jobsOf?.(view) ?? [],
       outdated: () => {
@@ -462,8 +463,8 @@ export class Catalog implements Directory {
     await this.#refresh();
   }
 
-  async #writerBelow(entry: ImageEntry): Promise<ImageEntry | null> {
-    for (const layer of entry.inspection.chain.slice(1)) {
+  async #writerBelow({ chain }: Inspection): Promise<ImageEntry | null> {
+    for (const layer of chain.slice(1)) {
       const below = this.#table.byIdentity(layer.identity);
       if (below === null || below.readOnlyReason !== null) continue;
       await below.settle();

@@ -1,5 +1,6 @@
-/** What stat(2) and getxattr(2) say of an image. Pure. */
+/** What stat(2) and getxattr(2) say of an image. */
 import { divideUp } from '../../src/base/range.ts';
+import type { Node } from '../../src/block/node.ts';
 import type { View } from '../../src/block/view.ts';
 import type { FileAttributes } from '../directory.ts';
 import type { HostFile } from './host-file.ts';
@@ -9,6 +10,32 @@ import type { Inspection } from './inspection.ts';
 const FILE_MODE_MASK = 0o666;
 const WRITE_BITS = 0o222;
 const BLOCK_BYTES = 512;
+
+export interface ImageSizes {
+  readonly virtualSizeBytes: number;
+  /** What the image takes on the host. */
+  readonly allocatedBytes: number;
+}
+
+/** Of an open image, else of what was found when it was looked at. */
+export const sizesOf = async (
+  root: Node | null,
+  { description, dataFiles, chain }: Inspection,
+  host: HostFile,
+): Promise<ImageSizes> => {
+  if (root !== null) {
+    const allocatedBytes = await root.driver
+      .allocatedBytes()
+      .catch(() => host.blocks * BLOCK_BYTES);
+    return { virtualSizeBytes: root.lengthBytes, allocatedBytes };
+  }
+  const inDataFiles = dataFiles.reduce((sum, file) => sum + file.allocatedBytes, 0);
+  const own = chain[0]?.remote?.lengthBytes ?? host.blocks * BLOCK_BYTES;
+  return {
+    virtualSizeBytes: description?.virtualSizeBytes ?? 0,
+    allocatedBytes: own + inDataFiles,
+  };
+};
 
 /** Owner, mode and times are the image file's; an image that cannot be opened has size 0 and mode 0. */
 export const fileAttributesOf = (image: {

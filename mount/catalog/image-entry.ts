@@ -4,24 +4,22 @@
  * Whether it may be written is settled (`settle`) only while no handle is open and nobody has pinned the view, so a guest or a
  * job never sees it change; a change that comes meanwhile waits for the last release.
  */
-import { utimes } from 'node:fs/promises';
 import { BlockError, type BlockErrorKind, toBlockError } from '../../src/base/block-error.ts';
-import type { Log } from '../../src/base/log.ts';
-import type { Graph, OpenImageOptions } from '../../src/block/graph.ts';
+import type { OpenImageOptions } from '../../src/block/graph.ts';
 import type { SnapshotDescription } from '../../src/block/image-description.ts';
-import type { ImageLocks } from '../../src/block/image-locks.ts';
 import type { Node } from '../../src/block/node.ts';
-import { type DetectZeroes, View } from '../../src/block/view.ts';
+import { View } from '../../src/block/view.ts';
 import type { Entry, FileAttributes } from '../directory.ts';
-import type { Activity } from './activity.ts';
-import { extendedAttributesOf, fileAttributesOf } from './attributes.ts';
-import type { CatalogOptions } from './catalog-options.ts';
-import type { DataFile } from './chain-walk.ts';
+import { extendedAttributesOf, fileAttributesOf, type ImageSizes, sizesOf } from './attributes.ts';
+import { areAsTheyWere, asTheyAre } from './data-files.ts';
+import type { EntryContext } from './entry-context.ts';
+import { backingIsWritten, staleFile, usedElsewhere, writabilityChanged } from './entry-errors.ts';
+import { FileTimes } from './file-times.ts';
 import { type HostFile, statHostFile, tryStatHostFile } from './host-file.ts';
 import { ImageHolds } from './image-hold.ts';
 import type { Inspection } from './inspection.ts';
 import type { Candidate } from './listing.ts';
-import { remoteFilesOf } from './remote-files.ts';
+import { differsFrom, remoteFilesOf } from './remote-files.ts';
 import { CORRUPT, whyReadOnly } from './write-permission.ts';
 
 /** How long an image that could not be opened is taken to be so, before its file is looked at again, in ms. */
@@ -34,31 +32,6 @@ const LASTING: ReadonlySet<BlockErrorKind> = new Set([
   'not-permitted',
   'not-found',
 ]);
-
-/** What all entries of a mount share. */
-export interface EntryContext {
-  readonly graph: Graph;
-  readonly locks: ImageLocks;
-  readonly log: Log;
-  readonly readOnly: boolean;
-  readonly allowShrink: boolean;
-  readonly detectZeroes: DetectZeroes;
-  /** Looks at the file again; `patient`: servers are waited for. Null when it is no image any more. */
-  inspect(candidate: Candidate, patient: boolean): Promise<Inspection | null>;
-  /** Why an image is not served at all; null for one that is. */
-  refusal(nodeId: number, path: string): BlockError | null;
-  /** See `CatalogOptions`. */
-  readonly begin: CatalogOptions['begin'];
-  readonly activity: Activity;
-  /** The image below this one that has handles which may write it; null for none. */
-  writerBelow(entry: ImageEntry): Promise<ImageEntry | null>;
-  /** See `CatalogOptions.noteRead`. */
-  noteRead(name: string, offset: number, lengthBytes: number): void;
-  /** What works on it in the background. */
-  jobsOf(view: View): readonly object[];
-  /** The file stands for something else than this entry now: the next scan replaces it. */
-  outdated(): void;
-}
 
 export interface ImageEntryFields {
   readonly nodeId: number;
@@ -103,8 +76,7 @@ export class ImageEntry implements Entry {
   #shownBroken: boolean | null = null;
   /** A server has other content now than kernels were shown under this node. */
   #superseded = false;
-  /** Of the last write, as the kernel told it, while the file has another; null when it has the same. */
-  #modifyTimeMs: number | null = null;
+  readonly #times = new FileTimes();
   #lastAttributes: FileAttributes | null = null;
   #reported = '';
   #lookedAtMs = 0;
@@ -117,8 +89,6 @@ export class ImageEntry implements Entry {
   #openings = 0;
   /** False while another host may have the image: no lock of it is held, and its file is not looked at. */
   #isOurs = true;
-  /** The file's times are being changed by us: who looks at its stamp waits. */
-  #settingTimes: Promise<void> | null = null;
 
   constructor(context: EntryContext, fields: ImageEntryFields) {
     this.#context = context;
@@ -234,12 +204,12 @@ export class ImageEntry implements Entry {
 
   async attributes(): Promise<FileAttributes> {
     const fresh = await this.#freshHost();
-    const host = { ...fresh, modifyTimeMs: this.#modifyTimeMs ?? fresh.modifyTimeMs };
+    const host = { ...fresh, modifyTimeMs: this.#times.modifyTimeMs ?? fresh.modifyTimeMs };
     this.#shownBroken ??= this.error !== null;
     if (this.#isOurs && this.mustBeReplaced) this.#context.outdated();
     this.#lastAttributes = fileAttributesOf({
       host,
-      ...(await this.#sizes(host)),
+      ...(await sizesOf(this.view.root, this.inspection, host)),
       broken: this.#shownBroken || this.error !== null,
       view: this.view,
     });
@@ -260,41 +230,26 @@ export class ImageEntry implements Entry {
       const message = `the view is read-only: ${this.#readOnlyReason}`;
       throw new BlockError({ kind: 'read-only', op: 'set times', message });
     }
-    // Kernels send the time of their last write along with each fsync. On the file, it would make every fdatasync
-    // write the inode too; it is given to the file when that is closed.
     const isKept = (accessTimeMs === null && this.isOpen) || this.host.kind === 'remote';
     if (isKept || !this.#isOurs) {
-      this.#modifyTimeMs = modifyTimeMs;
+      this.#times.keep(modifyTimeMs);
       const seen = this.#lastAttributes;
       return seen === null || modifyTimeMs === null ? this.attributes() : { ...seen, modifyTimeMs };
     }
     const host = await this.#freshHost();
     if (this.gone) return this.attributes();
-    const access = accessTimeMs ?? host.accessTimeMs;
-    const modify = modifyTimeMs ?? this.#modifyTimeMs ?? host.modifyTimeMs;
-    this.#modifyTimeMs = null;
-    const setting = this.#setFileTimes(host.path, access, modify);
-    const settled = setting.catch(() => undefined);
-    this.#settingTimes = settled;
-    try {
-      await setting;
-    } finally {
-      if (this.#settingTimes === settled) this.#settingTimes = null;
-    }
+    const times = {
+      accessTimeMs: accessTimeMs ?? host.accessTimeMs,
+      modifyTimeMs: modifyTimeMs ?? this.#times.modifyTimeMs ?? host.modifyTimeMs,
+    };
+    await this.#times.set(host.path, times, () => this.#adoptStamp());
     return this.attributes();
-  }
-
-  async #setFileTimes(path: string, accessMs: number, modifyMs: number): Promise<void> {
-    await utimes(path, accessMs / 1000, modifyMs / 1000).catch((error: unknown) => {
-      throw toBlockError(error, { op: 'set times', path });
-    });
-    await this.#adoptStamp();
   }
 
   async extendedAttributes(): Promise<ReadonlyMap<string, string>> {
     const host = await this.#freshHost();
     return extendedAttributesOf({
-      ...(await this.#sizes(host)),
+      ...(await sizesOf(this.view.root, this.inspection, host)),
       inspection: this.inspection,
       jobs: this.#context.jobsOf(this.view),
       active: this.#isOurs,
@@ -302,8 +257,8 @@ export class ImageEntry implements Entry {
   }
 
   /** Virtual size and what the image takes on the host, in bytes. */
-  async sizes(): Promise<{ virtualSizeBytes: number; allocatedBytes: number }> {
-    return this.#sizes(this.host);
+  async sizes(): Promise<ImageSizes> {
+    return sizesOf(this.view.root, this.inspection, this.host);
   }
 
   /**
@@ -381,7 +336,7 @@ export class ImageEntry implements Entry {
     if (this.gone || !isSame) throw this.#stale();
     this.#openError = null;
     this.#unwritable = null;
-    this.#modifyTimeMs = null;
+    this.#times.keep(null);
     this.candidate = { ...this.candidate, host };
     const inspection = await this.#context.inspect(this.candidate, true);
     if (inspection === null) throw this.#stale();
@@ -396,13 +351,7 @@ export class ImageEntry implements Entry {
     // One that has open handles is not changed by `settle`.
     const now = await this.#wantedReason();
     if ((now === null) === (this.#readOnlyReason === null)) return;
-    const change = now === null ? 'may be written now' : `may not be written now: ${now}`;
-    throw new BlockError({
-      kind: 'busy',
-      op: 'activate',
-      message: `the view ${this.name} ${change}`,
-      hint: 'close it first',
-    });
+    throw writabilityChanged(this.name, now);
   }
 
   /** The view goes on over another file, which is open: what it was made for is its own no more. Drained. */
@@ -411,7 +360,7 @@ export class ImageEntry implements Entry {
     this.inspection = inspection;
     this.#openError = null;
     this.#unwritable = null;
-    this.#modifyTimeMs = null;
+    this.#times.keep(null);
   }
 
   /** Closes the chain and gives the lock back. Errors: those of the last flush. */
@@ -448,8 +397,7 @@ export class ImageEntry implements Entry {
     const { refusal, nodeId, name } = this;
     if (refusal !== null) throw refusal;
     if (!this.#isOurs && !this.gone) {
-      const message = 'another host may use it';
-      throw new BlockError({ kind: 'busy', message, path: this.host.path, op: 'open' });
+      throw usedElsewhere(this.host.path);
     }
     const end = this.#context.begin({ id: `open ${nodeId}`, nodeId, path: null, name });
     try {
@@ -473,7 +421,7 @@ export class ImageEntry implements Entry {
         if (root === null) continue;
         this.#openError = null;
         this.idleSinceMs = performance.now();
-        if (this.#differs(root)) this.#superseded = true;
+        if (differsFrom(this.inspection, root)) this.#superseded = true;
         if (!this.mustBeReplaced && (this.#readOnlyReason === null) === (reason === null)) {
           return root;
         }
@@ -536,67 +484,31 @@ export class ImageEntry implements Entry {
 
   // A time that cannot be set is not worth an error: the content is there.
   async #giveModifyTime(): Promise<void> {
-    const modify = this.#modifyTimeMs;
-    this.#modifyTimeMs = null;
-    if (modify === null || this.gone || this.host.kind === 'remote') return;
-    const { path, identity } = this.host;
-    const now = await tryStatHostFile(path);
-    if (now?.identity !== identity) return;
-    await utimes(path, now.accessTimeMs / 1000, modify / 1000).catch((error: unknown) => {
-      this.#context.log.debug(this.name, toBlockError(error, { op: 'set times', path }).describe());
+    const { path, identity, kind } = this.host;
+    if (this.gone || kind === 'remote') this.#times.keep(null);
+    await this.#times.give(path, identity).catch((error: unknown) => {
+      this.#context.log.debug(this.name, toBlockError(error).describe());
     });
   }
 
   /** Before an opening: throws what keeps the image from being opened as it is now. */
   async #lookAgain(): Promise<void> {
-    while (this.#settingTimes !== null) await this.#settingTimes;
+    await this.#times.settled();
     const host = await tryStatHostFile(this.host.path);
     if (this.gone || host === null || host.identity !== this.host.identity) throw this.#stale();
     if (host.stamp !== this.host.stamp && this.error === null) throw this.#stale();
-    if (this.error === null && !(await this.#hasDataFiles())) throw this.#stale();
+    if (this.error === null && !(await areAsTheyWere(this.inspection.dataFiles)))
+      throw this.#stale();
     if (this.error !== null) await this.#reinspect(host, true);
     const refusal = this.inspection.error ?? this.#hold.refusal;
     if (refusal !== null) throw refusal;
-    const writer = await this.#context.writerBelow(this);
-    if (writer === null) return;
-    throw new BlockError({
-      kind: 'busy',
-      message: `its backing image '${writer.name}' is open for writing`,
-      path: this.host.path,
-      op: 'open',
-    });
+    const writer = await this.#context.writerBelow(this.inspection);
+    if (writer !== null) throw backingIsWritten(this.host.path, writer.name);
   }
 
-  /** The files that hold its bytes are as they were. */
-  async #hasDataFiles(): Promise<boolean> {
-    for (const file of this.inspection.dataFiles) {
-      const host = await tryStatHostFile(file.path);
-      if (host?.stamp !== file.stamp) return false;
-    }
-    return true;
-  }
-
-  /** Whether a server has another version now than at the inspection, as far as it tells. */
-  #differs(root: Node): boolean {
-    const { chain, dataFiles } = this.inspection;
-    const then = new Map([...chain, ...dataFiles].map((f) => [f.path, f.remote?.version ?? null]));
-    return remoteFilesOf(root).some(({ path, state }) => {
-      const version = then.get(path) ?? null;
-      return version !== null && state.version !== null && state.version !== version;
-    });
-  }
-
-  // The kernel looks the name up again at ESTALE and finds the file that is there now.
   #stale(): BlockError {
     this.#context.outdated();
-    const message = 'the file is gone, or was changed by another program';
-    return new BlockError({
-      kind: 'io',
-      errno: 'ESTALE',
-      message,
-      path: this.host.path,
-      op: 'open',
-    });
+    return staleFile(this.host.path);
   }
 
   async #reinspect(host: HostFile, patient: boolean): Promise<void> {
@@ -613,7 +525,7 @@ export class ImageEntry implements Entry {
   /** The file's attributes as they are now; of a file that is gone, or another host's, as they were. */
   async #freshHost(): Promise<HostFile> {
     if (!this.#isOurs) return this.host;
-    while (this.#settingTimes !== null) await this.#settingTimes;
+    await this.#times.settled();
     const host = this.gone ? null : await tryStatHostFile(this.host.path);
     if (host === null || host.identity !== this.host.identity) return this.host;
     if (this.isOpen) return host;
@@ -633,29 +545,8 @@ export class ImageEntry implements Entry {
   async #adoptStamp(): Promise<void> {
     const host = await tryStatHostFile(this.host.path);
     if (host?.identity === this.host.identity) this.candidate = { ...this.candidate, host };
-    const dataFiles: DataFile[] = [];
-    for (const file of this.inspection.dataFiles) {
-      const now = await tryStatHostFile(file.path);
-      const isSame = now !== null && now.identity === file.identity;
-      const allocatedBytes = isSame ? now.blocks * 512 : file.allocatedBytes;
-      dataFiles.push(isSame ? { ...file, stamp: now.stamp, allocatedBytes } : file);
-    }
+    const dataFiles = await asTheyAre(this.inspection.dataFiles);
     this.inspection = { ...this.inspection, dataFiles };
-  }
-
-  async #sizes(host: HostFile): Promise<{ virtualSizeBytes: number; allocatedBytes: number }> {
-    const root = this.view.root;
-    if (root !== null) {
-      const allocatedBytes = await root.driver.allocatedBytes().catch(() => host.blocks * 512);
-      return { virtualSizeBytes: root.lengthBytes, allocatedBytes };
-    }
-    const { description, dataFiles, chain } = this.inspection;
-    const inDataFiles = dataFiles.reduce((sum, file) => sum + file.allocatedBytes, 0);
-    const own = chain[0]?.remote?.lengthBytes ?? host.blocks * 512;
-    return {
-      virtualSizeBytes: description?.virtualSizeBytes ?? 0,
-      allocatedBytes: own + inDataFiles,
-    };
   }
 
   async #settle(): Promise<void> {

@@ -1,6 +1,7 @@
 /** The files of an open chain that lie on servers. */
 import type { RemoteState } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
+import type { Inspection } from './inspection.ts';
 
 export interface RemoteFile {
   readonly path: string;
@@ -21,3 +22,12 @@ export const remoteFilesOf = (root: Node | null): RemoteFile[] => {
 /** Closing the chain while nobody uses it loses nothing: whether its servers have the same still shows when it is opened again. */
 export const canBeToldAgain = (root: Node | null): boolean =>
   remoteFilesOf(root).every(({ state }) => state.version !== null);
+
+/** Whether a server has another version now than at the inspection, as far as it tells. */
+export const differsFrom = ({ chain, dataFiles }: Inspection, root: Node): boolean => {
+  const then = new Map([...chain, ...dataFiles].map((f) => [f.path, f.remote?.version ?? null]));
+  return remoteFilesOf(root).some(({ path, state }) => {
+    const version = then.get(path) ?? null;
+    return version !== null && state.version !== null && state.version !== version;
+  });
+};
