@@ -37,7 +37,7 @@ import {
 import type { SnapshotScene } from './catalog/live-snapshots.ts';
 import { pivotOver, pivotTo } from './catalog/pivot.ts';
 import { canBeToldAgain } from './catalog/remote-files.ts';
-import { Reservations } from './catalog/reservations.ts';
+import { Reservations, refuseLayer, refuseUsed } from './catalog/reservations.ts';
 import { type ScanResult, scan } from './catalog/scan.ts';
 import { SnapshotEntry } from './catalog/snapshot-entry.ts';
 import { SourceWatch } from './catalog/source-watch.ts';
@@ -256,7 +256,7 @@ export class Catalog implements Directory {
   async reserve(path: string, reason: string): Promise<() => Promise<void>> {
     await this.#refresh();
     const entry = this.#table.images.find(({ host }) => host.path === path) ?? null;
-    if (entry !== null) refuseUsed(entry);
+    if (entry !== null) refuseUsed(entry, isIdle(entry.view));
     refuseLayer(path, this.#table.images);
     const end = this.#reservations.add(path, reason);
     await this.#rescanNow();
@@ -498,19 +498,3 @@ export class Catalog implements Directory {
 }
 
 const isIdle = (view: View): boolean => view.active === 0 && !view.isPinned;
-
-const refuseUsed = ({ host, name, usedBy, handles, view }: ImageEntry): void => {
-  const refuse = (message: string): BlockError =>
-    new BlockError({ kind: 'busy', message, path: host.path });
-  if (usedBy !== null) throw refuse(`'${usedBy}' uses it as its backing image`);
-  if (handles > 0 || !isIdle(view)) throw refuse(`its view ${name} is in use`);
-};
-
-/** A file that an image's header names. */
-const refuseLayer = (path: string, images: readonly ImageEntry[]): void => {
-  for (const { inspection, name } of images) {
-    const { chain, dataFiles } = inspection;
-    if (![...chain.slice(1), ...dataFiles].some((layer) => layer.path === path)) continue;
-    throw new BlockError({ kind: 'busy', message: `'${name}' is made of it`, path });
-  }
-};

@@ -2,6 +2,8 @@
  * Files that have no view for the moment although they lie in a source: what a job copies to must be written by nobody
  * else.
  */
+import { BlockError } from '../../src/base/block-error.ts';
+import type { ImageEntry } from './image-entry.ts';
 import type { Candidate, IgnoredFile, Listing } from './listing.ts';
 
 export class Reservations {
@@ -31,3 +33,20 @@ export class Reservations {
     return { ...listing, candidates: kept, ignored: left };
   }
 }
+
+/** Errors: EBUSY for an image whose view is used, or that lies below another one. */
+export const refuseUsed = ({ host, name, usedBy, handles }: ImageEntry, isIdle: boolean): void => {
+  const refuse = (message: string): BlockError =>
+    new BlockError({ kind: 'busy', message, path: host.path });
+  if (usedBy !== null) throw refuse(`'${usedBy}' uses it as its backing image`);
+  if (handles > 0 || !isIdle) throw refuse(`its view ${name} is in use`);
+};
+
+/** Errors: EBUSY for a file that an image's header names. */
+export const refuseLayer = (path: string, images: readonly ImageEntry[]): void => {
+  for (const { inspection, name } of images) {
+    const { chain, dataFiles } = inspection;
+    if (![...chain.slice(1), ...dataFiles].some((layer) => layer.path === path)) continue;
+    throw new BlockError({ kind: 'busy', message: `'${name}' is made of it`, path });
+  }
+};

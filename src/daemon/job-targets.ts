@@ -48,6 +48,8 @@ interface Added {
 export class JobTargets implements Targets {
   readonly #options: JobTargetsOptions;
   readonly #added = new Map<string, Added>();
+  /** That have not ended. */
+  readonly #releases = new Set<Promise<void>>();
 
   constructor(options: JobTargetsOptions) {
     this.#options = options;
@@ -61,13 +63,7 @@ export class JobTargets implements Targets {
     return {
       node,
       isNew,
-      release: async () => {
-        try {
-          await graph.close(node);
-        } finally {
-          await endReservation();
-        }
-      },
+      release: () => this.#release(opened),
       discard: async () => {
         await graph.close(node).catch(() => undefined);
         if (isMade) await unlink(path).catch(() => undefined);
@@ -150,6 +146,7 @@ export class JobTargets implements Targets {
   /** The mount ends. Errors: the first one of a closing. */
   async close(): Promise<void> {
     const errors: unknown[] = [];
+    await Promise.all(this.#releases);
     for (const { opened } of this.#added.values()) {
       if (opened === null) continue;
       await this.#options.graph.close(opened.node).catch((error: unknown) => errors.push(error));
@@ -164,6 +161,14 @@ export class JobTargets implements Targets {
     if (!mustStandAlone || opened.node.backing === null) return opened;
     await this.#close(opened);
     throw new JobError(`Node '${nodeName}' has a backing file, which 'backing' does not say`);
+  }
+
+  /** As `#close`; who does not wait for it leaves it to the end of the mount. */
+  #release(opened: Opened): Promise<void> {
+    const closing = this.#close(opened);
+    const ended = closing.catch(() => undefined).finally(() => this.#releases.delete(ended));
+    this.#releases.add(ended);
+    return closing;
   }
 
   async #close({ node, endReservation }: Opened): Promise<void> {

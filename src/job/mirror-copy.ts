@@ -10,8 +10,10 @@ import { guestOffset } from '../base/units.ts';
 import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
 import { RangeLocks } from '../block/range-locks.ts';
+import { orAborted } from './abort.ts';
 import { Copies } from './copies.ts';
 import type { ErrorPolicy, JobControl } from './job.ts';
+import { JobCancelled } from './job-error.ts';
 import type { MirrorOptions } from './mirror-options.ts';
 
 const COPY_BYTES = 1 << 20;
@@ -22,6 +24,11 @@ const PIECES_PER_SECOND = 10;
 const MAX_ZERO_BYTES = 1 << 30;
 /** From here on it is worth asking the target whether it has zeros there already. */
 const ASKED_ZERO_BYTES = 1 << 20;
+
+/** A guest may be held so long, for what is small enough not to take longer. */
+const MOMENT_MS = 100;
+const MIN_MOMENT_BYTES = 64 << 10;
+const MAX_MOMENT_BYTES = 4 << 20;
 
 /** Runs something on the source: between drained sections, or in one. */
 export type SourceAccess = <T>(run: (root: Node) => Promise<T>) => Promise<T>;
@@ -49,6 +56,8 @@ export class MirrorCopy {
   #knownBytes = 0;
   #inFlightBytes = 0;
   #failures = 0;
+  /** How fast the last rounds were; 0 before the first. */
+  #bytesPerMs = 0;
 
   constructor(scene: {
     readonly control: JobControl;
@@ -86,41 +95,70 @@ export class MirrorCopy {
 
   /**
    * Once over everything that is dirty, as long as `mayGoOn`; nothing is in flight when it resolves. Errors: of a copy that
-   * ends the job; JobCancelled.
+   * ends the job; JobCancelled, and then copies may be in flight that the target does not answer.
    */
   async pass(mayGoOn: () => boolean): Promise<void> {
     const { view } = this.#options;
+    const { signal } = this.#control;
     const source: SourceAccess = (run) => view.withRoot(run);
+    const begun = { atMs: performance.now(), doneBytes: this.#doneBytes };
     try {
       for (let at = 0; mayGoOn(); ) {
         await this.#control.pausePoint();
         const range = await this.#next(source, at);
         if (range === null) break;
-        await this.#control.throttle(range.lengthBytes);
-        await this.#copies.begin(() => this.#copy(source, range.start, range.lengthBytes));
-        at = range.start + range.lengthBytes;
+        const { start, lengthBytes } = range;
+        await this.#control.throttle(lengthBytes);
+        await orAborted(
+          this.#copies.begin(() => this.#copy(source, start, lengthBytes)),
+          signal,
+        );
+        at = start + lengthBytes;
       }
-      await this.#copies.finish();
+      await orAborted(this.#copies.finish(), signal);
     } finally {
-      await this.#copies.settled();
+      await orAborted(this.#copies.settled(), signal);
     }
+    await this.#control.pausePoint();
+    this.#measure(begun);
     this.report();
+  }
+
+  #measure(begun: { readonly atMs: number; readonly doneBytes: number }): void {
+    const bytes = this.#doneBytes - begun.doneBytes;
+    if (bytes === 0) return;
+    const rate = bytes / Math.max(1, performance.now() - begun.atMs);
+    this.#bytesPerMs = Math.max(rate, this.#bytesPerMs / 2);
+  }
+
+  /** As much as the target takes in a moment that a guest may be held for, as far as is known. */
+  get momentBytes(): number {
+    if (this.#bytesPerMs === 0) return 0;
+    const bytes = this.#bytesPerMs * MOMENT_MS;
+    return Math.min(MAX_MOMENT_BYTES, Math.max(MIN_MOMENT_BYTES, bytes));
   }
 
   /** The same, at full speed, in a drained section of the view. */
   async drainedPass(root: Node): Promise<void> {
     const source: SourceAccess = (run) => run(root);
+    const { signal } = this.#control;
     try {
-      for (let at = 0; ; ) {
+      for (let at = 0; !signal.aborted; ) {
         const range = await this.#next(source, at);
         if (range === null) break;
-        await this.#copies.begin(() => this.#copy(source, range.start, range.lengthBytes));
-        at = range.start + range.lengthBytes;
+        const { start, lengthBytes } = range;
+        await orAborted(
+          this.#copies.begin(() => this.#copy(source, start, lengthBytes)),
+          signal,
+        );
+        at = start + lengthBytes;
       }
-      await this.#copies.finish();
+      await orAborted(this.#copies.finish(), signal);
     } finally {
-      await this.#copies.settled();
+      await orAborted(this.#copies.settled(), signal);
     }
+    // The guest is not held for a target that does not answer.
+    if (signal.aborted) throw new JobCancelled();
     this.report();
   }
 
@@ -157,6 +195,8 @@ export class MirrorCopy {
       for (const piece of pieces) await this.#write(piece);
       this.#doneBytes += granuleBytes;
     } catch (error) {
+      // Nobody wants to know any more.
+      if (this.#control.isCancelled) return;
       this.#failures++;
       this.#bitmap.content.mark(start, lengthBytes);
       const failure = toBlockError(error);

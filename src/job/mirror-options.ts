@@ -45,8 +45,14 @@ export interface MirrorOptions {
    * changed then.
    */
   readonly pivot: () => Promise<void>;
-  /** Called once, whatever came of it. */
-  readonly ended: (outcome: { readonly pivoted: boolean }) => Promise<void>;
+  /**
+   * Called once, whatever came of it. `abandoned`: the job was cancelled, and the target may have requests that it never
+   * answers: its end is not to be waited for.
+   */
+  readonly ended: (outcome: {
+    readonly pivoted: boolean;
+    readonly abandoned: boolean;
+  }) => Promise<void>;
 }
 
 export const MIN_MIRROR_GRANULARITY_BYTES = 512;

@@ -26,8 +26,6 @@ import type { CopyMode, MirrorOptions } from './mirror-options.ts';
 import { markInitial } from './mirror-plan.ts';
 import { WriteThrough } from './write-through.ts';
 
-/** As much is copied while the guest is held. */
-const HELD_BYTES = 4 << 20;
 /** Rounds at the end before the guest's writes wait for the target. */
 const PATIENT_ROUNDS = 2;
 /** Between attempts at what has failed and is not to end the job. */
@@ -92,7 +90,8 @@ export class Mirror implements JobWork {
       await this.#keepRemaining();
     } finally {
       if (this.#bitmap !== null) this.#options.root.dirtyBitmaps.drop(this.#bitmap);
-      await this.#options.ended({ pivoted: this.#pivoted });
+      const abandoned = this.#control?.isCancelled === true && !this.#pivoted;
+      await this.#options.ended({ pivoted: this.#pivoted, abandoned });
     }
   }
 
@@ -167,7 +166,7 @@ export class Mirror implements JobWork {
   /** Rounds until little is left. From `patience` rounds on, the guest's writes wait for the target. */
   async #rounds(mayGoOn: () => boolean, patience: number): Promise<void> {
     const { copy } = this.#state();
-    const isMuch = (): boolean => copy.dirtyBytes > HELD_BYTES || this.#hasFailed;
+    const isMuch = (): boolean => copy.dirtyBytes > copy.momentBytes || this.#hasFailed;
     for (let round = 0; mayGoOn() && isMuch(); round++) {
       if (round >= patience) this.#engage();
       await this.#round(mayGoOn);

@@ -14,6 +14,7 @@ import type { ContentChange, Interposer } from '../block/content-change.ts';
 import type { DirtyBitmap, DirtyRange } from '../block/dirty-bitmap.ts';
 import type { Node } from '../block/node.ts';
 import type { RangeLocks } from '../block/range-locks.ts';
+import { orAborted } from './abort.ts';
 
 export interface WriteThroughOptions {
   readonly target: Node;
@@ -55,20 +56,8 @@ export class WriteThrough implements Interposer {
       bitmap.mark(change.offset, change.lengthBytes);
       throw error;
     }
-    await this.#orCancelled(Promise.all(inStep.map((range) => this.#write(change, range))));
-  }
-
-  /** Never rejects with the abort. */
-  async #orCancelled(writes: Promise<unknown>): Promise<void> {
-    const { signal } = this.#options;
-    if (signal.aborted) return;
-    let end = (): void => undefined;
-    const cancelled = new Promise<void>((resolve) => {
-      end = resolve;
-      signal.addEventListener('abort', end);
-    });
-    await Promise.race([writes, cancelled]);
-    signal.removeEventListener('abort', end);
+    const writes = Promise.all(inStep.map((range) => this.#write(change, range)));
+    await orAborted(writes, this.#options.signal);
   }
 
   #inStep({ offset, lengthBytes }: ContentChange): readonly DirtyRange[] {

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
+import { eventually } from '../support/mounted.ts';
 import { qemuNbd } from '../support/nbd-server.ts';
 import { assertClean, contentSha256, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
 import { type Finished, run } from '../support/vdiskfs.ts';
@@ -84,7 +85,10 @@ test('a target beside its source has no view of its own, neither before nor afte
   const back = await vdiskfs(['mirror', '--existing', '--complete', m.view, m.overlay]);
   assert.equal(back.status, 0, back.stderr);
   assert.equal((await viewOf(m))?.standsInFor, null);
-  assert.deepEqual(await readdir(m.stateDirectory).catch(() => []), []);
+  await eventually('nothing is kept', async () => {
+    const names: readonly string[] = await readdir(m.stateDirectory).catch(() => []);
+    return names.length === 0;
+  });
 });
 
 test('events and queries of a mirror are those of QEMU; a cancel when ready completes it without a pivot', async (t) => {
@@ -315,10 +319,10 @@ test('SIGKILL of the engine in the middle of a mirror: it begins again and misse
   await unmount(m);
   await assertClean(target);
   assert.equal(await contentSha256(target, join(m.root, 'target')), content);
-  assert.equal(
-    (await readdir(m.stateDirectory)).some((name) => name.endsWith('.job')),
-    false,
-  );
+  await eventually('the job is forgotten', async () => {
+    const names = await readdir(m.stateDirectory);
+    return !names.some((name) => name.endsWith('.job'));
+  });
   const record = (await readdir(m.stateDirectory))[0] ?? '';
   assert.match(await readFile(join(m.stateDirectory, record), 'utf8'), /moved\.qcow2/);
 });

@@ -309,6 +309,7 @@ const judge = async (directory: string, run: Run, outcome: Outcome): Promise<voi
   const isCancelled = names.includes('BLOCK_JOB_CANCELLED');
   assert.equal(names.filter((n) => /_COMPLETED|_CANCELLED/.test(n)).length, 1, names.join(' '));
   await stand.view.close();
+  await stand.released;
   assert.equal(stand.graph.nodes.size, 0, 'nothing stays open');
   const expected = join(directory, 'expected');
   await writeFile(expected, model.bytes);

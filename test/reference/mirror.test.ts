@@ -273,6 +273,32 @@ test('a forced cancel lets a guest go that waits for a target which does not ans
   await stand.view.close();
 });
 
+test('a forced cancel does not wait for a target that does not answer', async (t) => {
+  const { stand, on } = await scene(t);
+  await put(stand, 0, 4 * MIB, 1);
+  let answer = (): void => undefined;
+  const answered = new Promise<void>((resolve) => {
+    answer = resolve;
+  });
+  on.target = async (operation) => {
+    if (operation === 'write') await answered;
+  };
+  const job = await stand.mirror();
+  await sleep(50);
+  job.cancel({ force: true });
+  await until('it has ended', () => job.status === 'concluded', 1000);
+  assert.equal(job.error, 'Operation canceled');
+  let isClosed = false;
+  const closed = stand.released.then(() => {
+    isClosed = true;
+  });
+  await sleep(50);
+  assert.equal(isClosed, false, 'the target is still there: it writes');
+  answer();
+  await closed;
+  await stand.view.close();
+});
+
 test('write-blocking: what was answered is in the target already', async (t) => {
   const { stand } = await scene(t, { target: 'qcow2' });
   const job = await stand.mirror({ copyMode: 'write-blocking' });

@@ -40,6 +40,8 @@ export class MirrorStand {
   /** Of the last mirror, while it is open. */
   targetNode: Node | null = null;
   work: Mirror | null = null;
+  /** What the last one has left is closed. */
+  released: Promise<void> = Promise.resolve();
 
   private constructor(graph: Graph, options: MirrorStandOptions) {
     this.#options = options;
@@ -114,9 +116,11 @@ export class MirrorStand {
         old = view.swapRoot(target);
         graph.share(target);
       },
-      ended: async () => {
+      ended: async ({ abandoned }) => {
         this.targetNode = null;
-        await graph.close(old ?? target);
+        const closing = graph.close(old ?? target);
+        this.released = closing.catch(() => undefined);
+        if (!abandoned) await closing;
       },
     });
     this.work = work;

@@ -200,10 +200,12 @@ const begin = (
       const isOver = node.backing === null && node.driver.backingLink !== null;
       left = { old: await context.pivot(device, node, { reopens: isOver }) };
     },
-    ended: async () => {
+    ended: async ({ abandoned }) => {
       unpin();
       if (left === null) {
-        await target.release();
+        const released = target.release();
+        if (abandoned) released.catch(() => undefined);
+        else await released;
         return;
       }
       await target.handedOver();
