@@ -39,8 +39,11 @@ export interface JobControl {
   progress(offset: number, lengthBytes: number): void;
   /** Says what comes of a failed read or write: with `stop` the job pauses, and the work tries again afterwards. */
   failed(error: BlockError, operation: 'read' | 'write', policy: ErrorPolicy): ErrorAction;
-  /** Everything is copied: waits for `complete` (pivot) or for a cancel that is not forced (stop). Errors: JobCancelled. */
-  ready(whileReady: () => Promise<void>): Promise<'complete' | 'stop'>;
+  /**
+   * Everything is copied: waits for `complete` (pivot) or for a cancel that is not forced (stop). Meanwhile `whileReady` is done
+   * again and again; it says after how many ms. Errors: JobCancelled.
+   */
+  ready(whileReady: () => Promise<number>): Promise<'complete' | 'stop'>;
   readonly isCancelled: boolean;
   /** What a person has asked for that is ready: its pivot, or its end without one. Nothing else is begun then. */
   readonly completion: 'complete' | 'stop' | null;
@@ -357,13 +360,13 @@ export class Job implements JobControl {
     return action;
   }
 
-  async ready(whileReady: () => Promise<void>): Promise<'complete' | 'stop'> {
+  async ready(whileReady: () => Promise<number>): Promise<'complete' | 'stop'> {
     this.#to('ready');
     this.#emit('BLOCK_JOB_READY', this.#eventData());
     while (this.#completion === null) {
       await this.pausePoint();
-      await whileReady();
-      if (this.#completion === null) await this.#sleep(100);
+      const restMs = await whileReady();
+      if (this.#completion === null) await this.#sleep(restMs);
     }
     if (this.#cancelled) throw new JobCancelled();
     return this.#completion;

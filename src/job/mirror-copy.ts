@@ -12,6 +12,7 @@ import type { Node } from '../block/node.ts';
 import { RangeLocks } from '../block/range-locks.ts';
 import { orAborted } from './abort.ts';
 import { Copies } from './copies.ts';
+import { CopyBuffers } from './copy-buffers.ts';
 import type { ErrorPolicy, JobControl } from './job.ts';
 import { JobCancelled } from './job-error.ts';
 import type { MirrorOptions } from './mirror-options.ts';
@@ -36,6 +37,13 @@ export type SourceAccess = <T>(run: (root: Node) => Promise<T>) => Promise<T>;
 /** What to do about a failure now. */
 export type PolicyOf = (operation: 'read' | 'write') => ErrorPolicy;
 
+interface CopyRange {
+  readonly start: number;
+  readonly lengthBytes: number;
+  /** It was found to be zeros, may be longer than a buffer, and needs none. */
+  readonly isZero: boolean;
+}
+
 interface Piece {
   readonly start: number;
   readonly lengthBytes: number;
@@ -50,7 +58,8 @@ export class MirrorCopy {
   readonly #options: MirrorOptions;
   readonly #bitmap: TrackedBitmap;
   readonly #policy: PolicyOf;
-  readonly #copies = new Copies(COPIES_AT_ONCE);
+  readonly #copies: Copies;
+  readonly #buffers: CopyBuffers;
   #doneBytes = 0;
   /** The most that was reported as what there is to do. */
   #knownBytes = 0;
@@ -69,6 +78,11 @@ export class MirrorCopy {
     this.#options = scene.options;
     this.#bitmap = scene.bitmap;
     this.#policy = scene.policy;
+    const { bufferBytes, granularityBytes } = scene.options;
+    const pieceBytes = copyBytes(0, granularityBytes);
+    const atOnce = Math.floor(bufferBytes / pieceBytes);
+    this.#copies = new Copies(Math.min(COPIES_AT_ONCE, Math.max(1, atOnce)));
+    this.#buffers = new CopyBuffers(pieceBytes);
   }
 
   get dirtyBytes(): number {
@@ -107,13 +121,9 @@ export class MirrorCopy {
         await this.#control.pausePoint();
         const range = await this.#next(source, at);
         if (range === null) break;
-        const { start, lengthBytes } = range;
-        await this.#control.throttle(lengthBytes);
-        await orAborted(
-          this.#copies.begin(() => this.#copy(source, start, lengthBytes)),
-          signal,
-        );
-        at = start + lengthBytes;
+        await this.#control.throttle(range.isZero ? 0 : range.lengthBytes);
+        await this.#begin(source, range);
+        at = range.start + range.lengthBytes;
       }
       await orAborted(this.#copies.finish(), signal);
     } finally {
@@ -146,12 +156,8 @@ export class MirrorCopy {
       for (let at = 0; !signal.aborted; ) {
         const range = await this.#next(source, at);
         if (range === null) break;
-        const { start, lengthBytes } = range;
-        await orAborted(
-          this.#copies.begin(() => this.#copy(source, start, lengthBytes)),
-          signal,
-        );
-        at = start + lengthBytes;
+        await this.#begin(source, range);
+        at = range.start + range.lengthBytes;
       }
       await orAborted(this.#copies.finish(), signal);
     } finally {
@@ -163,24 +169,34 @@ export class MirrorCopy {
   }
 
   /** What to copy next, from an offset on: whole granules; null for nothing. */
-  async #next(
-    source: SourceAccess,
-    from: number,
-  ): Promise<{ readonly start: number; readonly lengthBytes: number } | null> {
+  async #next(source: SourceAccess, from: number): Promise<CopyRange | null> {
     const { content } = this.#bitmap;
     // What the source has gained is copied when the target has it, too.
     const found = content.nextDirty(from, this.#options.target.lengthBytes);
     if (found === null) return null;
     const { start, lengthBytes } = found;
     const pieceBytes = copyBytes(this.#control.speed, content.granularityBytes);
-    if (lengthBytes <= pieceBytes) return found;
+    if (lengthBytes <= pieceBytes) return { start, lengthBytes, isZero: false };
     const zeroBytes = await source((root) => zeroRun(root, start, lengthBytes)).catch(() => 0);
     const zeros = alignDown(Math.min(zeroBytes, MAX_ZERO_BYTES), content.granularityBytes);
-    if (zeros > pieceBytes) return { start, lengthBytes: zeros };
-    return { start, lengthBytes: pieceBytes };
+    if (zeros > pieceBytes) return { start, lengthBytes: zeros, isZero: true };
+    return { start, lengthBytes: pieceBytes, isZero: false };
   }
 
-  async #copy(source: SourceAccess, start: number, lengthBytes: number): Promise<void> {
+  /** As soon as there is room, or nobody wants it any more. */
+  async #begin(source: SourceAccess, range: CopyRange): Promise<void> {
+    const copy = (): Promise<void> =>
+      range.isZero
+        ? this.#copy(source, range, null)
+        : this.#buffers.with(range.lengthBytes, (buffer) => this.#copy(source, range, buffer));
+    await orAborted(this.#copies.begin(copy), this.#control.signal);
+  }
+
+  async #copy(
+    source: SourceAccess,
+    { start, lengthBytes }: CopyRange,
+    buffer: Uint8Array | null,
+  ): Promise<void> {
     const granuleBytes = alignUp(lengthBytes, this.#bitmap.content.granularityBytes);
     this.#inFlightBytes += granuleBytes;
     let operation: 'read' | 'write' = 'read';
@@ -189,7 +205,7 @@ export class MirrorCopy {
       const pieces = await source(async (root) => {
         const lock = await this.locks.acquire({ start, end: start + granuleBytes });
         release = () => lock.release();
-        return this.#take(root, start, lengthBytes);
+        return this.#take(root, { start, lengthBytes }, buffer);
       });
       operation = 'write';
       for (const piece of pieces) await this.#write(piece);
@@ -209,8 +225,12 @@ export class MirrorCopy {
     }
   }
 
-  /** Takes a range out of the bitmap, and reads it. */
-  async #take(root: Node, start: number, lengthBytes: number): Promise<readonly Piece[]> {
+  /** Takes a range out of the bitmap, and reads it. Without a buffer, what is not zeros is put back. */
+  async #take(
+    root: Node,
+    { start, lengthBytes }: { readonly start: number; readonly lengthBytes: number },
+    buffer: Uint8Array | null,
+  ): Promise<readonly Piece[]> {
     root.dirtyBitmaps.clear(this.#bitmap, start, lengthBytes);
     await root.quiesceChanges();
     const end = Math.min(start + lengthBytes, root.lengthBytes, this.#options.target.lengthBytes);
@@ -218,7 +238,9 @@ export class MirrorCopy {
     try {
       for (let at = start; at < end; ) {
         const run = await joinedRun(root, at, end);
-        pieces.push(load(root, at, run));
+        if (run.zero) pieces.push(Promise.resolve({ ...run, start: at, bytes: null }));
+        else if (buffer === null) this.#bitmap.content.mark(at, run.lengthBytes);
+        else pieces.push(load(root, at, buffer.subarray(at - start, at - start + run.lengthBytes)));
         at += run.lengthBytes;
       }
     } catch (error) {
@@ -274,11 +296,9 @@ const joinedRun = async (root: Node, start: number, end: number): Promise<Run> =
   return { lengthBytes: at - start, zero: first.zero };
 };
 
-const load = async (root: Node, start: number, { lengthBytes, zero }: Run): Promise<Piece> => {
-  if (zero) return { start, lengthBytes, bytes: null };
-  const bytes = Buffer.allocUnsafeSlow(lengthBytes);
+const load = async (root: Node, start: number, bytes: Uint8Array): Promise<Piece> => {
   await root.readForCopy(guestOffset(start), bytes);
-  return { start, lengthBytes, bytes: isAllZero(bytes) ? null : bytes };
+  return { start, lengthBytes: bytes.length, bytes: isAllZero(bytes) ? null : bytes };
 };
 
 const copyBytes = (speed: number, granularityBytes: number): number => {

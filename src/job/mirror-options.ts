@@ -31,6 +31,8 @@ export interface MirrorOptions {
   readonly bitmapMode: BitmapMode;
   /** A power of two, 512 bytes to 64 MiB. */
   readonly granularityBytes: number;
+  /** For copies in flight, all together; one runs at least. */
+  readonly bufferBytes: number;
   readonly copyMode: CopyMode;
   readonly onSourceError: ErrorPolicy;
   readonly onTargetError: ErrorPolicy;
@@ -57,6 +59,7 @@ export interface MirrorOptions {
 
 export const MIN_MIRROR_GRANULARITY_BYTES = 512;
 export const MAX_MIRROR_GRANULARITY_BYTES = 64 << 20;
+export const DEFAULT_BUFFER_BYTES = 16 << 20;
 const LEAST_DEFAULT_BYTES = 4096;
 const MOST_DEFAULT_BYTES = 64 << 10;
 

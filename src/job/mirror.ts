@@ -28,6 +28,10 @@ import { WriteThrough } from './write-through.ts';
 
 /** Rounds at the end before the guest's writes wait for the target. */
 const PATIENT_ROUNDS = 2;
+/** Between rounds while ready: so many times as long as the round. */
+const REST_SHARE = 4;
+const LEAST_REST_MS = 100;
+const MOST_REST_MS = 1000;
 /** Between attempts at what has failed and is not to end the job. */
 const RETRY_MS = 100;
 
@@ -189,11 +193,14 @@ export class Mirror implements JobWork {
     });
   }
 
-  /** While ready: one round, which gives way to the end. */
-  async #followGuest(): Promise<void> {
+  /** While ready: one round, which gives way to the end. Returns how long to rest: each round takes workers their permissions. */
+  async #followGuest(): Promise<number> {
     const { control, copy } = this.#state();
+    const begunMs = performance.now();
     await this.#round(() => control.completion === null);
     if (copy.dirtyBytes === 0) copy.reportDone();
+    const tookMs = performance.now() - begunMs;
+    return Math.min(MOST_REST_MS, Math.max(LEAST_REST_MS, tookMs * REST_SHARE));
   }
 
   /** After the decision: as far as it goes beside the guest. */

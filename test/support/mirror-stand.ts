@@ -105,6 +105,7 @@ export class MirrorStand {
       bitmap: null,
       bitmapMode: 'on-success',
       granularityBytes: defaultGranularity(target),
+      bufferBytes: 16 << 20,
       copyMode: 'background',
       onSourceError: 'report',
       onTargetError: 'report',

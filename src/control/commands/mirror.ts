@@ -11,6 +11,7 @@ import {
   BITMAP_MODES,
   type BitmapMode,
   COPY_MODES,
+  DEFAULT_BUFFER_BYTES,
   defaultGranularity,
   MAX_MIRROR_GRANULARITY_BYTES,
   MIN_MIRROR_GRANULARITY_BYTES,
@@ -146,6 +147,9 @@ const start = async (context: ControlContext, plan: Plan, restart: Restart = {})
   const speed = given.speed ?? 0;
   if (speed < 0) throw new JobError("Parameter 'speed' expects a non-negative value");
   checkGranularity(given.granularity);
+  if ((given['buf-size'] ?? 0) < 0) {
+    throw new JobError("Parameter 'buf-size' expects a non-negative value");
+  }
   const unpin = view.pin();
   let target: JobTarget | null = null;
   try {
@@ -189,6 +193,8 @@ const begin = (
     bitmap,
     bitmapMode: bitmapModeOf(given),
     granularityBytes: given.granularity ?? defaultGranularity(node),
+    // QEMU takes 0 for its own.
+    bufferBytes: (given['buf-size'] ?? 0) || DEFAULT_BUFFER_BYTES,
     copyMode: given['copy-mode'] ?? 'background',
     onSourceError: given['on-source-error'] ?? 'report',
     onTargetError: given['on-target-error'] ?? 'report',

@@ -73,7 +73,7 @@ test('a mirror-like job is ready, completes, and only then waits and pivots', as
   let pivoted = '';
   const { job, sequence } = started({
     run: async (control) => {
-      pivoted = await control.ready(async () => undefined);
+      pivoted = await control.ready(async () => 10);
     },
   });
   await turn();
@@ -90,7 +90,7 @@ test('a cancel that is not forced ends a ready job as completed, a forced one as
   for (const force of [false, true]) {
     const { job, sequence } = started({
       run: async (control) => {
-        assert.equal(await control.ready(async () => undefined), 'stop');
+        assert.equal(await control.ready(async () => 10), 'stop');
       },
     });
     while (job.status !== 'ready') await sleep(1);
