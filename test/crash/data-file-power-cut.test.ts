@@ -153,7 +153,7 @@ for (const c of CASES) {
       );
     let index = 0;
     for (const { images, events: cut } of prefixesOf(files))
-      if (index++ % 8 === 0 || countOf(1) > 1) await look(images, cut, 'all of what was written');
+      if (index++ % 8 === 0 || countOf(1) > 4) await look(images, cut, 'all of what was written');
     for (let i = 0; i < CUTS; i++) {
       const cut = random.below(events + 1);
       const survivors = survivorsOf(random);

@@ -252,7 +252,7 @@ for (const c of CASES) {
     // Every prefix: all of it in the order in which it was written.
     let index = 0;
     for (const { images, events } of prefixesOf([{ start, log }])) {
-      const isThorough = index++ % 25 === 0 || countOf(1) > 1;
+      const isThorough = index++ % 25 === 0 || countOf(1) > 4;
       await checkCut(images[0] ?? start, { cut: events, what: 'all' }, isThorough);
     }
     const inside = log.flushes.filter((f) =>
