@@ -107,10 +107,8 @@ export class EntryLookup {
       return 'reads as zeros, which version 2 does not have';
     if ((zeroes & allocated) !== 0) return 'has subclusters that are both allocated and zero';
     const offset = entryOffset(high, low);
-    if (offset === 0) {
-      if (isCopied(high)) return 'points to the header';
-      return allocated === 0 ? null : 'has allocated subclusters, but no cluster';
-    }
+    // Without a place the COPIED flag says nothing.
+    if (offset === 0) return allocated === 0 ? null : 'has allocated subclusters, but no cluster';
     if (!isAligned(offset, clusterBytes)) return 'is not a multiple of the cluster size';
     if (offset >= file.lengthBytes && !this.#isAllocatedHere(offset)) return PAST_END;
     return metadata.has(offset / clusterBytes) ? 'points to metadata' : null;
