@@ -441,6 +441,7 @@ export class Catalog implements Directory {
         return 'ignored' in inspection ? null : inspection;
       },
       writerBelow: (inspection) => this.#writerBelow(inspection),
+      opened: (root) => this.#options.opened?.(root),
       noteRead: (name, offset, length) => this.#options.noteRead?.(name, offset, length),
       jobsOf: (view) => this.#options.jobsOf?.(view) ?? [],
       outdated: () => {

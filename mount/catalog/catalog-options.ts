@@ -3,6 +3,7 @@ import { BlockError, type BlockErrorWire } from '../../src/base/block-error.ts';
 import type { Log } from '../../src/base/log.ts';
 import type { Graph } from '../../src/block/graph.ts';
 import type { ImageLocks } from '../../src/block/image-locks.ts';
+import type { Node } from '../../src/block/node.ts';
 import type { OpenGate } from '../../src/block/open-gate.ts';
 import type { DriverRegistry } from '../../src/block/registry.ts';
 import type { RemoteCredential } from '../../src/block/remote-access.ts';
@@ -41,6 +42,8 @@ export interface CatalogOptions {
   readonly pid: number;
   /** A read of a view, by its file name; for records of what guests read. */
   readonly noteRead?: (name: string, offset: number, lengthBytes: number) => void;
+  /** The image of a view has been opened, and nobody has used it yet. */
+  readonly opened?: (root: Node) => void;
   /** What works on the image of a view in the background, for `user.vdiskfs.jobs`; nothing when not given. */
   readonly jobsOf?: (view: View) => readonly object[];
   /**

@@ -3,6 +3,7 @@ import type { BlockError } from '../../src/base/block-error.ts';
 import type { Log } from '../../src/base/log.ts';
 import type { Graph } from '../../src/block/graph.ts';
 import type { ImageLocks } from '../../src/block/image-locks.ts';
+import type { Node } from '../../src/block/node.ts';
 import type { DetectZeroes, View } from '../../src/block/view.ts';
 import type { Activity } from './activity.ts';
 import type { CatalogOptions } from './catalog-options.ts';
@@ -30,6 +31,8 @@ export interface EntryContext {
   readonly activity: Activity;
   /** The image below this one that has handles which may write it; null for none. */
   writerBelow(inspection: Inspection): Promise<OtherImage | null>;
+  /** See `CatalogOptions.opened`. */
+  opened(root: Node): void;
   /** See `CatalogOptions.noteRead`. */
   noteRead(name: string, offset: number, lengthBytes: number): void;
   /** What works on it in the background. */

@@ -423,6 +423,7 @@ export class ImageEntry implements Entry {
         this.idleSinceMs = performance.now();
         if (differsFrom(this.inspection, root)) this.#superseded = true;
         if (!this.mustBeReplaced && (this.#readOnlyReason === null) === (reason === null)) {
+          this.#context.opened(root);
           return root;
         }
         await this.#context.graph.close(root);

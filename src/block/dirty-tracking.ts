@@ -42,6 +42,13 @@ export interface BitmapStore {
   save(): Promise<void>;
 }
 
+/** What outlives an engine of a bitmap, and so has to know of a write before the write begins. Never throws. */
+export interface BitmapPersistence {
+  mark(start: number, lengthBytes: number): void;
+  /** It is of no use any more: the node has another length. */
+  discard(): void;
+}
+
 export interface TrackedBitmapFields {
   /** Null for one that only a job knows. */
   readonly name: string | null;
@@ -68,6 +75,8 @@ export class TrackedBitmap {
   recording: boolean;
   /** False: a job marks it in place of the node, which only sees to it that each first write of a page comes there. */
   marks = true;
+  /** Null for one that is kept in memory alone. */
+  persistence: BitmapPersistence | null = null;
   /** The job that uses it; nobody else changes or removes it meanwhile. */
   user: string | null = null;
 
@@ -81,6 +90,12 @@ export class TrackedBitmap {
     this.storage = fields.storage ?? null;
     this.inconsistent = inconsistent;
     this.dropped = fields.dropped ?? null;
+  }
+
+  /** A range is about to be written. */
+  mark(start: number, lengthBytes: number): void {
+    this.persistence?.mark(start, lengthBytes);
+    this.content.mark(start, lengthBytes);
   }
 }
 
@@ -104,7 +119,7 @@ export class DirtyTracking {
   /** Those that record. */
   #recording: readonly DirtyBitmap[] = [];
   /** Those of them that the node marks: looked at for each write. */
-  #marked: readonly DirtyBitmap[] = [];
+  #marked: readonly TrackedBitmap[] = [];
 
   /** Somebody writes the node's file and is seen by nobody: a kernel with a passthrough handle. No bitmap can record. */
   isBlind = false;
@@ -281,7 +296,10 @@ export class DirtyTracking {
 
   /** The node has another length. Drained. */
   resize(lengthBytes: number): void {
-    for (const bitmap of this.#bitmaps) bitmap.content.resize(lengthBytes);
+    for (const bitmap of this.#bitmaps) {
+      bitmap.persistence?.discard();
+      bitmap.content.resize(lengthBytes);
+    }
   }
 
   // Who began before writes as before: it is waited for.
@@ -299,7 +317,7 @@ export class DirtyTracking {
   #settle(): void {
     const recording = [...this.#bitmaps].filter((b) => b.recording);
     this.#recording = recording.map((b) => b.content);
-    this.#marked = recording.filter((b) => b.marks).map((b) => b.content);
+    this.#marked = recording.filter((b) => b.marks);
   }
 
   #present(name: string): TrackedBitmap {

@@ -1,6 +1,9 @@
 /** What the commands of the control socket work on: given by the engine, so that this room knows no mount. */
+import type { DirtyBitmap } from '../block/dirty-bitmap.ts';
+import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
 import type { View } from '../block/view.ts';
+import type { BitmapFile } from '../job/bitmap-file.ts';
 import { JobError } from '../job/job-error.ts';
 import type { JobList } from '../job/job-list.ts';
 import type { JobStore } from '../job/job-store.ts';
@@ -39,6 +42,23 @@ export interface DeviceActivity {
   activate(device: Device): Promise<void>;
 }
 
+/** A job whose bitmap may outlive this engine; paths of its images. */
+export interface KeptJob {
+  readonly id: string;
+  readonly source: string;
+  readonly target: string;
+}
+
+/** Bitmaps of jobs beside the engine's memory: with them a job goes on where it was when its engine died. */
+export interface KeptBitmaps {
+  /** What an earlier engine has left for the job that goes on; null when there is none. Nobody else gets it. */
+  take(root: Node): TrackedBitmap | null;
+  /** Keeps a bitmap from now on, with what it has; in one turn of the event loop. Null where that cannot be done. */
+  create(job: KeptJob, content: DirtyBitmap): BitmapFile | null;
+  /** A job of an image does not go on in this engine, and would miss what is written until it does. */
+  giveUp(imagePath: string): void;
+}
+
 export interface ControlContext {
   readonly jobs: JobList;
   /** Where jobs are kept for later engines. */
@@ -49,6 +69,7 @@ export interface ControlContext {
   /** See `Graph.replaceBacking`. */
   replaceBacking(overlay: Node, base: Node | null): Promise<void>;
   readonly targets: Targets;
+  readonly keptBitmaps: KeptBitmaps;
   /**
    * The view goes on over a target, in a drained section, with both sides flushed and the same content. Durable. Returns the
    * old root, null when it is closed. `reopens`: the target's backing was not opened, because it is the old root itself. Errors: the view stays what it is.

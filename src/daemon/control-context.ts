@@ -9,7 +9,7 @@ import type { Log } from '../base/log.ts';
 import type { Graph } from '../block/graph.ts';
 import type { Node } from '../block/node.ts';
 import { startStream } from '../control/commands/block-stream.ts';
-import type { ControlContext, Device } from '../control/context.ts';
+import type { ControlContext, Device, KeptBitmaps } from '../control/context.ts';
 import type { Targets } from '../control/targets.ts';
 import { toInfo } from '../image/info.ts';
 import type { JobList } from '../job/job-list.ts';
@@ -28,6 +28,7 @@ export interface ControlSource extends StatusSource {
   readonly jobs: JobList;
   readonly store: JobStore;
   readonly targets: Targets;
+  readonly keptBitmaps: KeptBitmaps;
   readonly log: Log;
   /** Asks the supervisor to unmount. */
   readonly quit: () => void;
@@ -44,6 +45,7 @@ export const controlContext = (source: ControlSource): ControlContext => {
     nodes: () => [...graph.nodes],
     devices: async () => (await catalog.images()).map(deviceOf),
     targets: source.targets,
+    keptBitmaps: source.keptBitmaps,
     pivot: (device, target, options) => catalog.pivot(device.view, target, options),
     pivoted: (device, old) => pivoted(source, device, old),
     refusePassthrough: (device) => {

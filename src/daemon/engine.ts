@@ -30,6 +30,7 @@ import { JobStore } from '../job/job-store.ts';
 import { cloneFuseDevice, dieWithParent } from '../os/linux.ts';
 import { TaskRecorder } from './black-box.ts';
 import { controlContext, streamAll } from './control-context.ts';
+import { JobBitmaps } from './job-bitmaps.ts';
 import { takeUpJobs } from './job-take-up.ts';
 import { JobTargets } from './job-targets.ts';
 import {
@@ -65,6 +66,8 @@ interface Engine {
   readonly catalog: Catalog;
   /** Ends the jobs, keeping what a later engine needs to go on, and closes control socket and metrics. */
   readonly closeServers: () => Promise<void>;
+  /** The mount is gone: what is kept for engines that come later goes, too. */
+  readonly ended: () => void;
 }
 
 const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Promise<Engine> => {
@@ -86,6 +89,10 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
       ? null
       : new ReadRecords(recordDirectory, log, { append: config.generation > 0 });
   const tasks = config.careful ? new TaskRecorder(ENGINE_DESCRIPTORS.blackBox) : null;
+  const store = new JobStore(config.stateDirectory, log);
+  const keptBitmaps = new JobBitmaps({ directory: config.journalDirectory, mountpoint });
+  if (config.generation === 0) keptBitmaps.removeAll();
+  else keptBitmaps.expect(await store.load());
   const standIns = await StandInStore.load(config.stateDirectory, log);
   const catalog = await openCatalog({
     sources,
@@ -104,6 +111,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     socketPath: config.socketPath,
     pid: process.pid,
     noteRead: (name, offset, length) => records?.note(name, offset, length),
+    opened: (root) => keptBitmaps.opened(root),
     jobsOf: (view) => jobs.infoOf(view.root),
     nodeIds: (keys) => link.nodeIds(keys),
     activity: activityOf(config, link),
@@ -111,7 +119,6 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     begin: (task) => tasks?.begin(task) ?? (() => undefined),
   });
   const backend = await startBackend(config, catalog, log, tasks);
-  const store = new JobStore(config.stateDirectory, log);
   const quit = (): void => send({ type: 'quit' });
   const targets = new JobTargets({
     graph,
@@ -122,12 +129,13 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     backingDirectories,
     mountpoint,
   });
-  const scene = { config, catalog, backend, graph, jobs, store, targets, log, quit };
+  const scene = { config, catalog, backend, graph, jobs, store, targets, keptBitmaps, log, quit };
   const context = controlContext(scene);
   const closeServers = await startServers(config, { config, catalog, backend }, context, log);
   return {
     backend,
     catalog,
+    ended: () => keptBitmaps.removeAll(),
     closeServers: async () => {
       await Promise.all([closeServers(), records?.close()]);
       await targets.close().catch((error: unknown) => {
@@ -269,6 +277,7 @@ const serve = async (
     await engine.closeServers();
     await engine.catalog.close();
   }
+  engine.ended();
   // Not after a worker's death: the mount is still there, and another engine takes it over.
   send({ type: 'unmounted' });
 };

@@ -31,13 +31,16 @@ export const takeUpJobs = async (
     // Of an image that is not here: it may be back with the next mount.
     if (device === undefined) {
       log.warning(record.id, `its image '${record.imagePath}' is not here: the job waits`);
+      context.keptBitmaps.giveUp(record.imagePath);
       continue;
     }
     if (device.view.isHeld) {
       log.info(record.id, 'its image is inactive: the job waits');
+      context.keptBitmaps.giveUp(record.imagePath);
       continue;
     }
     if (hasPivoted(record, device)) {
+      context.keptBitmaps.giveUp(record.imagePath);
       conclude(context, record, { type: 'mirror', error: null });
       log.info(record.id, `had ended: its view goes on over '${device.path}'`);
       continue;
@@ -48,6 +51,7 @@ export const takeUpJobs = async (
       if (record.result === null) log.info(record.id, `${said}${record.paused ? ', paused' : ''}`);
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
+      context.keptBitmaps.giveUp(record.imagePath);
       const isOver = record.command === 'drive-backup' && isFinal(error);
       const text = `cannot go on after a restart: ${reason}`;
       if (isOver) conclude(context, record, { type: 'backup', error: text });
@@ -93,9 +97,14 @@ const takeUp = async (context: ControlContext, record: JobRecord): Promise<strin
     }
     case 'drive-mirror': {
       const given = checkArguments(DRIVE_MIRROR_ARGUMENTS, record.arguments);
-      if (result === null) await startDriveMirror(context, given, { paused, again: true });
-      else restore(context, record, 'mirror');
-      return 'begins again: what its target lacks was known to the engine before alone';
+      if (result !== null) {
+        restore(context, record, 'mirror');
+        return '';
+      }
+      const { resumes } = await startDriveMirror(context, given, { paused, again: true });
+      return resumes
+        ? 'goes on with what its target lacks'
+        : 'begins again: what its target lacks was known to the engine before alone';
     }
     case 'drive-backup': {
       const given = checkArguments(DRIVE_BACKUP_ARGUMENTS, record.arguments);

@@ -36,6 +36,11 @@ export class JobList {
     this.#log = log;
   }
 
+  /** The mount ends, or its engine: jobs that are cancelled now go on in another one. */
+  get isClosed(): boolean {
+    return this.#isClosed;
+  }
+
   get all(): readonly Job[] {
     return [...this.#jobs.values()];
   }

@@ -11,6 +11,7 @@ import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
 import { RangeLocks } from '../block/range-locks.ts';
 import { orAborted } from './abort.ts';
+import { BitmapFile } from './bitmap-file.ts';
 import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';
 import type { ErrorPolicy, JobControl } from './job.ts';
@@ -209,12 +210,14 @@ export class MirrorCopy {
       });
       operation = 'write';
       for (const piece of pieces) await this.#write(piece);
+      const { persistence, content } = this.#bitmap;
+      if (persistence instanceof BitmapFile) persistence.clear(start, lengthBytes, content);
       this.#doneBytes += granuleBytes;
     } catch (error) {
       // Nobody wants to know any more.
       if (this.#control.isCancelled) return;
       this.#failures++;
-      this.#bitmap.content.mark(start, lengthBytes);
+      this.#bitmap.mark(start, lengthBytes);
       const failure = toBlockError(error);
       const action = this.#control.failed(failure, operation, this.#policy(operation));
       if (action === 'report') throw failure;
@@ -239,7 +242,7 @@ export class MirrorCopy {
       for (let at = start; at < end; ) {
         const run = await joinedRun(root, at, end);
         if (run.zero) pieces.push(Promise.resolve({ ...run, start: at, bytes: null }));
-        else if (buffer === null) this.#bitmap.content.mark(at, run.lengthBytes);
+        else if (buffer === null) this.#bitmap.mark(at, run.lengthBytes);
         else pieces.push(load(root, at, buffer.subarray(at - start, at - start + run.lengthBytes)));
         at += run.lengthBytes;
       }

@@ -1,7 +1,9 @@
 /** What a mirror is told, in QEMU's words. */
+import type { DirtyBitmap } from '../block/dirty-bitmap.ts';
 import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
 import type { View } from '../block/view.ts';
+import type { BitmapFile } from './bitmap-file.ts';
 import type { ErrorPolicy } from './job.ts';
 
 /**
@@ -18,6 +20,16 @@ export type BitmapMode = (typeof BITMAP_MODES)[number];
 /** `write-blocking`: the guest's writes are in the target, too, before they are answered. */
 export const COPY_MODES = ['background', 'write-blocking'] as const;
 export type CopyMode = (typeof COPY_MODES)[number];
+
+/** How a mirror outlives its engine. */
+export interface KeptBitmap {
+  /** Of an earlier engine: it records already, and has everything that the target lacks. Null: the mirror begins anew. */
+  readonly resumed: TrackedBitmap | null;
+  /** Keeps the bitmap from now on; null where that cannot be done. */
+  readonly create: (content: DirtyBitmap) => BitmapFile | null;
+  /** The job ends because the engine does. */
+  readonly outlives: () => boolean;
+}
 
 export interface MirrorOptions {
   readonly view: View;
@@ -40,6 +52,7 @@ export interface MirrorOptions {
   readonly unmap: boolean;
   /** The target reads as zeros everywhere: what is zeros in the source needs no copy. */
   readonly targetIsZero: boolean;
+  readonly kept?: KeptBitmap;
   /** Errors: EBUSY while somebody writes the source without being seen. */
   readonly refuseUnseen?: () => void;
   /**

@@ -19,6 +19,7 @@ import { toBlockError } from '../base/block-error.ts';
 import { alignUp } from '../base/range.ts';
 import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
+import { BitmapFile } from './bitmap-file.ts';
 import type { ErrorPolicy, JobChange, JobControl, JobWork } from './job.ts';
 import { JobCancelled, JobError } from './job-error.ts';
 import { MirrorCopy } from './mirror-copy.ts';
@@ -60,9 +61,10 @@ export class Mirror implements JobWork {
   }
 
   async run(control: JobControl): Promise<void> {
-    const { root, granularityBytes } = this.#options;
+    const { root, granularityBytes, kept } = this.#options;
+    const resumed = kept?.resumed ?? null;
     this.#control = control;
-    this.#bitmap = await root.dirtyBitmaps.start(granularityBytes);
+    this.#bitmap = resumed ?? (await root.dirtyBitmaps.start(granularityBytes));
     this.#options.refuseUnseen?.();
     this.#copy = new MirrorCopy({
       control,
@@ -72,16 +74,19 @@ export class Mirror implements JobWork {
     });
     if (this.#copyMode === 'write-blocking') this.#engage();
     await this.#fit();
-    await markInitial(control, this.#bitmap.content, this.#options);
+    if (resumed === null) {
+      await markInitial(control, this.#bitmap.content, this.#options);
+      this.#bitmap.persistence = kept?.create(this.#bitmap.content) ?? null;
+    }
     this.#copy.report();
     await this.#level();
     this.#copy.reportDone();
     await control.ready(() => this.#followGuest());
     await this.#approach();
+    this.#isLast = true;
   }
 
   async prepare(): Promise<void> {
-    this.#isLast = true;
     for (;;) {
       await this.#approach();
       if (await this.#heldStill(() => this.#finish())) return;
@@ -93,10 +98,21 @@ export class Mirror implements JobWork {
     try {
       await this.#keepRemaining();
     } finally {
-      if (this.#bitmap !== null) this.#options.root.dirtyBitmaps.drop(this.#bitmap);
+      this.#dropBitmap();
       const abandoned = this.#control?.isCancelled === true && !this.#pivoted;
       await this.#options.ended({ pivoted: this.#pivoted, abandoned });
     }
+  }
+
+  #dropBitmap(): void {
+    const { root, kept } = this.#options;
+    const bitmap = this.#bitmap ?? kept?.resumed ?? null;
+    if (bitmap === null) return;
+    root.dirtyBitmaps.drop(bitmap);
+    const { persistence } = bitmap;
+    if (persistence instanceof BitmapFile && kept?.outlives() === true) persistence.close();
+    else persistence?.discard();
+    bitmap.persistence = null;
   }
 
   /** Of a mirror from a bitmap, `always`: what was not copied is in the bitmap, and nothing else. */
@@ -281,7 +297,7 @@ export class Mirror implements JobWork {
     root.dirtyBitmaps.markedByJob(bitmap);
     this.#writeThrough = new WriteThrough({
       target,
-      bitmap: bitmap.content,
+      bitmap,
       locks: copy.locks,
       unmap,
       signal: control.signal,

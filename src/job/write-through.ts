@@ -11,14 +11,16 @@ import { toBlockError } from '../base/block-error.ts';
 import { alignDown, alignUp } from '../base/range.ts';
 import { guestOffset } from '../base/units.ts';
 import type { ContentChange, Interposer } from '../block/content-change.ts';
-import type { DirtyBitmap, DirtyRange } from '../block/dirty-bitmap.ts';
+import type { DirtyRange } from '../block/dirty-bitmap.ts';
+import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
 import type { RangeLocks } from '../block/range-locks.ts';
 import { orAborted } from './abort.ts';
+import { BitmapFile } from './bitmap-file.ts';
 
 export interface WriteThroughOptions {
   readonly target: Node;
-  readonly bitmap: DirtyBitmap;
+  readonly bitmap: TrackedBitmap;
   /** Those that copies hold. */
   readonly locks: RangeLocks;
   readonly unmap: boolean;
@@ -39,7 +41,7 @@ export class WriteThrough implements Interposer {
 
   async around(change: ContentChange, run: () => Promise<void>): Promise<void> {
     const { bitmap, locks } = this.#options;
-    const { granularityBytes } = bitmap;
+    const { granularityBytes } = bitmap.content;
     const start = alignDown(change.offset, granularityBytes);
     const end = alignUp(change.offset + change.lengthBytes, granularityBytes);
     using _range = await locks.acquire({ start, end });
@@ -49,6 +51,8 @@ export class WriteThrough implements Interposer {
       return;
     }
     const inStep = this.#inStep(change);
+    // An engine that comes would not know how far the target is.
+    bitmap.persistence?.mark(change.offset, change.lengthBytes);
     try {
       await run();
     } catch (error) {
@@ -58,6 +62,9 @@ export class WriteThrough implements Interposer {
     }
     const writes = Promise.all(inStep.map((range) => this.#write(change, range)));
     await orAborted(writes, this.#options.signal);
+    const { persistence, content } = bitmap;
+    if (this.#options.signal.aborted) return;
+    if (persistence instanceof BitmapFile) persistence.clear(start, end - start, content);
   }
 
   #inStep({ offset, lengthBytes }: ContentChange): readonly DirtyRange[] {
@@ -68,7 +75,7 @@ export class WriteThrough implements Interposer {
     if (limit < end) bitmap.mark(Math.max(offset, limit), end - Math.max(offset, limit));
     const ranges: DirtyRange[] = [];
     for (let at: number = offset; at < limit; ) {
-      const found = bitmap.nextClean(at, limit);
+      const found = bitmap.content.nextClean(at, limit);
       if (found === null) break;
       ranges.push(found);
       at = found.start + found.lengthBytes;

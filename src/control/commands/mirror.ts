@@ -81,6 +81,13 @@ interface Scene {
   readonly id: string;
 }
 
+/** A mirror that has begun. */
+export interface Started {
+  readonly job: Job;
+  /** It goes on where an earlier engine was. */
+  readonly resumes: boolean;
+}
+
 /** What a later engine is told beside the arguments. */
 interface Restart {
   readonly paused?: boolean;
@@ -93,7 +100,7 @@ export const startDriveMirror = async (
   context: ControlContext,
   given: DriveMirror,
   restart: Restart = {},
-): Promise<Job> => {
+): Promise<Started> => {
   const { sync, target, mode = 'absolute-paths' } = given;
   return start(
     context,
@@ -120,7 +127,10 @@ export const startDriveMirror = async (
   );
 };
 
-const startBlockdevMirror = async (context: ControlContext, given: BlockdevMirror): Promise<Job> =>
+const startBlockdevMirror = async (
+  context: ControlContext,
+  given: BlockdevMirror,
+): Promise<Started> =>
   start(context, {
     given,
     unmap: true,
@@ -140,7 +150,11 @@ const backingOf = (sync: MirrorSync, root: Node): BackingLink | null => {
   return below === null ? null : { filename: below.path, format: below.descriptor.name };
 };
 
-const start = async (context: ControlContext, plan: Plan, restart: Restart = {}): Promise<Job> => {
+const start = async (
+  context: ControlContext,
+  plan: Plan,
+  restart: Restart = {},
+): Promise<Started> => {
   const { given } = plan;
   const device = await deviceNamed(context, given.device);
   const { view } = device;
@@ -160,9 +174,9 @@ const start = async (context: ControlContext, plan: Plan, restart: Restart = {})
     const bitmap = bitmapOf(given, root, restart);
     const scene = { context, device, root, id };
     target = await plan.openTarget(scene);
-    const job = begin(scene, plan, { target, bitmap, restart, unpin });
-    if (restart.paused === true) job.pause();
-    return job;
+    const started = begin(scene, plan, { target, bitmap, restart, unpin });
+    if (restart.paused === true) started.job.pause();
+    return started;
   } catch (error) {
     await target?.release().catch(() => undefined);
     unpin();
@@ -179,17 +193,19 @@ const begin = (
     readonly restart: Restart;
     readonly unpin: () => void;
   },
-): Job => {
+): Started => {
   const { context, device, root, id } = scene;
   const { given, unmap } = plan;
   const { target, bitmap, restart, unpin } = parts;
   const { node } = target;
+  const resumed = restart.again === true ? context.keptBitmaps.take(root) : null;
+  const beginsAnew = restart.again === true && resumed === null;
   let left: { readonly old: Node | null } | null = null;
   const work = new Mirror({
     view: device.view,
     root,
     target: node,
-    sync: restart.again === true && given.sync !== 'top' ? 'full' : given.sync,
+    sync: beginsAnew && given.sync !== 'top' ? 'full' : given.sync,
     bitmap,
     bitmapMode: bitmapModeOf(given),
     granularityBytes: given.granularity ?? defaultGranularity(node),
@@ -200,6 +216,12 @@ const begin = (
     onTargetError: given['on-target-error'] ?? 'report',
     unmap,
     targetIsZero: (target.isNew || plan.targetIsZero) && node.backing === null,
+    kept: {
+      resumed,
+      create: (content) =>
+        context.keptBitmaps.create({ id, source: root.path, target: node.path }, content),
+      outlives: () => context.jobs.isClosed,
+    },
     refuseUnseen: () => context.refusePassthrough(device),
     pivot: async () => {
       context.refusePassthrough(device);
@@ -230,7 +252,7 @@ const begin = (
     dismissed: (now) => context.store.forget(now.id),
   });
   if (bitmap !== null) bitmap.user = `job '${id}'`;
-  return job;
+  return { job, resumes: resumed !== null };
 };
 
 /** What a later engine goes on with: the target is there then, whatever it was made by. */
