@@ -19,6 +19,7 @@ import { toBlockError } from '../base/block-error.ts';
 import { alignUp } from '../base/range.ts';
 import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
+import { orAborted } from './abort.ts';
 import { BitmapFile } from './bitmap-file.ts';
 import type { ErrorPolicy, JobChange, JobControl, JobWork } from './job.ts';
 import { JobCancelled, JobError } from './job-error.ts';
@@ -87,8 +88,12 @@ export class Mirror implements JobWork {
   }
 
   async prepare(): Promise<void> {
+    const { view } = this.#options;
     for (;;) {
       await this.#approach();
+      // Most of it is on disk when the guest is held.
+      await this.#flushTarget();
+      await view.withRoot((root) => root.flush());
       if (await this.#heldStill(() => this.#finish())) return;
     }
   }
@@ -260,12 +265,13 @@ export class Mirror implements JobWork {
   async #flushTarget(): Promise<void> {
     const { control } = this.#state();
     try {
-      await this.#options.target.flush();
+      await orAborted(this.#options.target.flush(), control.signal);
     } catch (error) {
       const failure = toBlockError(error);
       control.failed(failure, 'write', 'report');
       throw failure;
     }
+    if (control.isCancelled) throw new JobCancelled();
   }
 
   /** Formats that count in sectors round up. */

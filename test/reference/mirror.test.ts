@@ -299,6 +299,31 @@ test('a forced cancel does not wait for a target that does not answer', async (t
   await stand.view.close();
 });
 
+test('a guest is not held by a flush that a target does not answer, once the job is given up', async (t) => {
+  const { stand, on } = await scene(t);
+  const job = await stand.mirror();
+  await stand.readyOrEnded(job);
+  let answer = (): void => undefined;
+  const answered = new Promise<void>((resolve) => {
+    answer = resolve;
+  });
+  let flushes = 0;
+  on.target = async (operation) => {
+    // The first one is done while the guest goes on, the second while it is held.
+    if (operation === 'flush' && ++flushes === 2) await answered;
+  };
+  job.complete();
+  await until('the guest is held', () => flushes === 2);
+  const write = put(stand, 0, 4 * KIB, 1);
+  job.cancel({ force: true });
+  await write;
+  await until('it has ended', () => job.status === 'concluded', 1000);
+  assert.equal(stand.root.path, stand.source);
+  answer();
+  await stand.released;
+  await stand.view.close();
+});
+
 test('write-blocking: what was answered is in the target already', async (t) => {
   const { stand } = await scene(t, { target: 'qcow2' });
   const job = await stand.mirror({ copyMode: 'write-blocking' });
