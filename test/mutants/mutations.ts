@@ -354,7 +354,7 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     step: 'a range that a mirror could not copy is dirty again',
     file: 'src/job/mirror-copy.js',
-    find: 'this.#bitmap.content.mark(start, lengthBytes);',
+    find: 'this.#bitmap.mark(start, lengthBytes);',
     replace: '',
     tests: MIRROR,
   },
