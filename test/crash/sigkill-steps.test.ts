@@ -10,9 +10,10 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { seededRandom } from '../../src/base/random.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import type { DriverDescriptor } from '../../src/block/driver.ts';
 import { GuestHistory } from '../support/guest-history.ts';
 import { guestFlush, guestResize, guestStep, packedStep } from '../support/guest-steps.ts';
-import { prefixesOf } from '../support/power-cut.ts';
+import { prefixesOf, type RecordedFile } from '../support/power-cut.ts';
 import { qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { type Change, FileLog, recordingFile } from '../support/recording-file.ts';
 import { SEED } from '../support/run-parameters.ts';
@@ -21,44 +22,57 @@ import { testGraph } from '../support/test-graph.ts';
 
 /** What a kill leaves beside the image's file: the journal's files. */
 interface Step {
-  /** Changes of the image's file that have been made. */
+  /** Changes of the image's files that have been made. */
   readonly changes: number;
   readonly events: number;
   readonly journal: ReadonlyMap<string, Buffer>;
 }
 
-/** A log that keeps the journal as it is at each step. Changes come one at a time, or overlap in nothing. */
-class SteppedLog extends FileLog {
-  readonly steps: Step[] = [];
+/** Keeps the journal as it is at each step of the image's files. */
+class Steps {
+  readonly kept: Step[] = [];
+  readonly clock = { events: 0 };
   readonly #journals: string;
+  #begun = 0;
   #ended = 0;
 
   constructor(journals: string) {
-    super();
     this.#journals = journals;
   }
 
-  override async change<T>(change: Change, run: () => Promise<T>): Promise<T> {
+  async around<T>(isChange: boolean, run: () => Promise<T>): Promise<T> {
     this.#keep();
-    const result = await super.change(change, run);
-    this.#ended++;
+    if (isChange) this.#begun++;
+    const result = await run();
+    if (isChange) this.#ended++;
     this.#keep();
     return result;
   }
 
-  override async flush(run: () => Promise<void>): Promise<void> {
-    this.#keep();
-    await super.flush(run);
-    this.#keep();
-  }
-
   // Only when nothing is in flight: of what is, the host may have any part.
   #keep(): void {
-    if (this.#ended !== this.changes.length) return;
+    if (this.#ended !== this.#begun) return;
     const names = readdirSync(this.#journals);
     const journal = new Map(names.map((n) => [n, readFileSync(join(this.#journals, n))] as const));
     // An event of its own: what is answered after it is not answered by then.
-    this.steps.push({ changes: this.#ended, events: this.events++, journal });
+    this.kept.push({ changes: this.#ended, events: this.clock.events++, journal });
+  }
+}
+
+class SteppedLog extends FileLog {
+  readonly #steps: Steps;
+
+  constructor(steps: Steps) {
+    super(steps.clock);
+    this.#steps = steps;
+  }
+
+  override change<T>(change: Change, run: () => Promise<T>): Promise<T> {
+    return this.#steps.around(true, () => super.change(change, run));
+  }
+
+  override flush(run: () => Promise<void>): Promise<void> {
+    return this.#steps.around(false, () => super.flush(run));
   }
 }
 
@@ -69,6 +83,7 @@ interface Case {
   readonly maxBytes: number;
   readonly packs: boolean;
   readonly snapshot: boolean;
+  readonly dataFile?: boolean;
 }
 
 const CASES: readonly Case[] = [
@@ -96,6 +111,15 @@ const CASES: readonly Case[] = [
     packs: false,
     snapshot: false,
   },
+  {
+    name: 'an external data file',
+    options: 'cluster_size=1k',
+    sizeBytes: 160 << 10,
+    maxBytes: 300 << 10,
+    packs: false,
+    snapshot: false,
+    dataFile: true,
+  },
 ];
 
 const WRITES = 40;
@@ -107,17 +131,9 @@ const makeImage = async (directory: string, c: Case): Promise<[string, Uint8Arra
   await writeFile(join(directory, 'base.raw'), base);
   content.set(base);
   const below = ['-b', join(directory, 'base.raw'), '-F', 'raw'];
-  await qemuImg([
-    'create',
-    '-q',
-    '-f',
-    'qcow2',
-    '-o',
-    c.options,
-    ...below,
-    image,
-    `${c.sizeBytes}`,
-  ]);
+  const data = c.dataFile === true ? `,data_file=${join(directory, 'disk.data')}` : '';
+  const options = ['-o', `${c.options}${data}`, ...below];
+  await qemuImg(['create', '-q', '-f', 'qcow2', ...options, image, `${c.sizeBytes}`]);
   if (!c.snapshot) return [image, content];
   await qemuIo(image, ['write -P 0xee 0 64k'], ['-f', 'qcow2']);
   await qemuImg(['snapshot', '-c', 'before', image]);
@@ -130,10 +146,21 @@ for (const c of CASES) {
     const journals = join(directory, 'journals');
     await mkdir(journals);
     const [path, content] = await makeImage(directory, c);
-    const start = new Uint8Array(await readFile(path));
-    const log = new SteppedLog(journals);
-    const file = recordingFile({ path, log });
-    const graph = await testGraph({ directory, file, journalDirectory: journals });
+    const steps = new Steps(journals);
+    const paths = c.dataFile === true ? [path, join(directory, 'disk.data')] : [path];
+    const files: RecordedFile[] = [];
+    let file: DriverDescriptor | undefined;
+    for (const recorded of paths) {
+      const log = new SteppedLog(steps);
+      files.push({ start: new Uint8Array(await readFile(recorded)), log });
+      file = recordingFile({ path: recorded, log }, file);
+    }
+    const log = new FileLog(steps.clock);
+    const graph = await testGraph({
+      directory,
+      ...(file && { file }),
+      journalDirectory: journals,
+    });
     const node = await graph.open({ path, format: 'qcow2', readOnly: false });
     const history = new GuestHistory(content, c.sizeBytes);
     const random = seededRandom(SEED + c.maxBytes);
@@ -149,14 +176,14 @@ for (const c of CASES) {
     // What was answered is there, synced or not.
     for (const { answered } of [...history.writes])
       history.flushes.push({ begun: answered, answered });
-    const images = prefixesOf([{ start, log }]);
-    let image = start;
+    const prefixes = prefixesOf(files);
+    let images: readonly Uint8Array[] = files.map(({ start }) => start);
     let made = 0;
-    for (const { changes, events, journal } of log.steps) {
-      for (; made < changes; made++) image = images.next().value?.images[0] ?? image;
+    for (const { changes, events, journal } of steps.kept) {
+      for (; made < changes; made++) images = prefixes.next().value?.images ?? images;
       const what = `seed ${SEED}: killed after event ${events} of ${log.events}`;
-      // In the same file: the journal knows it by what the host calls it.
-      writeFileSync(path, image);
+      // In the same files: the journal knows the image by what the host calls it.
+      for (const [i, at] of paths.entries()) writeFileSync(at, images[i] ?? '');
       for (const name of readdirSync(journals)) rmSync(join(journals, name));
       for (const [name, bytes] of journal) writeFileSync(join(journals, name), bytes);
       const next = await testGraph({ directory, journalDirectory: journals });
@@ -169,6 +196,6 @@ for (const c of CASES) {
       assert.deepEqual(readdirSync(journals), [], `${what}: no journal is left`);
       if (events % 9 === 0) await qemuImg(['check', '-q', '-f', 'qcow2', path], [0, 3]);
     }
-    t.diagnostic(`${log.steps.length} steps`);
+    t.diagnostic(`${steps.kept.length} steps`);
   });
 }
