@@ -65,7 +65,7 @@ interface Engine {
   readonly backend: Backend;
   readonly catalog: Catalog;
   /** Ends the jobs, keeping what a later engine needs to go on, and closes control socket and metrics. */
-  readonly closeServers: () => Promise<void>;
+  readonly closeServers: (how: { readonly mountEnds: boolean }) => Promise<void>;
   /** The mount is gone: what is kept for engines that come later goes, too. */
   readonly ended: () => void;
 }
@@ -131,13 +131,13 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   });
   const scene = { config, catalog, backend, graph, jobs, store, targets, keptBitmaps, log, quit };
   const context = controlContext(scene);
-  const closeServers = await startServers(config, { config, catalog, backend }, context, log);
+  const closeServers = await startServers(config, { config, catalog, backend, jobs }, context, log);
   return {
     backend,
     catalog,
     ended: () => keptBitmaps.removeAll(),
-    closeServers: async () => {
-      await Promise.all([closeServers(), records?.close()]);
+    closeServers: async (how) => {
+      await Promise.all([closeServers(how), records?.close()]);
       await targets.close().catch((error: unknown) => {
         log.error('targets', toBlockError(error).describe());
       });
@@ -151,7 +151,7 @@ const startServers = async (
   source: MetricsSource,
   context: ControlContext,
   log: Log,
-): Promise<() => Promise<void>> => {
+): Promise<Engine['closeServers']> => {
   const takenUp =
     config.resume || config.generation > 0 ? takeUpJobs(context, log) : Promise.resolve();
   // A client that asks at once finds the jobs; but an image that hangs keeps nobody from asking.
@@ -167,11 +167,11 @@ const startServers = async (
     },
   );
   const closeMetrics = await startMetrics(config, source, log);
-  return async () => {
+  return async (how) => {
     closeSocket();
     closeMetrics();
     ending.abort();
-    await context.jobs.close();
+    await context.jobs.close(how);
     // Neither starts one any more.
     await Promise.all([takenUp, populated]);
     await context.store.settled();
@@ -271,10 +271,12 @@ const serve = async (
   const engine = await start(config, link, log);
   began(engine);
   send({ type: 'ready', warnings: await warningsOf(engine.catalog) });
+  let mountEnds = false;
   try {
     await engine.backend.ended;
+    mountEnds = true;
   } finally {
-    await engine.closeServers();
+    await engine.closeServers({ mountEnds });
     await engine.catalog.close();
   }
   engine.ended();
@@ -285,7 +287,7 @@ const serve = async (
 /** Another engine goes on: nothing more is taken up, and everything is on disk when the supervisor hears of it. */
 const handOver = async ({ backend, catalog, closeServers }: Engine): Promise<void> => {
   await backend.hold?.();
-  await closeServers();
+  await closeServers({ mountEnds: false });
   // What cannot be flushed is in the journal, and the next engine meets the same error; it has been logged.
   await catalog.close().catch(() => undefined);
   send({ type: 'handed-over' });

@@ -7,6 +7,8 @@ import type { Backend } from '../../mount/backend.ts';
 import type { CatalogStatus } from '../../mount/catalog/catalog-options.ts';
 import type { Catalog } from '../../mount/catalog.ts';
 import type { OperationLatency } from '../../mount/latencies.ts';
+import type { Job } from '../job/job.ts';
+import type { JobList } from '../job/job-list.ts';
 import { LATENCY_BOUNDS } from '../translation/latency.ts';
 import type { EngineConfig } from './messages.ts';
 
@@ -14,6 +16,7 @@ export interface MetricsSource {
   readonly config: EngineConfig;
   readonly catalog: Catalog;
   readonly backend: Backend;
+  readonly jobs: JobList;
 }
 
 /** One reading for all metrics of a scrape. */
@@ -35,6 +38,7 @@ export class Metrics {
     this.contentType = this.#registry.contentType;
     this.#registerCounters();
     this.#registerViews();
+    this.#registerJobs();
     this.#registry.registerMetric(new LatencyMetric(source.backend) as unknown as Metric);
   }
 
@@ -106,6 +110,7 @@ export class Metrics {
       ['open_handles', 'Open files of programs', (v) => v.handles],
       ['failed', '1 when the image cannot be used', (v) => (v.error === null ? 0 : 1)],
       ['read_only', '1 when it is not written', (v) => (v.readOnlyReason === null ? 0 : 1)],
+      ['active', '0 while another host may use the image', (v) => (v.active ? 1 : 0)],
     ];
     for (const [name, help, value] of gauges) {
       const views = (): readonly View[] => this.#views;
@@ -117,6 +122,39 @@ export class Metrics {
         collect() {
           this.reset();
           for (const view of views()) this.set({ view: view.name }, value(view));
+        },
+      });
+    }
+  }
+
+  #registerJobs(): void {
+    const { jobs } = this.#source;
+    this.#counter(
+      'vdiskfs_jobs_started_total',
+      'Jobs that this engine has begun',
+      () => jobs.started,
+    );
+    this.#counter(
+      'vdiskfs_jobs_failed_total',
+      'Jobs that have ended with an error, not counting those that were cancelled',
+      () => jobs.failed,
+    );
+    const gauges: readonly (readonly [string, string, (job: Job) => number])[] = [
+      ['offset_bytes', 'What is done', (job) => job.blockJobInfo().offset],
+      ['length_bytes', 'What there is to do, as far as is known', (job) => job.blockJobInfo().len],
+      ['speed_bytes_per_second', 'What it is limited to; 0 for no limit', (job) => job.speed],
+      ['paused', '1 while it is paused', (job) => (job.isPaused ? 1 : 0)],
+      ['ready', '1 when it waits to be completed', (job) => (job.blockJobInfo().ready ? 1 : 0)],
+    ];
+    for (const [name, help, value] of gauges) {
+      new Gauge({
+        name: `vdiskfs_job_${name}`,
+        help,
+        labelNames: ['job', 'type'],
+        registers: [this.#registry],
+        collect() {
+          this.reset();
+          for (const job of jobs.all) this.set({ job: job.id, type: job.type }, value(job));
         },
       });
     }

@@ -17,6 +17,8 @@ export interface StartOptions extends Omit<JobFields, 'emit'> {
   readonly nodes: readonly Node[];
   /** What is in the store is enough to take it up again after it was ended at any moment. */
   readonly resumable?: boolean;
+  /** A later mount cannot go on with it: it is cancelled when the mount ends. */
+  readonly endsWithMount?: boolean;
   /** Called when the job has begun, and on each change that a later engine should know of. */
   readonly changed?: (job: Job) => void;
   /** Called when the job is dismissed. */
@@ -27,9 +29,12 @@ export class JobList {
   readonly #jobs = new Map<string, Job>();
   readonly #claims = new Map<Node, Job>();
   readonly #resumable = new WeakSet<Job>();
+  readonly #endsWithMount = new WeakSet<Job>();
   readonly #listeners = new Set<JobEventSink>();
   readonly #log: Log;
   #isClosed = false;
+  #started = 0;
+  #failed = 0;
   #nextNumber = 1;
 
   constructor(log: Log) {
@@ -43,6 +48,16 @@ export class JobList {
 
   get all(): readonly Job[] {
     return [...this.#jobs.values()];
+  }
+
+  /** Jobs that were begun here; not those that had ended under an earlier engine. */
+  get started(): number {
+    return this.#started;
+  }
+
+  /** Of them, those that have ended with an error and were not cancelled. */
+  get failed(): number {
+    return this.#failed;
   }
 
   get(id: string): Job | null {
@@ -76,6 +91,8 @@ export class JobList {
     const job = this.#add(options);
     for (const node of nodes) this.#claims.set(node, job);
     if (options.resumable === true) this.#resumable.add(job);
+    if (options.endsWithMount === true) this.#endsWithMount.add(job);
+    this.#started++;
     job.onChanged = () => changed?.(job);
     void job.concluded.then(() => {
       for (const node of nodes) if (this.#claims.get(node) === job) this.#claims.delete(node);
@@ -127,13 +144,16 @@ export class JobList {
   }
 
   /**
-   * Ends all jobs because the mount ends; what they have copied so far is kept, and so is what a later mount needs to
-   * take them up. Never throws.
+   * Ends all jobs because the engine does; what they have copied so far is kept, and so is what a later engine needs to take
+   * them up. `mountEnds`: the engine is the last one, and what a later mount cannot go on with is cancelled. Never throws.
    */
-  async close(): Promise<void> {
+  async close({ mountEnds }: { readonly mountEnds: boolean }): Promise<void> {
     this.#isClosed = true;
     const running = this.all.filter((job) => job.status !== 'concluded');
-    for (const job of running) this.#endForLater(job);
+    for (const job of running) {
+      if (mountEnds && this.#endsWithMount.has(job)) cancel(job);
+      else this.#endForLater(job);
+    }
     await Promise.all(running.map((job) => job.concluded));
   }
 
@@ -158,11 +178,7 @@ export class JobList {
     if (job.isCancelled || job.status === 'aborting') return false;
     job.onChanged = () => undefined;
     job.onDismissed = () => undefined;
-    try {
-      job.cancel({ force: true });
-    } catch {
-      // It ends by itself.
-    }
+    cancel(job);
     return true;
   }
 
@@ -180,13 +196,24 @@ export class JobList {
     const done = `${job.type}: ${offset} of ${len} bytes`;
     if (job.isCancelled) this.#log.info(job.id, `cancelled, ${done}`);
     else if (error === undefined) this.#log.info(job.id, `completed, ${done}`);
-    else this.#log.error(job.id, `failed, ${done}: ${error}`);
+    else {
+      this.#failed++;
+      this.#log.error(job.id, `failed, ${done}: ${error}`);
+    }
   }
 
   #emit(...[name, data]: Parameters<JobEventSink>): void {
     for (const listener of this.#listeners) listener(name, data);
   }
 }
+
+const cancel = (job: Job): void => {
+  try {
+    job.cancel({ force: true });
+  } catch {
+    // It ends by itself.
+  }
+};
 
 /** QEMU's `id_wellformed`: a letter, then letters, digits, `-`, `.`, `_`. */
 export const isWellFormed = (id: string): boolean => /^[A-Za-z][A-Za-z0-9._-]*$/.test(id);

@@ -7,9 +7,9 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { CleanupStack } from '../support/cleanup-stack.ts';
 import { eventually, type Mounted, mountImages, refusedMount } from '../support/mounted.ts';
-import { qemuImg } from '../support/qemu-img.ts';
+import { qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
-import { PROGRAM, run, vdiskfsJson } from '../support/vdiskfs.ts';
+import { PROGRAM, run, vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 
 /** One that was free a moment ago. */
 const freePort = (): Promise<number> =>
@@ -60,11 +60,23 @@ const readAndWrite = async (path: string): Promise<void> => {
   }
 };
 
-test('the metrics are those of the documentation, and count what a program does', async (t) => {
+test('the metrics are those of the documentation, and count what a program and a job do', async (t) => {
   const port = await freePort();
-  const mounted = await mountWith(t, '--metrics', String(port));
+  const { cleanup, root, image, mountpoint } = await withImage(t);
+  const overlay = join(root, 'over.qcow2');
+  await qemuIo(image, ['write 0 4M']);
+  await qemuImg(['create', '-q', '-f', 'qcow2', '-b', image, '-F', 'qcow2', overlay]);
+  const mounted = await mountImages(cleanup, {
+    backend: 'kernel',
+    sources: [image, overlay],
+    mountpoint,
+    args: ['--metrics', String(port), '--state-dir', join(root, 'state')],
+  });
   const before = await scrape(port);
-  await readAndWrite(mounted.path(DISK));
+  await readAndWrite(mounted.path('over.raw'));
+  const started = await vdiskfs(['stream', '--speed', '64k', mounted.path('over.raw')]);
+  assert.equal(started.status, 0, started.stderr);
+  assert.equal((await vdiskfs(['job', 'pause', mounted.path('over.raw')])).status, 0);
   const after = await scrape(port);
   const grown = (name: string): number => (after.get(name) ?? Number.NaN) - (before.get(name) ?? 0);
   assert.ok(grown('vdiskfs_written_bytes_total') >= 300_000);
@@ -78,6 +90,13 @@ test('the metrics are those of the documentation, and count what a program does'
   const fsync = '{operation="fsync",served_by="engine"}';
   assert.equal(grown(`vdiskfs_request_duration_seconds_count${fsync}`), 1);
   assert.equal(after.get('vdiskfs_view_size_bytes{view="we\\"ird\\\\.raw"}'), 8 << 20);
+  assert.equal(after.get('vdiskfs_view_active{view="over.raw"}'), 1);
+  assert.equal(after.get('vdiskfs_jobs_started_total'), 1);
+  assert.equal(after.get('vdiskfs_jobs_failed_total'), 0);
+  const job = '{job="over",type="stream"}';
+  assert.equal(after.get(`vdiskfs_job_length_bytes${job}`), 8 << 20);
+  assert.equal(after.get(`vdiskfs_job_speed_bytes_per_second${job}`), 65_536);
+  assert.equal(after.get(`vdiskfs_job_paused${job}`), 1);
   const documented = await readFile(new URL('../../../docs/METRICS.md', import.meta.url), 'utf8');
   for (const sample of after.keys()) {
     const name = sample.replace(/\{.*/, '').replace(/_(?:bucket|sum|count)$/, '');

@@ -189,6 +189,8 @@ const begin = async (context: ControlContext, plan: Plan): Promise<Job> => {
         autoDismiss: given['auto-dismiss'] ?? true,
         work,
         nodes: [root, target.node],
+        // Its moment does not come again.
+        endsWithMount: true,
         changed: (now) => keep(context, plan, now),
         dismissed: (now) => context.store.forget(now.id),
       });

@@ -42,7 +42,7 @@ test('a mount that ends keeps what its jobs need to go on, but not what a user h
   const cancelled = begin('cancelled');
   await sleep(5);
   cancelled.cancel({ force: true });
-  const closed = jobs.close();
+  const closed = jobs.close({ mountEnds: true });
   open();
   await closed;
   assert.deepEqual(forgotten, ['cancelled']);
