@@ -92,7 +92,7 @@ const CASES: readonly Case[] = [
 
 /** Cuts looked at in one workload, and writes in it. */
 const CUTS = countOf(16);
-const WRITES = 60;
+const WRITES = 160;
 
 const makeImage = async (
   directory: string,
