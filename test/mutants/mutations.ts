@@ -374,6 +374,20 @@ export const MUTATIONS: readonly Mutation[] = [
     tests: MIRROR,
   },
   {
+    step: 'a bit of a mirror that outlives its engine is set before the write that it stands for',
+    file: 'src/block/dirty-tracking.js',
+    find: 'this.persistence?.mark(start, lengthBytes);',
+    replace: '',
+    tests: ['test/crash/mirror-sigkill.test.js'],
+  },
+  {
+    step: 'a bit of a mirror that is write-blocking is set before the write',
+    file: 'src/job/write-through.js',
+    find: 'bitmap.persistence?.mark(change.offset, change.lengthBytes);',
+    replace: '',
+    tests: MIRROR,
+  },
+  {
     step: 'the target of a mirror is flushed before its pivot',
     file: 'src/job/mirror.js',
     find: `        await root.flush();

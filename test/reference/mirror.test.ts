@@ -6,7 +6,9 @@ import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError } from '../../src/base/block-error.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import type { DirtyBitmap } from '../../src/block/dirty-bitmap.ts';
 import type { Node } from '../../src/block/node.ts';
+import { BitmapFile } from '../../src/job/bitmap-file.ts';
 import { delayedFile, type FileOperation } from '../support/delayed-file.ts';
 import { MirrorStand } from '../support/mirror-stand.ts';
 import { assertClean, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
@@ -321,6 +323,40 @@ test('a guest is not held by a flush that a target does not answer, once the job
   assert.equal(stand.root.path, stand.source);
   answer();
   await stand.released;
+  await stand.view.close();
+});
+
+test('write-blocking: an engine that dies while the target is written knows what it lacks', async (t) => {
+  const { stand, on } = await scene(t);
+  const path = join(stand.source, '..', 'bits');
+  const scope = { instance: 'this', source: stand.source, target: stand.target };
+  const dirty = (): number => {
+    const loaded = BitmapFile.load(path, { ...scope, lengthBytes: stand.root.lengthBytes });
+    loaded?.file.close();
+    return loaded?.content.dirtyBytes ?? -1;
+  };
+  const kept = {
+    resumed: null,
+    create: (content: DirtyBitmap) => BitmapFile.create(path, scope, content),
+    outlives: () => false,
+  };
+  await put(stand, 0, MIB, 1);
+  const job = await stand.mirror({ copyMode: 'write-blocking', kept });
+  await stand.readyOrEnded(job);
+  assert.equal(dirty(), 0);
+  const seen: number[] = [];
+  on.target = async (operation) => {
+    if (operation === 'write') seen.push(dirty());
+  };
+  on.source = async (operation) => {
+    if (operation === 'write') seen.push(dirty());
+  };
+  await put(stand, 70 * KIB, 4 * KIB, 2);
+  assert.deepEqual(seen, [64 * KIB, 64 * KIB], 'before the source is written, and the target');
+  assert.equal(dirty(), 0);
+  job.cancel({ force: true });
+  await job.concluded;
+  assert.equal(dirty(), -1, 'it is gone with the job');
   await stand.view.close();
 });
 
