@@ -5,7 +5,7 @@
  * their own time.
  */
 import assert from 'node:assert/strict';
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { type Random, seededRandom } from '../../src/base/random.ts';
@@ -27,6 +27,8 @@ interface Variant {
   readonly backing: 'none' | 'shorter' | 'longer';
   /** Bytes of a cluster that is packed; 0 for none. */
   readonly packedBytes?: number;
+  /** Its clusters lie in a file of their own. */
+  readonly dataFile?: boolean;
 }
 
 const VARIANTS: readonly Variant[] = [
@@ -62,7 +64,23 @@ const VARIANTS: readonly Variant[] = [
     sizeBytes: 512 << 10,
     backing: 'none',
   },
+  {
+    name: 'an external data file over a backing image',
+    options: 'cluster_size=4k',
+    sizeBytes: 256 << 10,
+    backing: 'longer',
+    dataFile: true,
+  },
+  {
+    name: 'a raw data file',
+    options: 'cluster_size=8k,data_file_raw=on',
+    sizeBytes: 256 << 10,
+    backing: 'none',
+    dataFile: true,
+  },
 ];
+
+const dataFileOf = (directory: string): string => join(directory, 'disk.data');
 
 const IN_FLIGHT = 32;
 const ROUNDS = 4;
@@ -81,7 +99,9 @@ interface Run {
 const makeImage = async (directory: string, v: Variant): Promise<Uint8Array> => {
   const image = join(directory, 'disk.qcow2');
   const content = new Uint8Array(v.sizeBytes);
-  const make = ['create', '-q', '-f', 'qcow2', '-o', v.options];
+  const data = v.dataFile === true ? `,data_file=${dataFileOf(directory)}` : '';
+  if (v.dataFile === true) await rm(dataFileOf(directory), { force: true });
+  const make = ['create', '-q', '-f', 'qcow2', '-o', `${v.options}${data}`];
   if (v.backing === 'none') await qemuImg([...make, image, String(v.sizeBytes)]);
   else {
     const base = join(directory, 'base.raw');
@@ -161,7 +181,7 @@ const between = async (run: Run, graph: Graph, image: string): Promise<void> => 
     const resized = new Uint8Array(lengthBytes);
     resized.set(content.subarray(0, lengthBytes));
     history.settle(resized);
-  } else if (snapshots !== undefined && !run.what.includes('one bit')) {
+  } else if (snapshots !== undefined && !/one bit|data file/.test(run.what)) {
     const [id] = kept.keys();
     if (id === undefined) {
       const made = await snapshots.create({ name: 's', dateSeconds: 0, dateNanoseconds: 0 });
@@ -195,6 +215,7 @@ const runOne = async (directory: string, v: Variant, seed: number): Promise<void
     await graph.close(run.node);
   }
   await files.save(image);
+  if (v.dataFile === true) await files.save(dataFileOf(directory));
   await qemuImg(['check', '-q', '-f', 'qcow2', image]);
   await qemuImg(['convert', '-f', 'qcow2', '-O', 'raw', image, `${image}.flat`]);
   const flat = new Uint8Array(await readFile(`${image}.flat`));
