@@ -54,8 +54,26 @@ const MAX_DESCRIPTORS = 1 << 16;
 /** Errors after which the read is simply repeated: a signal, nothing there, a request aborted before it was read. */
 const PASSING = new Set(['EINTR', 'EAGAIN', 'ENOENT']);
 
+const PAGE_BYTES = 4096;
+/** By slot: 1 when its pages are there. */
+const made = new Uint8Array(slots.slots);
+
+/**
+ * Has the pages of a slot made before a request is read into them. A kernel that has to make one in the middle of a read looks for
+ * SIGKILL on the way, and when it finds one, ends the request with EIO instead of keeping it for the next engine.
+ */
+const makePages = (base: number): void => {
+  const slot = (base - slots.firstByte) / slots.slotBytes;
+  if (made[slot] === 1) return;
+  made[slot] = 1;
+  const end = base + slots.slotBytes;
+  for (let at = base; at < end; at += PAGE_BYTES) memory[at] = 0;
+  memory[end - 1] = 0;
+};
+
 /** False: the mount is gone. */
 const receive = (base: number): boolean => {
+  makePages(base);
   for (;;) {
     try {
       return (
