@@ -28,8 +28,11 @@ const headOf = (mount: MountStatus, rates: Rates | null): string => {
     rates === null
       ? `requests ${counters.requests}`
       : `${Math.round(rates.requests)} requests/s, read ${formatSize(Math.round(rates.readBytes))}/s, written ${formatSize(Math.round(rates.writtenBytes))}/s`;
+  const backend = mount['outlives-engine']
+    ? mount.backend
+    : `${mount.backend} (ends with its engine, hands nothing over)`;
   const restarts = mount.generation === 0 ? '' : `, restarted ${mount.generation} times`;
-  return `${mount.mountpoint}: ${mount.source}, ${mount.backend}, engine ${mount.pid}${restarts}, ${load}, table hits ${hits}`;
+  return `${mount.mountpoint}: ${mount.source}, ${backend}, engine ${mount.pid}${restarts}, ${load}, table hits ${hits}`;
 };
 
 const rowOf = (v: ViewStatusDocument): string[] => [

@@ -33,6 +33,8 @@ export interface MountStatus {
   readonly mountpoint: string;
   readonly source: string;
   readonly backend: string;
+  /** Views go on when the engine dies or is swapped, and images can be handed over to another host. */
+  readonly 'outlives-engine': boolean;
   readonly 'read-only': boolean;
   readonly threads: number;
   readonly pid: number;

@@ -19,6 +19,8 @@ export const statusDocument = async (source: StatusSource): Promise<object> => {
     mountpoint: config.mountpoint,
     source: config.sourceLabel,
     backend: backend.name,
+    // Views go on when the engine dies or is swapped, and images can be handed over.
+    'outlives-engine': backend.holding !== null,
     'read-only': config.readOnly,
     threads: config.threads,
     pid: process.pid,

@@ -8,7 +8,7 @@ import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { extendedAttribute } from '../../src/os/linux.ts';
 import { tool } from '../support/file-tools.ts';
-import { eventually, type Mounted, mountImages } from '../support/mounted.ts';
+import { eventually, type Mounted, mountImages, refusedMount } from '../support/mounted.ts';
 import { assertClean, qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { QmpConnection } from '../support/qmp.ts';
 import { run, vdiskfs } from '../support/vdiskfs.ts';
@@ -310,4 +310,22 @@ test('a stream is interrupted and goes on afterwards; the whole mount begins ina
   assert.equal((await readFile(second.path('vm.raw'))).length, SIZE);
   await ask(second, 'blockdev-set-active', { active: false });
   assert.deepEqual(await activityOf(second), [false, false]);
+});
+
+test('the backend fuse-native hands nothing over, and status says so', async (t) => {
+  const place = await placeOf(t, subject);
+  await imageIn(place);
+  const request = {
+    backend: 'fuse-native' as const,
+    sources: [place.images],
+    mountpoint: join(place.root, 'native'),
+  };
+  const refused = await refusedMount({ ...request, args: ['--inactive'] });
+  assert.equal(refused.status, 2, refused.stderr);
+  assert.match(refused.stderr, /--inactive.*fuse-native|fuse-native.*hands no image over/);
+  const mounted = await mountImages(place.cleanup, request);
+  await assert.rejects(setActive(mounted, false), /fuse-native hands nothing over/);
+  const told = await vdiskfs(['status', mounted.mountpoint]);
+  assert.match(told.stdout, /fuse-native \(ends with its engine, hands nothing over\)/);
+  await mounted.unmount();
 });
