@@ -23,7 +23,7 @@ export const sizesOf = async (
   { description, dataFiles, chain }: Inspection,
   host: HostFile,
 ): Promise<ImageSizes> => {
-  if (root !== null) {
+  if (root?.isOpen === true) {
     const allocatedBytes = await root.driver
       .allocatedBytes()
       .catch(() => host.blocks * BLOCK_BYTES);

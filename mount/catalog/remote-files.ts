@@ -8,11 +8,11 @@ export interface RemoteFile {
   readonly state: RemoteState;
 }
 
-/** Those of an image, of the files that hold its bytes, and of what lies below it. */
+/** Those that are open of an image, of the files that hold its bytes, and of what lies below it. */
 export const remoteFilesOf = (root: Node | null): RemoteFile[] => {
   const files: RemoteFile[] = [];
   for (let node = root; node !== null; node = node.backing) {
-    const state = node.file?.driver.remote;
+    const state = node.file?.isOpen === true ? node.file.driver.remote : undefined;
     if (state !== undefined) files.push({ path: node.path, state });
     for (const dataFile of node.dataFiles) files.push(...remoteFilesOf(dataFile));
   }

@@ -24,6 +24,7 @@ export const statusOf = async (entry: CatalogEntry): Promise<ViewStatus> => {
 
 const metadataBytesOf = (root: Node | null): number => {
   let bytes = 0;
-  for (let node = root; node !== null; node = node.backing) bytes += node.driver.metadataBytes ?? 0;
+  for (let node = root; node !== null; node = node.backing)
+    bytes += node.isOpen ? (node.driver.metadataBytes ?? 0) : 0;
   return bytes;
 };

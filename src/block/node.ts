@@ -85,6 +85,11 @@ export class Node {
     this.#driver = driver;
   }
 
+  /** False before it is opened, and from when it begins to be closed: a pivot does that to the root of a view. */
+  get isOpen(): boolean {
+    return this.#driver !== null && !this.#closed;
+  }
+
   get driver(): DriverInstance {
     if (this.#driver === null || this.#closed) {
       throw new BlockError({ kind: 'closed', message: 'the image is not open', node: this.name });
