@@ -12,6 +12,7 @@ import type { Node } from '../block/node.ts';
 import { RangeLocks } from '../block/range-locks.ts';
 import { orAborted } from './abort.ts';
 import { BitmapFile } from './bitmap-file.ts';
+import { Breather } from './breather.ts';
 import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';
 import type { ErrorPolicy, JobControl } from './job.ts';
@@ -60,6 +61,7 @@ export class MirrorCopy {
   readonly #bitmap: TrackedBitmap;
   readonly #policy: PolicyOf;
   readonly #copies: Copies;
+  readonly #breather = new Breather();
   readonly #buffers: CopyBuffers;
   #doneBytes = 0;
   /** The most that was reported as what there is to do. */
@@ -119,6 +121,7 @@ export class MirrorCopy {
     const begun = { atMs: performance.now(), doneBytes: this.#doneBytes };
     try {
       for (let at = 0; mayGoOn(); ) {
+        await this.#breather.breathe();
         await this.#control.pausePoint();
         const range = await this.#next(source, at);
         if (range === null) break;
@@ -155,6 +158,7 @@ export class MirrorCopy {
     const { signal } = this.#control;
     try {
       for (let at = 0; !signal.aborted; ) {
+        await this.#breather.breathe();
         const range = await this.#next(source, at);
         if (range === null) break;
         await this.#begin(source, range);

@@ -2,11 +2,9 @@
 import { guestOffset } from '../base/units.ts';
 import type { DirtyBitmap } from '../block/dirty-bitmap.ts';
 import type { Node } from '../block/node.ts';
+import { Breather } from './breather.ts';
 import type { JobControl } from './job.ts';
 import type { MirrorOptions } from './mirror-options.ts';
-
-/** Looks at the metadata between two pause points. */
-const LOOKS_AT_ONCE = 256;
 
 /** Errors: those of reading the source's metadata; JobCancelled. */
 export const markInitial = async (
@@ -58,9 +56,10 @@ const markRuns = async (
   { view }: MirrorOptions,
   look: Look,
 ): Promise<void> => {
-  let looks = 0;
+  const breather = new Breather();
   for (let at = 0; ; ) {
-    if (looks++ % LOOKS_AT_ONCE === 0) await control.pausePoint();
+    await breather.breathe();
+    await control.pausePoint();
     const run = await view.withRoot(async (root) =>
       at >= root.lengthBytes ? null : look(root, at),
     );

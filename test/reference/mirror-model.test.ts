@@ -286,10 +286,14 @@ const mirrorAndJudge = async (directory: string, run: Run): Promise<void> => {
       act(job, deed);
     }
   };
-  await Promise.all([...guests, play()]);
-  await drive(job, run.ending);
-  arm(false);
-  await judge(directory, run, { stand, job, model });
+  try {
+    await Promise.all([...guests, play()]);
+    await drive(job, run.ending);
+    arm(false);
+    await judge(directory, run, { stand, job, model });
+  } finally {
+    stand.abandon();
+  }
 };
 
 interface Outcome {

@@ -137,6 +137,13 @@ export class MirrorStand {
     });
   }
 
+  /** After a test that failed: nothing goes on that would keep its process from ending. */
+  abandon(): void {
+    for (const job of this.#jobs.all) {
+      if (job.status !== 'concluded' && job.status !== 'aborting') job.cancel({ force: true });
+    }
+  }
+
   /** Resolves when the job is ready, or has ended. */
   async readyOrEnded(job: Job): Promise<void> {
     const ready = new Promise<void>((resolve) => {
