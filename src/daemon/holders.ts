@@ -1,4 +1,5 @@
 /** Who holds a mount: processes with files, directories or mappings in it, loop devices over its views, mounts below it. */
+import { spawn } from 'node:child_process';
 import { readdir, readFile, readlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { readMountTable } from './mount-table.ts';
@@ -12,22 +13,32 @@ export interface Holder {
 }
 
 const MAX_HOLDERS = 20;
+const MAPS_PATIENCE_MS = 1000;
+/** A line of grep over files of /proc. */
+const MAPPING = /^\/proc\/(?<pid>\d+)\/maps:[^/]*(?<path>\/.*)$/;
 
 const isBelow = (path: string, mountpoint: string): boolean =>
   path === mountpoint || path.startsWith(`${mountpoint}/`);
 
-/** Looks only at names that the kernel tells: nothing inside the mount is touched. At most 20. */
+/**
+ * Looks only at names that the kernel tells: nothing inside the mount is touched. At most 20. Mappings are looked at for a second: the
+ * kernel does not tell those of a process that waits for a page, which may be one of this mount.
+ */
 export const holdersOf = async (mountpoint: string): Promise<readonly Holder[]> => {
   const found = [...(await loopHolders(mountpoint)), ...mountHolders(mountpoint)];
   const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name));
+  const held = new Map<string, string>();
   for (const pid of pids) {
-    if (found.length >= MAX_HOLDERS) break;
-    const what = await heldBy(pid, mountpoint);
-    if (what === null) continue;
+    const what = await openIn(pid, mountpoint);
+    if (what !== null) held.set(pid, what);
+  }
+  const others = pids.filter((pid) => !held.has(pid));
+  for (const [pid, what] of await mappedIn(others, mountpoint)) held.set(pid, what);
+  for (const [pid, what] of held) {
     const command = await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '?');
     found.push({ kind: 'process', name: `${pid} (${command.trim()})`, what });
   }
-  return found;
+  return found.slice(0, MAX_HOLDERS);
 };
 
 /** `process 1234 (dd) holds /mnt/disk.raw, …`; `nobody that can be seen holds it` when the list is empty. */
@@ -36,7 +47,8 @@ export const describeHolders = (holders: readonly Holder[]): string =>
     ? 'nobody that can be seen holds it'
     : holders.map((h) => `${h.kind} ${h.name} holds ${h.what}`).join(', ');
 
-const heldBy = async (pid: string, mountpoint: string): Promise<string | null> => {
+/** What a process has there as a directory of its own, its program, or an open file; null for nothing. */
+const openIn = async (pid: string, mountpoint: string): Promise<string | null> => {
   const links = ['cwd', 'root', 'exe'].map((name) => `/proc/${pid}/${name}`);
   const descriptors = await readdir(`/proc/${pid}/fd`).catch(() => []);
   links.push(...descriptors.map((fd) => `/proc/${pid}/fd/${fd}`));
@@ -44,10 +56,34 @@ const heldBy = async (pid: string, mountpoint: string): Promise<string | null> =
     const target = await readlink(link).catch(() => null);
     if (target !== null && isBelow(target, mountpoint)) return target;
   }
-  const maps = await readFile(`/proc/${pid}/maps`, 'utf8').catch(() => '');
-  const mapped = maps.split('\n').map((line) => line.slice(line.indexOf('/')));
-  return mapped.find((path) => path.startsWith('/') && isBelow(path, mountpoint)) ?? null;
+  return null;
 };
+
+// By another program, which can be killed while it waits for the kernel's answer.
+const mappedIn = (pids: readonly string[], mountpoint: string): Promise<Map<string, string>> =>
+  new Promise((resolve) => {
+    const files = pids.map((pid) => `/proc/${pid}/maps`);
+    const child = spawn('grep', ['-HsF', '--', `${mountpoint}/`, ...files], {
+      stdio: ['ignore', 'pipe', 'ignore'],
+      timeout: MAPS_PATIENCE_MS,
+      killSignal: 'SIGKILL',
+    });
+    let text = '';
+    child.stdout.setEncoding('utf8').on('data', (chunk: string) => {
+      text += chunk;
+    });
+    const end = (): void => {
+      const held = new Map<string, string>();
+      for (const line of text.split('\n')) {
+        const { pid, path } = MAPPING.exec(line)?.groups ?? {};
+        if (pid !== undefined && path !== undefined && isBelow(path, mountpoint))
+          held.set(pid, path);
+      }
+      resolve(held);
+    };
+    child.once('error', end);
+    child.once('close', end);
+  });
 
 const loopHolders = async (mountpoint: string): Promise<Holder[]> => {
   const names = (await readdir('/sys/block').catch(() => [])).filter((n) => n.startsWith('loop'));

@@ -6,17 +6,16 @@
  * engine then finds the mount gone, flushes and exits, and the supervisor follows. An unmount from outside takes the same
  * way. What outlives the supervisor itself is in kept-state.ts.
  */
-import { closeSync, mkdirSync, readSync, writeFileSync, writeSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { INIT2 } from '../../mount/kernel/abi.ts';
-import { answerInit, type InitOutcome } from '../../mount/kernel/init.ts';
+import type { InitOutcome } from '../../mount/kernel/init.ts';
 import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import { noLocks } from '../block/image-locks.ts';
 import { QemuLocks } from '../block/qemu-locks.ts';
-import { becomeIoFlusher, openMemoryFile } from '../os/linux.ts';
+import { openMemoryFile } from '../os/linux.ts';
 import { clearTasks, tasksIn } from './black-box.ts';
 import { Blame } from './blame.ts';
 import { EngineProcess } from './engine-process.ts';
@@ -24,21 +23,21 @@ import { HeldLocks } from './held-locks.ts';
 import { describeHolders, holdersOf } from './holders.ts';
 import { KeptState, type TakenOver } from './kept-state.ts';
 import type { EngineConfig, EngineMessage } from './messages.ts';
+import {
+  handshake,
+  makeRuntimeDirectories,
+  protectFromPressure,
+  widenReadAhead,
+} from './mount-preparation.ts';
 import { mountedAt } from './mount-table.ts';
 import { FILE_SYSTEM_TYPE, mountFuse, unmountFuse } from './mounting.ts';
 import { NodeIds } from './node-ids.ts';
 import { identify, isAlive } from './process-identity.ts';
+import { HEALTHY_AFTER_MS, RestartPace } from './restart-pace.ts';
 import type { Service } from './service.ts';
+import { SpareEngine } from './spare-engine.ts';
 import { Watchdog } from './watchdog.ts';
 
-const READ_AHEAD_KIB = 2048;
-const INIT_REQUEST_BYTES = 8192 + 4096;
-/** An engine that dies sooner than this after its start is not followed by another at once. */
-const HEALTHY_AFTER_MS = 5000;
-const FIRST_RESTART_MS = 100;
-const LAST_RESTART_MS = 10_000;
-/** A mount that lives for a moment only needs no spare engine. */
-const SPARE_AFTER_MS = 3000;
 const OLD_ENGINE_POLL_MS = 10;
 const LOAD_PATIENCE_MS = 60_000;
 /** An engine that hands over and does not come to an end is killed: it may be at any time. */
@@ -73,13 +72,11 @@ export class Supervisor {
   #kept: KeptState | null = null;
   #fuse: { readonly descriptor: number; readonly init: InitOutcome } | null = null;
   #engine: EngineProcess | null = null;
-  /** Has its modules loaded and waits to take over. */
-  #spare: EngineProcess | null = null;
-  #spareTimer: NodeJS.Timeout | undefined;
+  readonly #spare = new SpareEngine(() => this.#createEngine());
   #healthyTimer: NodeJS.Timeout | undefined;
   #careful = false;
   #generation: number;
-  #deaths = 0;
+  readonly #pace = new RestartPace();
   #stops = 0;
   #firstReady: ((ready: Ready | BlockError) => void) | null = null;
   /** Of a restart that is under way. */
@@ -173,14 +170,12 @@ export class Supervisor {
       refuse('this kernel does not repeat requests (Linux 6.9 does): unmount and mount it again');
     if (this.#restarted !== null || this.#engine?.ready !== true || this.#isEnding)
       refuse('its engine is being replaced already');
-    this.#dropSpare();
-    const next = this.#createEngine();
-    this.#spare = next;
+    const next = this.#spare.renew();
     const patience = new Promise<false>((resolve) =>
       setTimeout(() => resolve(false), LOAD_PATIENCE_MS).unref(),
     );
     if (!(await Promise.race([next.loaded, patience]))) {
-      this.#dropSpare();
+      this.#spare.drop();
       refuse('the installed version does not start, or speaks another protocol: unmount and mount');
     }
     this.#blame.forgive();
@@ -257,9 +252,7 @@ export class Supervisor {
   }
 
   #startEngine(): void {
-    const spare = this.#spare?.isAlive === true ? this.#spare : null;
-    this.#spare = null;
-    const engine = spare ?? this.#createEngine();
+    const engine = this.#spare.take() ?? this.#createEngine();
     this.#engine = engine;
     this.#careful = this.#blame.isCareful(Date.now());
     clearTasks(this.#blackBox);
@@ -279,21 +272,7 @@ export class Supervisor {
     void engine.loaded.then((speaksOurs) => {
       if (!speaksOurs) engine.kill();
     });
-    this.#scheduleSpare();
-  }
-
-  #scheduleSpare(): void {
-    clearTimeout(this.#spareTimer);
-    if (this.#fuse === null) return;
-    this.#spareTimer = setTimeout(() => {
-      if (!this.#isEnding && this.#spare === null) this.#spare = this.#createEngine();
-    }, SPARE_AFTER_MS);
-    this.#spareTimer.unref();
-  }
-
-  #dropSpare(): void {
-    this.#spare?.kill();
-    this.#spare = null;
+    if (this.#fuse !== null) this.#spare.startLater();
   }
 
   async #received(engine: EngineProcess, message: EngineMessage): Promise<void> {
@@ -398,7 +377,7 @@ export class Supervisor {
   }
 
   #engineEnded(engine: EngineProcess, how: string): void {
-    if (this.#spare === engine) this.#spare = null;
+    this.#spare.ended(engine);
     if (this.#engine !== engine) return;
     this.#engine = null;
     const { mountpoint } = this.#config;
@@ -428,12 +407,7 @@ export class Supervisor {
       this.#log.error(guilty.name, text);
       this.#service.status(`${guilty.name}: ${text}`);
     }
-    const lived = nowMs - engine.begunMs;
-    this.#deaths = lived > HEALTHY_AFTER_MS ? 1 : this.#deaths + 1;
-    const pauseMs =
-      this.#deaths === 1 || guilty !== null
-        ? 0
-        : Math.min(LAST_RESTART_MS, FIRST_RESTART_MS * 2 ** this.#deaths);
+    const pauseMs = this.#pace.pauseAfter(nowMs - engine.begunMs, { isExplained: guilty !== null });
     this.#log.error(
       mountpoint,
       `the engine ended with ${how}: another takes over in ${pauseMs} ms`,
@@ -466,10 +440,8 @@ export class Supervisor {
   #finish(): void {
     if (this.#isEnding) return;
     this.#isEnding = true;
-    clearTimeout(this.#spareTimer);
     clearTimeout(this.#healthyTimer);
-    const spare = this.#spare;
-    this.#dropSpare();
+    const spareEnded = this.#spare.close();
     this.#kept?.close();
     if (this.#fuse !== null) closeSync(this.#fuse.descriptor);
     this.#fuse = null;
@@ -477,47 +449,6 @@ export class Supervisor {
     this.#watchdog?.close();
     this.#restarted?.();
     this.#service.stopping();
-    void Promise.all([this.#service.flushed(), spare?.ended]).then(() => this.#end());
+    void Promise.all([this.#service.flushed(), spareEnded]).then(() => this.#end());
   }
 }
-
-/** Reads INIT, which the kernel sends first and at once, and answers it. */
-const handshake = (descriptor: number, passthrough: boolean): InitOutcome => {
-  const request = new Uint8Array(INIT_REQUEST_BYTES);
-  const length = readSync(descriptor, request);
-  const withhold = process.env['VDISKFS_WITHHOLD_INIT'] ?? '';
-  const { outcome, bytes } = answerInit(request.subarray(0, length), { withhold, passthrough });
-  writeSync(descriptor, bytes);
-  return outcome;
-};
-
-/** Somebody may have tidied them away; an engine that cannot have them serves without. */
-const makeRuntimeDirectories = (config: SupervisorConfig, log: Log): void => {
-  for (const path of [dirname(config.socketPath), config.journalDirectory]) {
-    try {
-      mkdirSync(path, { recursive: true, mode: 0o700 });
-    } catch (error) {
-      log.warning(path, toBlockError(error, { op: 'mkdir' }).describe());
-    }
-  }
-};
-
-// The kernel reads 128 KiB ahead of a sequential reader on FUSE, a quarter of what one request may carry.
-const widenReadAhead = (mountpoint: string, log: Log): void => {
-  try {
-    const device = mountedAt(mountpoint)?.device ?? '';
-    writeFileSync(`/sys/class/bdi/${device}/read_ahead_kb`, String(READ_AHEAD_KIB));
-  } catch (error) {
-    log.debug(mountpoint, `read-ahead stays as it is: ${String(error)}`);
-  }
-};
-
-// ext4 on a loop device on a view can fill the machine's dirty limit, and our own writes would wait for themselves.
-const protectFromPressure = (log: Log): void => {
-  try {
-    if (!becomeIoFlusher()) return;
-    writeFileSync('/proc/self/oom_score_adj', '-500');
-  } catch (error) {
-    log.debug('supervisor', `no protection from memory pressure: ${String(error)}`);
-  }
-};
