@@ -10,6 +10,8 @@ export const RUN_MARK = 'VDISKFS_TEST_RUN';
 /** Each run has a temporary directory of its own, so that runs beside each other do not meet. */
 const RUN_DIRECTORY = /^vdiskfs-run-(?<pid>\d+)$/;
 
+const LOOK_MS = 10_000;
+
 /** The temporary directory of this run. */
 export const runDirectory = (): string => join(tmpdir(), `vdiskfs-run-${process.pid}`);
 
@@ -68,20 +70,28 @@ const runtimeFilesBefore = new Set(runtimeFiles());
 
 const isBelow = (path: string, directory: string): boolean => path.startsWith(`${directory}/`);
 
-const markedProcesses = (mark: string): { pid: number; command: string }[] =>
-  readdirSync('/proc')
-    .filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid)
-    .flatMap((name) => {
-      try {
-        const environment = readFileSync(`/proc/${name}/environ`, 'utf8');
-        if (!environment.split('\0').includes(`${RUN_MARK}=${mark}`)) return [];
-        readlinkSync(`/proc/${name}/exe`);
-        const command = readFileSync(`/proc/${name}/cmdline`, 'utf8').replaceAll('\0', ' ').trim();
-        return [{ pid: Number(name), command }];
-      } catch {
-        return [];
-      }
-    });
+// By another program: reading the environment of a process that hangs in the kernel would hang this one as well.
+const markedProcesses = (mark: string): { pid: number; command: string }[] => {
+  const others = readdirSync('/proc').filter(
+    (name) => /^\d+$/.test(name) && Number(name) !== process.pid,
+  );
+  const files = others.map((name) => `/proc/${name}/environ`);
+  const found = spawnSync('grep', ['-lsF', '--', `${RUN_MARK}=${mark}`, ...files], {
+    encoding: 'utf8',
+    timeout: LOOK_MS,
+    killSignal: 'SIGKILL',
+  });
+  return [...found.stdout.matchAll(/^\/proc\/(?<pid>\d+)\/environ$/gm)].flatMap((match) => {
+    const pid = Number(match.groups?.['pid']);
+    try {
+      readlinkSync(`/proc/${pid}/exe`);
+      const command = readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').trim();
+      return [{ pid, command }];
+    } catch {
+      return [];
+    }
+  });
+};
 
 /** In the order in which they can be removed. `mark`: the value of RUN_MARK of this run. */
 export const findLeftovers = (mark: string): readonly Leftover[] => {
