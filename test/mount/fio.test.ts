@@ -59,7 +59,7 @@ for (const c of CASES) {
     await writeFile(job, jobFile(path, c.engine));
     let running = true;
     const run = async (): Promise<void> => void (await tool('fio', [job], 600_000));
-    const fio = whileKilling(mounted, c.kills, run).finally(() => {
+    const fio = whileKilling(mounted, { kills: c.kills }, run).finally(() => {
       running = false;
     });
     const punching = (async () => {

@@ -16,6 +16,8 @@ const FEW = 4;
 const KILLS = countOf(FEW);
 /** A boot takes its time. */
 const BOOT_KILLS = KILLS > FEW ? KILLS : 1;
+/** Of engines below a machine: its firmware waits for a disk for 5 s and no longer, so that pauses are kept short. */
+const LONGEST_LIFE_MS = 8000;
 const PATIENCE_MS = 600_000;
 
 test(`ext4 on a loop device, buffered, under ${KILLS} kills: fio finds what it wrote (seed ${SEED})`, async (t) => {
@@ -27,7 +29,7 @@ test(`ext4 on a loop device, buffered, under ${KILLS} kills: fio finds what it w
   await tool('mkfs.ext4', ['-q', loop.path]);
   const guest = join(place.root, 'guest');
   const unmountGuest = await mountFileSystem(place.cleanup, loop.path, guest);
-  const turns = await whileKilling(mounted, KILLS, async (turn) => {
+  const turns = await whileKilling(mounted, { kills: KILLS }, async (turn) => {
     await tool(
       'fio',
       [
@@ -62,7 +64,8 @@ test(`a machine boots, writes and finds what it wrote, under ${BOOT_KILLS} kills
   await qemuImg(['create', '-q', '-f', 'qcow2', '-F', 'raw', '-b', 'base.raw', overlay]);
   const mounted = await place.mount();
   const disk = mounted.path('machine.raw');
-  const boots = await whileKilling(mounted, BOOT_KILLS, async (turn) => {
+  const killing = { kills: BOOT_KILLS, longestLifeMs: LONGEST_LIFE_MS };
+  const boots = await whileKilling(mounted, killing, async (turn) => {
     const cache = turn % 2 === 0 ? 'none' : 'writeback';
     const expected = [
       `boots before: ${turn}`,
