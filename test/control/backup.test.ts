@@ -99,7 +99,7 @@ for (const [format, ...options] of [['qcow2'], ['raw'], ['qcow2', '--compress']]
     const m = await controlMount(t, { sizeMib: SIZE_MIB });
     const before = await now(m);
     const target = join(m.root, 'copy');
-    const args = ['--speed', '2M', '--format', format, ...options, m.view, target];
+    const args = ['--speed', '1M', '--format', format, ...options, m.view, target];
     const begun = await vdiskfs(['backup', ...args]);
     assert.equal(begun.status, 0, begun.stderr);
     assert.equal(begun.stdout, 'job vm started\n');
@@ -123,7 +123,7 @@ test('only what the image has over its backing file, into an overlay of that fil
   const before = await now(m);
   // Beside the image: the mount shows it when it is done.
   const target = join(m.images, 'copy.qcow2');
-  const slow = await vdiskfs(['backup', '--sync', 'top', '--speed', '100k', m.view, target]);
+  const slow = await vdiskfs(['backup', '--sync', 'top', '--speed', '10k', m.view, target]);
   assert.equal(slow.status, 0, slow.stderr);
   const other = await vdiskfs(['backup', '--sync', 'top', '--existing', m.view, target]);
   assert.match(other.stderr, /busy/);
