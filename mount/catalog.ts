@@ -8,6 +8,7 @@
 import { statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { BlockError, toBlockError } from '../src/base/block-error.ts';
+import type { OwnLayers } from '../src/block/graph.ts';
 import type { Node } from '../src/block/node.ts';
 import { type OpenGate, openGate, placesBeside } from '../src/block/open-gate.ts';
 import { isUrl } from '../src/block/remote-url.ts';
@@ -26,6 +27,7 @@ import type { HandOverScene } from './catalog/hand-over.ts';
 import { statHostFile } from './catalog/host-file.ts';
 import type { ImageEntry } from './catalog/image-entry.ts';
 import { type Inspection, Inspector } from './catalog/inspection.ts';
+import { type LayerClaim, refuseUsedLayers } from './catalog/layer-claim.ts';
 import {
   type IgnoredFile,
   listSources,
@@ -35,7 +37,7 @@ import {
   type Source,
 } from './catalog/listing.ts';
 import type { SnapshotScene } from './catalog/live-snapshots.ts';
-import { pivotOver, pivotTo } from './catalog/pivot.ts';
+import { pivotOver, pivotTo, reopen } from './catalog/pivot.ts';
 import { canBeToldAgain } from './catalog/remote-files.ts';
 import { Reservations, refuseLayer, refuseUsed } from './catalog/reservations.ts';
 import { type ScanResult, scan } from './catalog/scan.ts';
@@ -265,6 +267,34 @@ export class Catalog implements Directory {
       end();
       await this.#rescanNow();
     };
+  }
+
+  /**
+   * The layers below an image have no views until the returned function is called: a commit changes them. Errors: those of
+   * `refuseUsedLayers`.
+   */
+  async claimLayers(claim: LayerClaim, reason: string): Promise<() => Promise<void>> {
+    await this.#refresh();
+    refuseUsedLayers(claim, this.#table.images);
+    const { paths, image } = claim;
+    const layers = this.#table.images.filter((e) => e !== image && paths.includes(e.host.path));
+    const ends = paths.map((path) => this.#reservations.add(path, reason));
+    await this.#rescanNow();
+    for (const layer of layers) await layer.dispose();
+    return async () => {
+      for (const end of ends) end();
+      await this.#rescanNow();
+    };
+  }
+
+  /**
+   * Opens the chain of a view that is open anew, in a drained section: with layers of its own, or as others have it. Errors:
+   * those of the graph; the chain is as others have it then.
+   */
+  async reopen(view: View, ownLayers: OwnLayers | null): Promise<Node> {
+    const image = this.imageOf(view);
+    if (image === null) throw new BlockError({ kind: 'not-found', message: 'the view is gone' });
+    return reopen(image, this.#options.graph, ownLayers);
   }
 
   /** See `pivotTo`, and `pivotOver`, which leaves nothing to be closed. */

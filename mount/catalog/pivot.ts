@@ -2,7 +2,7 @@
  * A pivot: a view goes on over another image, under the guest. What it stands for now is on disk before the first write to
  * the new image, so that an engine that is killed in between goes on with one of two images that are the same.
  */
-import type { Graph } from '../../src/block/graph.ts';
+import type { Graph, OwnLayers } from '../../src/block/graph.ts';
 import type { Node } from '../../src/block/node.ts';
 import { statHostFile } from './host-file.ts';
 import type { ImageEntry } from './image-entry.ts';
@@ -23,7 +23,7 @@ export interface PivotScene {
 export const pivotTo = async (scene: PivotScene, target: Node): Promise<Node> => {
   const { image, graph } = scene;
   const inspection = await inspectionOf(target);
-  const candidate = await remember(scene, target);
+  const candidate = await remember(scene, target, []);
   image.pivoted(candidate, inspection);
   const old = image.view.swapRoot(target);
   graph.share(target);
@@ -31,14 +31,15 @@ export const pivotTo = async (scene: PivotScene, target: Node): Promise<Node> =>
 };
 
 /**
- * The same to an overlay of the view's own image, which was opened without its backing, because that was written: both are
- * closed, and the overlay is opened with what lies below it. Errors: the view stays what it is.
+ * The same to an image of the view's own chain: an overlay that was opened without its backing, because that was written, or a
+ * layer further down, into which what lies above it was committed. Both are closed, and the target is opened with what
+ * lies below it. Errors: the view stays what it is.
  */
 export const pivotOver = async (scene: PivotScene, target: Node): Promise<void> => {
   const { image, graph } = scene;
   const { view, candidate: before, inspection: inspectionBefore } = image;
   const { path, descriptor } = target;
-  const candidate = await remember(scene, target);
+  const candidate = await remember(scene, target, await detach(view.root, target));
   const reopen = (of: { readonly path: string; readonly format: string | null }): Promise<Node> =>
     graph.open({ ...of, readOnly: false });
   try {
@@ -58,16 +59,30 @@ export const pivotOver = async (scene: PivotScene, target: Node): Promise<void> 
   }
 };
 
+/** Takes a layer out of a chain, so that each is closed by itself. Returns what lay above it. */
+const detach = async (root: Node | null, layer: Node): Promise<string[]> => {
+  const above: string[] = [];
+  for (let node = root; node !== null; node = node.backing) {
+    above.push(keyOf(await statHostFile(node.path)));
+    if (node.backing !== layer) continue;
+    node.backing = null;
+    return above;
+  }
+  return [];
+};
+
 /** From here on the view stands for the target, for every engine that comes. */
 const remember = async (
   { image, standIns }: PivotScene,
   { path, descriptor }: Node,
+  committed: readonly string[],
 ): Promise<Candidate> => {
   const host = await statHostFile(path);
-  const record = standInFor(image.candidate, { path, format: descriptor.name });
+  const record = standInFor(image.candidate, { path, format: descriptor.name, committed });
   const { standIn: _before, ...plain } = image.candidate;
   // Its own file again, the very same: there is nothing to remember.
-  if (path === record.original && keyOf(host) === record.key) {
+  const isBack = path === record.original && keyOf(host) === record.key;
+  if (isBack && record.committed?.length === 0) {
     await standIns.remove(record.original);
     return { ...plain, host };
   }
@@ -78,4 +93,33 @@ const remember = async (
 const undo = async ({ standIns }: PivotScene, { standIn, host }: Candidate): Promise<void> => {
   if (standIn === undefined) await standIns.remove(host.path);
   else await standIns.put(standIn.record);
+};
+
+/** See `Catalog.reopen`. */
+export const reopen = async (
+  image: ImageEntry,
+  graph: Graph,
+  ownLayers: OwnLayers | null,
+): Promise<Node> => {
+  const { view, host, inspection } = image;
+  const options = { path: host.path, format: inspection.declaredFormat, readOnly: false };
+  const own = ownLayers === null ? {} : { ownLayers };
+  const passing = view.root?.dirtyBitmaps.takePassing() ?? [];
+  const adopt = (root: Node | null): void => {
+    for (const bitmap of passing) {
+      if (root === null) bitmap.dropped?.();
+      else root.dirtyBitmaps.adopt(bitmap);
+    }
+    view.swapRoot(root);
+  };
+  try {
+    if (view.root !== null) await graph.close(view.root);
+    const root = await graph.open({ ...options, ...own });
+    adopt(root);
+    return root;
+  } catch (error) {
+    // When this fails too, the next request tries again.
+    adopt(ownLayers === null ? null : await graph.open(options).catch(() => null));
+    throw error;
+  }
 };

@@ -5,6 +5,7 @@
 import { BlockError } from '../../src/base/block-error.ts';
 import type { ImageEntry } from './image-entry.ts';
 import type { Candidate, IgnoredFile, Listing } from './listing.ts';
+import { isElsewhere } from './stand-ins.ts';
 
 export class Reservations {
   /** Why, by real path. */
@@ -27,7 +28,9 @@ export class Reservations {
       const { path } = candidate.host;
       const reason = this.#reasons.get(path);
       // What stands in for another file is no target any more.
-      if (reason === undefined || candidate.standIn !== undefined) kept.push(candidate);
+      const standIn = candidate.standIn?.record;
+      const isInUse = standIn !== undefined && isElsewhere(standIn);
+      if (reason === undefined || isInUse) kept.push(candidate);
       else left.push({ path, reason });
     }
     return { ...listing, candidates: kept, ignored: left };

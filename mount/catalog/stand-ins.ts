@@ -22,6 +22,8 @@ export interface StandIn {
   /** Path or URL of the file that the view stands for now. */
   readonly target: string;
   readonly format: string;
+  /** Images (identity and birth) whose content went into the target: they have no views, and keep nobody from writing it. */
+  readonly committed?: readonly string[];
 }
 
 /** Where they are kept. */
@@ -54,7 +56,7 @@ export const keyOf = (host: HostFile): string => `${host.identity}:${host.birth}
 /** What a pivot of this candidate to another file is remembered as. */
 export const standInFor = (
   { host, fileName, named, declaredName, standIn }: Candidate,
-  target: { readonly path: string; readonly format: string },
+  target: { readonly path: string; readonly format: string; readonly committed: readonly string[] },
 ): StandIn => ({
   original: standIn?.record.original ?? host.path,
   fileName,
@@ -63,7 +65,11 @@ export const standInFor = (
   key: standIn?.record.key ?? keyOf(host),
   target: target.path,
   format: target.format,
+  committed: [...new Set([...(standIn?.record.committed ?? []), ...target.committed])],
 });
+
+/** The view goes on over another file than it was made for. */
+export const isElsewhere = ({ original, target }: StandIn): boolean => original !== target;
 
 /** The listing with what stands in for what it has. Originals that are gone keep their place in a source. */
 export const withStandIns = async (
@@ -81,15 +87,19 @@ export const withStandIns = async (
     if (isOther && record.target !== record.original) continue;
     const candidate = await candidateOf(record, there);
     if (candidate === null) continue;
-    if (there !== null && candidate.host !== there.host) originals.push(there);
+    const isCommitted = ({ host }: Candidate): boolean =>
+      record.committed?.includes(keyOf(host)) === true;
+    if (there !== null && isElsewhere(record) && !isCommitted(there)) originals.push(there);
     const { path } = candidate.host;
     const reason = `stands in for '${record.original}' in the view of that`;
     const others = candidates.filter(({ host }) => host.path === path && host !== there?.host);
+    const empty = candidates.filter((c) => c !== there && !others.includes(c) && isCommitted(c));
     ignored = [
       ...ignored.filter((file) => file.path !== record.original),
       ...others.map(({ host }) => ({ path: host.path, reason })),
+      ...empty.map(({ host }) => ({ path: host.path, reason: `was committed into '${path}'` })),
     ];
-    const kept = candidates.filter((c) => !others.includes(c));
+    const kept = candidates.filter((c) => !others.includes(c) && !empty.includes(c));
     candidates =
       there === null ? [...kept, candidate] : kept.map((c) => (c === there ? candidate : c));
   }

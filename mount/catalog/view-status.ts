@@ -2,6 +2,7 @@
 import type { Node } from '../../src/block/node.ts';
 import type { ViewStatus } from './catalog-options.ts';
 import type { CatalogEntry } from './entry-table.ts';
+import { isElsewhere } from './stand-ins.ts';
 
 export const statusOf = async (entry: CatalogEntry): Promise<ViewStatus> => {
   const { inspection, host } = entry;
@@ -9,7 +10,8 @@ export const statusOf = async (entry: CatalogEntry): Promise<ViewStatus> => {
   return {
     name: entry.name,
     path: host.path,
-    standsInFor: standIn?.missing === null ? standIn.record.original : null,
+    standsInFor:
+      standIn?.missing === null && isElsewhere(standIn.record) ? standIn.record.original : null,
     format: inspection.driver?.name ?? null,
     ...(await entry.sizes()),
     chain: inspection.chain.map(({ path, format }) => ({ path, format })),

@@ -209,6 +209,16 @@ export class DirtyTracking {
     this.drop(bitmap);
   }
 
+  /**
+   * The same image is opened anew: what it does not keep itself goes along, and is given to `adopt` of the new node. Drained.
+   */
+  takePassing(): readonly TrackedBitmap[] {
+    const passing = [...this.#bitmaps].filter((b) => !b.persistent && b.name !== null);
+    for (const bitmap of passing) this.#bitmaps.delete(bitmap);
+    this.#settle();
+    return passing;
+  }
+
   /** The node is closed: it has none any more. */
   closed(): void {
     for (const bitmap of [...this.#bitmaps]) this.drop(bitmap);

@@ -1,19 +1,22 @@
 /**
- * Files that one user of a graph has to itself: an image's data files while it is open for writing, and what a job copies to.
- * Another image that named the same file would read half of what is written, or write over it.
+ * Files that one user of a graph has to itself: an image's data files while it is open for writing, what a job copies to, and
+ * the layers that a commit changes. Another image that named the same file would read half of what is written, or write
+ * over it.
  */
 import { BlockError } from '../base/block-error.ts';
 
-export type ExclusiveUse = 'data file' | 'target';
+export type ExclusiveUse = 'data file' | 'target' | 'layer';
 
 const IS_OPEN: Readonly<Record<ExclusiveUse, string>> = {
   'data file': 'is open already, and would be written as the data file of another',
   target: 'is open already: nothing can be copied to it',
+  layer: 'is open for another image: it cannot be changed',
 };
 
 const IS_TAKEN: Readonly<Record<ExclusiveUse, string>> = {
   'data file': 'is the data file of another image, which is open for writing',
   target: 'is the target of a job, or was added as one',
+  layer: 'is a layer of an image that a job commits',
 };
 
 export class ExclusiveFiles {

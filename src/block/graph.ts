@@ -56,6 +56,16 @@ export interface OpenImageOptions {
   readonly nodeName?: string;
   /** What a job copies to: nobody else may have the file open, or open it, until `share`. */
   readonly asTarget?: boolean;
+  /** Layers below it that this opening has to itself. */
+  readonly ownLayers?: OwnLayers | undefined;
+}
+
+/** Layers of a chain that are changed: nobody else may have them open, or open them, until the chain is closed. */
+export interface OwnLayers {
+  /** Path of the lowest of them. */
+  readonly downTo: string;
+  /** Paths of those that are opened for writing. */
+  readonly writable: readonly string[];
 }
 
 interface SharedNode {
@@ -117,7 +127,8 @@ export class Graph {
       ? this.#openExclusive(request, 'target')
       : this.#openLayer(request));
     try {
-      if (options.withoutBacking !== true) await this.#openBacking(layer, []);
+      if (options.ownLayers !== undefined) await this.#openOwn(layer, [], options.ownLayers);
+      else if (options.withoutBacking !== true) await this.#openBacking(layer, []);
       this.#startCopyOnRead(layer.node);
       return layer.node;
     } catch (error) {
@@ -185,6 +196,22 @@ export class Graph {
       kind: 'bad-request',
       message: `Duplicate nodes with node-name='${name}'`,
     });
+  }
+
+  /** As `#openBacking`, of layers that nobody else has. */
+  async #openOwn(top: OpenedLayer, above: readonly string[], own: OwnLayers): Promise<void> {
+    const { link } = top;
+    if (link === null)
+      throw chainError(top.node.path, `'${own.downTo}' is not in its backing chain`);
+    const chain = [...above, ...this.#identitiesOf(top.node)];
+    const { identity, format } = await this.#resolve(link, top.node.path, chain);
+    const readOnly = !own.writable.includes(identity.path);
+    const request = { identity, format, readOnly, above: chain };
+    const layer = await this.#openExclusive(request, 'layer');
+    // From here on it is closed with what lies above it.
+    top.node.backing = layer.node;
+    if (identity.path === own.downTo) await this.#openBacking(layer, chain);
+    else await this.#openOwn(layer, chain, own);
   }
 
   async #openBacking(top: OpenedLayer, above: readonly string[]): Promise<void> {
@@ -257,6 +284,7 @@ export class Graph {
     above: readonly string[],
   ): Promise<Node> {
     const key = `${keyOf(identity)}:${format ?? ''}`;
+    this.#exclusive.refuse(keyOf(identity), identity.path);
     const known = this.#shared.get(key);
     if (known !== undefined) {
       const shared = await known;

@@ -322,13 +322,13 @@ export class View {
 
   /**
    * Goes on over another image, under the guest: the caller has seen to it that it shows the same. In a drained section
-   * alone. Returns the old root, which the caller closes.
+   * alone. Null: it is opened anew when it is used next. Returns the old root, which the caller closes.
    */
-  swapRoot(root: Node): Node {
+  swapRoot(root: Node | null): Node {
     assert(this.#drain !== null && this.#active === 0, 'a root is swapped in a drained section');
     const old = present(this.#root, 'a view whose root is swapped is open');
     this.#root = root;
-    root.dirtyBitmaps.isBlind = this.#isWrittenBeside;
+    if (root !== null) root.dirtyBitmaps.isBlind = this.#isWrittenBeside;
     return old;
   }
 

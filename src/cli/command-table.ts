@@ -149,8 +149,8 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
   },
   commit: {
     synopsis: 'commit <file>',
-    usage: 'commit [-b BASE] [-d] FILE',
-    summary: 'Bring what an overlay has into its backing image',
+    usage: 'commit [-b BASE] [-d] FILE | commit [--top FILE] [--base FILE] [--wait] VIEW',
+    summary: 'Bring what an overlay has into its backing image, also while it is used',
     load: async () => erase((await import('./commands/commit.ts')).command),
   },
   compare: {

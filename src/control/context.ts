@@ -1,6 +1,7 @@
 /** What the commands of the control socket work on: given by the engine, so that this room knows no mount. */
 import type { DirtyBitmap } from '../block/dirty-bitmap.ts';
 import type { TrackedBitmap } from '../block/dirty-tracking.ts';
+import type { OwnLayers } from '../block/graph.ts';
 import type { Node } from '../block/node.ts';
 import type { View } from '../block/view.ts';
 import type { BitmapFile } from '../job/bitmap-file.ts';
@@ -77,6 +78,17 @@ export interface ControlContext {
   pivot(device: Device, target: Node, options: { readonly reopens: boolean }): Promise<Node | null>;
   /** After `pivot`, outside of the drained section, with what it has returned. Never throws. */
   pivoted(device: Device, old: Node | null): Promise<void>;
+  /**
+   * Layers below a device's image are changed: they have no views until the returned function is called. Errors: EBUSY, naming
+   * who uses one, or is made of one (unless `force`).
+   */
+  claimLayers(
+    device: Device,
+    paths: readonly string[],
+    options: { readonly force: boolean; readonly jobId: string },
+  ): Promise<() => Promise<void>>;
+  /** See `Catalog.reopen`. */
+  reopen(device: Device, ownLayers: OwnLayers | null): Promise<Node>;
   /** Errors: EBUSY while the kernel writes the view without asking us. */
   refusePassthrough(device: Device): void;
   /** The backing chain of a device is another one now: what the mount shows is looked at again. */

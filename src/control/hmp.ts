@@ -102,6 +102,25 @@ const blockJobText = (job: BlockJobInfo): string =>
     `${job.type === 'stream' ? 'Streaming' : `Type ${job.type},`} device ${job.device}: Completed ${job.offset} of ${job.len} bytes, speed limit ${job.speed} bytes/s${job.paused ? ', paused' : ''}`,
   );
 
+const LOOK_MS = 50;
+
+/** Until the disk goes on over its base. What comes of a job that ends by itself is in the log. */
+const commit = async (
+  device: string,
+  base: string | undefined,
+  execute: Execute,
+): Promise<void> => {
+  await execute('block-commit', { device, ...(base === undefined ? {} : { base }) });
+  for (;;) {
+    const jobs = (await execute('query-block-jobs', {})) as readonly BlockJobInfo[];
+    const job = jobs.find((j) => j.device === device);
+    if (job === undefined) return;
+    if (job.ready && job.status === 'ready')
+      await execute('job-complete', { id: device }).catch(() => undefined);
+    await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+  }
+};
+
 const verb = (name: string, qmp: string, help: string): HmpCommand => ({
   name,
   parameters: 'device',
@@ -168,6 +187,25 @@ const COMMANDS: readonly HmpCommand[] = [
         ...(speed === undefined ? {} : { speed: sizeOf(speed, 'speed') }),
         ...(base === undefined ? {} : { base }),
       });
+      return '';
+    },
+  },
+  {
+    name: 'commit',
+    parameters: 'device|all',
+    help: 'bring what a disk has into the image below it, and go on over that',
+    run: async (words, execute) => {
+      const wanted = required(words, 0, 'device');
+      const all = (await execute('query-block', {})) as readonly BlockInfo[];
+      const isOver = (b: BlockInfo): boolean => (b.inserted?.backing_file_depth ?? 0) > 0;
+      const devices =
+        wanted === 'all'
+          ? all.filter((b) => isOver(b) && b.inserted?.ro === false).map((b) => b.device)
+          : [wanted];
+      for (const device of devices) {
+        const base = all.find((b) => b.device === device)?.inserted?.backing_file;
+        await commit(device, base, execute);
+      }
       return '';
     },
   },

@@ -3,6 +3,7 @@ import { JobError } from '../job/job-error.ts';
 import { activityCommands } from './commands/activity.ts';
 import { backupCommands } from './commands/backup.ts';
 import { basicCommands, EVENTS, VERSION } from './commands/basic.ts';
+import { blockCommit } from './commands/block-commit.ts';
 import { blockQueries } from './commands/block-queries.ts';
 import { blockStream } from './commands/block-stream.ts';
 import { blockdevCommands } from './commands/blockdev.ts';
@@ -42,6 +43,7 @@ export const createMonitor = (context: ControlContext): Monitor => {
     ...jobCommands,
     ...blockdevCommands,
     blockStream,
+    blockCommit,
     ...mirrorCommands,
     ...backupCommands,
     ...snapshotCommands,

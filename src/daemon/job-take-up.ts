@@ -2,9 +2,10 @@
 import { BlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import { DRIVE_BACKUP_ARGUMENTS, startDriveBackup } from '../control/commands/backup.ts';
+import { COMMIT_ARGUMENTS, startCommit } from '../control/commands/block-commit.ts';
 import { STREAM_ARGUMENTS, startStream } from '../control/commands/block-stream.ts';
 import { DRIVE_MIRROR_ARGUMENTS, startDriveMirror } from '../control/commands/mirror.ts';
-import type { ControlContext, Device } from '../control/context.ts';
+import { type ControlContext, chainOf, type Device } from '../control/context.ts';
 import { checkArguments } from '../control/schema.ts';
 import type { JobType } from '../job/job.ts';
 import { JobError } from '../job/job-error.ts';
@@ -41,20 +42,26 @@ export const takeUpJobs = async (
     }
     if (hasPivoted(record, device)) {
       context.keptBitmaps.giveUp(record.imagePath);
-      conclude(context, record, { type: 'mirror', error: null });
+      conclude(context, record, { type: TYPES[record.command] ?? 'mirror', error: null });
       log.info(record.id, `had ended: its view goes on over '${device.path}'`);
       continue;
     }
     try {
+      if (await hasLeftChain(record, device)) {
+        conclude(context, record, { type: 'commit', error: null });
+        log.info(record.id, 'had ended');
+        continue;
+      }
       const given = { ...record.arguments, device: device.name };
       const said = await takeUp(context, { ...record, arguments: given });
       if (record.result === null) log.info(record.id, `${said}${record.paused ? ', paused' : ''}`);
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
       context.keptBitmaps.giveUp(record.imagePath);
-      const isOver = record.command === 'drive-backup' && isFinal(error);
+      const type = TYPES[record.command];
+      const isOver = type !== undefined && type !== 'mirror' && isFinal(error);
       const text = `cannot go on after a restart: ${reason}`;
-      if (isOver) conclude(context, record, { type: 'backup', error: text });
+      if (isOver) conclude(context, record, { type, error: text });
       // An image may be locked, or its server away, for a while: the record stays.
       const outlook = isOver ? 'cannot go on' : 'cannot go on, the next mount tries again';
       log.error(record.id, `${outlook}: ${reason}`);
@@ -62,13 +69,34 @@ export const takeUpJobs = async (
   }
 };
 
+/** Of jobs that are given up when they cannot go on, or are known to have ended. */
+const TYPES: Readonly<Record<string, JobType>> = {
+  'drive-backup': 'backup',
+  'drive-mirror': 'mirror',
+  'block-commit': 'commit',
+};
+
 /** A bitmap that was not saved, a target that does not fit: the next mount would find the same. */
 const isFinal = (error: unknown): boolean =>
   error instanceof JobError || (error instanceof BlockError && error.kind === 'bad-request');
 
 /** The engine died when the view had its new place, and nobody had heard of it yet. */
-const hasPivoted = ({ command, result, arguments: given }: JobRecord, device: Device): boolean =>
-  command === 'drive-mirror' && result === null && given['target'] === device.path;
+const hasPivoted = ({ command, result, arguments: given }: JobRecord, device: Device): boolean => {
+  if (result !== null) return false;
+  if (command === 'drive-mirror') return given['target'] === device.path;
+  return command === 'block-commit' && given['top'] === undefined && given['base'] === device.path;
+};
+
+/** The same of a commit of layers, when the header that is changed last was. */
+const hasLeftChain = async (
+  { command, result, arguments: given }: JobRecord,
+  device: Device,
+): Promise<boolean> => {
+  const top = given['top'];
+  if (command !== 'block-commit' || result !== null || top === undefined) return false;
+  const paths = chainOf(await device.view.open()).map((node) => node.path);
+  return paths.includes(String(given['base'])) && !paths.includes(String(top));
+};
 
 /** A client that waits for the result finds it. */
 const conclude = (
@@ -105,6 +133,12 @@ const takeUp = async (context: ControlContext, record: JobRecord): Promise<strin
       return resumes
         ? 'goes on with what its target lacks'
         : 'begins again: what its target lacks was known to the engine before alone';
+    }
+    case 'block-commit': {
+      const given = checkArguments(COMMIT_ARGUMENTS, record.arguments);
+      if (result === null) await startCommit(context, given, { paused });
+      else restore(context, record, 'commit');
+      return 'begins again with what the layers have';
     }
     case 'drive-backup': {
       const given = checkArguments(DRIVE_BACKUP_ARGUMENTS, record.arguments);

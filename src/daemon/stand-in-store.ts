@@ -113,6 +113,10 @@ const parse = (text: string): StandIn | null => {
     version === VERSION &&
     TEXTS.every((field) => typeof record[field] === 'string') &&
     typeof record.named === 'boolean' &&
-    (record.declaredName === null || typeof record.declaredName === 'string');
+    (record.declaredName === null || typeof record.declaredName === 'string') &&
+    (record.committed === undefined || isTexts(record.committed));
   return isRight ? (record as StandIn) : null;
 };
+
+const isTexts = (value: unknown): boolean =>
+  Array.isArray(value) && value.every((item) => typeof item === 'string');

@@ -5,8 +5,8 @@
  */
 import { resolve } from 'node:path';
 import { BlockError } from '../base/block-error.ts';
-import { isAllZero } from '../base/range.ts';
 import { guestOffset } from '../base/units.ts';
+import { layerRunOf, writeSparsely } from '../block/layers.ts';
 import type { Node } from '../block/node.ts';
 import { type OfflineContext, openImage } from './open.ts';
 
@@ -84,7 +84,7 @@ const copyLayers = async (
   for (let at = 0; at < end; ) {
     signal.throwIfAborted();
     progress(at, end);
-    const { from, lengthBytes } = await runOf(layers, at, end - at);
+    const { from, lengthBytes } = await layerRunOf(layers, at, end - at);
     const isRead = from !== null && from !== 'zero';
     const length = isRead ? Math.min(lengthBytes, buffer.length) : lengthBytes;
     if (isRead) {
@@ -96,29 +96,7 @@ const copyLayers = async (
   progress(end, end);
 };
 
-interface LayerRun {
-  readonly lengthBytes: number;
-  /** The layer whose bytes are seen, or zeros; null: what the base has is seen. */
-  readonly from: Node | 'zero' | null;
-}
-
-/** What is seen at an offset through the layers. */
-const runOf = async (layers: readonly Node[], at: number, limit: number): Promise<LayerRun> => {
-  let lengthBytes = limit;
-  for (const layer of layers) {
-    // Past the end of a layer in between, zeros are seen.
-    if (at >= layer.lengthBytes) return { lengthBytes, from: 'zero' };
-    const m = await layer.mapping(guestOffset(at), Math.min(lengthBytes, layer.lengthBytes - at));
-    lengthBytes = m.lengthBytes;
-    if (m.kind === 'unallocated') continue;
-    return { lengthBytes, from: m.kind === 'zero' ? 'zero' : layer };
-  }
-  return { lengthBytes, from: null };
-};
-
 const bringBytes = async (from: Node, base: Node, at: number, bytes: Buffer): Promise<void> => {
-  const offset = guestOffset(at);
-  await from.read(offset, bytes);
-  if (isAllZero(bytes)) await base.writeZeroes(offset, bytes.length, { unmap: true });
-  else await base.write(offset, bytes);
+  await from.read(guestOffset(at), bytes);
+  await writeSparsely(base, at, bytes);
 };

@@ -38,6 +38,8 @@ export interface MirrorOptions {
   /** Open for writing, and nobody else's. */
   readonly target: Node;
   readonly sync: MirrorSync;
+  /** `top`: the layer below what is copied, when that is not the image's own backing file. */
+  readonly above?: Node;
   /** Of the root, and of `incremental` and `bitmap` alone. */
   readonly bitmap: TrackedBitmap | null;
   readonly bitmapMode: BitmapMode;

@@ -25,7 +25,12 @@ export const markInitial = async (
       else await markRuns(control, content, options, hasData);
       return;
     case 'top':
-      await markRuns(control, content, options, isOwn);
+      await markRuns(
+        control,
+        content,
+        options,
+        options.above === undefined ? isOwn : isAbove(options.above),
+      );
   }
 };
 
@@ -49,6 +54,19 @@ const isOwn: Look = async (root, offset) => {
   const m = await root.mapping(guestOffset(offset), root.lengthBytes - offset);
   return { lengthBytes: m.lengthBytes, isWanted: m.kind !== 'unallocated' };
 };
+
+/** In a layer above another one, or where a layer in between ends, past which zeros are seen and not what the other has. */
+const isAbove =
+  (base: Node): Look =>
+  async (root, offset) => {
+    const rest = root.lengthBytes - offset;
+    const { lengthBytes, allocated } = await root.blockStatus(guestOffset(offset), rest, base);
+    let isCut = false;
+    for (let node = root.backing; node !== null && node !== base; node = node.backing) {
+      isCut ||= offset >= node.lengthBytes && offset < base.lengthBytes;
+    }
+    return { lengthBytes, isWanted: allocated || isCut };
+  };
 
 const markRuns = async (
   control: JobControl,
