@@ -281,7 +281,7 @@ const mirrorAndJudge = async (directory: string, run: Run): Promise<void> => {
       await sleep(afterMs);
       if (deed === 'wait-ready') {
         act(job, 'resume');
-        await Promise.race([stand.readyOrEnded(job), sleep(1000)]);
+        await Promise.race([stand.readyOrEnded(job).catch(() => undefined), sleep(1000)]);
       }
       act(job, deed);
     }

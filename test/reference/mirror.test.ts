@@ -9,6 +9,7 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { DirtyBitmap } from '../../src/block/dirty-bitmap.ts';
 import type { Node } from '../../src/block/node.ts';
 import { BitmapFile } from '../../src/job/bitmap-file.ts';
+import type { Job } from '../../src/job/job.ts';
 import { delayedFile, type FileOperation } from '../support/delayed-file.ts';
 import { MirrorStand } from '../support/mirror-stand.ts';
 import { assertClean, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
@@ -78,6 +79,9 @@ const until = async (what: string, holds: () => boolean, limitMs = 10_000): Prom
   }
 };
 
+const ended = (job: Job): Promise<void> =>
+  until('the job has ended', () => job.status === 'concluded');
+
 const errorsOf = (stand: MirrorStand): readonly unknown[] =>
   stand.events.filter(({ name }) => name === 'BLOCK_JOB_ERROR').map(({ data }) => data);
 
@@ -90,7 +94,7 @@ for (const side of ['source', 'target'] as const) {
     await put(stand, 0, 2 * MIB, 1);
     on[side] = failing(operation, 1);
     const job = await stand.mirror({ [policy]: 'report' });
-    await job.concluded;
+    await ended(job);
     assert.match(job.error ?? '', /the fault of this test/);
     assert.deepEqual(errorsOf(stand)[0], { device: 'disk', operation, action: 'report' });
     assert.equal(stand.root.path, stand.source);
@@ -111,7 +115,7 @@ for (const side of ['source', 'target'] as const) {
     assert.ok(errorsOf(stand).length >= 3);
     assert.equal(job.blockJobInfo()['io-status'], 'ok');
     job.cancel({ force: false });
-    await job.concluded;
+    await ended(job);
     assert.equal(job.error, null);
     await assertSame(stand);
   });
@@ -130,7 +134,7 @@ for (const side of ['source', 'target'] as const) {
       return job.status === 'ready';
     });
     job.complete();
-    await job.concluded;
+    await ended(job);
     assert.equal(job.error, null);
     await assertSame(stand);
   });
@@ -144,7 +148,7 @@ for (const side of ['source', 'target'] as const) {
     assert.equal(job.blockJobInfo()['io-status'], 'nospace');
     on[side] = failing(operation, 1, 'io');
     job.resume();
-    await job.concluded;
+    await ended(job);
     assert.match(job.error ?? '', /the fault of this test/);
     await stand.view.close();
   });
@@ -156,7 +160,7 @@ test('a flush of the target that fails before it is ready is an error of the job
     await put(stand, 0, MIB, 1);
     on.target = failing('flush', 1);
     const job = await stand.mirror({ onTargetError: policy });
-    await job.concluded;
+    await ended(job);
     assert.match(job.error ?? '', /the fault of this test/, policy);
     assert.ok(!stand.names().includes('BLOCK_JOB_READY'), 'it was never ready');
     await stand.view.close();
@@ -172,7 +176,7 @@ for (const verb of ['complete', 'cancel'] as const) {
     on.target = failing('flush', 1);
     if (verb === 'complete') job.complete();
     else job.cancel({ force: false });
-    await job.concluded;
+    await ended(job);
     assert.match(job.error ?? '', /the fault of this test/);
     assert.equal(stand.root.path, stand.source);
     on.target = nothing;
@@ -273,7 +277,7 @@ test('a forced cancel lets a guest go that waits for a target which does not ans
   job.cancel({ force: true });
   await write;
   answer();
-  await job.concluded;
+  await ended(job);
   await stand.view.close();
 });
 
@@ -357,7 +361,7 @@ test('write-blocking: an engine that dies while the target is written knows what
   assert.deepEqual(seen, [64 * KIB, 64 * KIB], 'before the source is written, and the target');
   assert.equal(dirty(), 0);
   job.cancel({ force: true });
-  await job.concluded;
+  await ended(job);
   assert.equal(dirty(), -1, 'it is gone with the job');
   await stand.view.close();
 });
@@ -371,7 +375,7 @@ test('write-blocking: a write that fails at the target is answered, dirty, and c
   assert.equal(errorsOf(stand).length, 1);
   await until('it is in step again', () => job.blockJobInfo()['actively-synced'] === true);
   job.cancel({ force: false });
-  await job.concluded;
+  await ended(job);
   assert.equal(job.error, null);
   await assertSame(stand);
 });
@@ -391,7 +395,7 @@ test('write-blocking: what was answered is in the target already', async (t) => 
     assert.equal(job.blockJobInfo()['actively-synced'], true);
   }
   job.complete();
-  await job.concluded;
+  await ended(job);
   await stand.view.close();
   await assertClean(stand.target);
 });
@@ -405,7 +409,7 @@ test('zeros stay holes, and an existing target is zeroed where it has to be', as
     const job = await stand.mirror({ targetIsZero });
     await stand.readyOrEnded(job);
     job.cancel({ force: false });
-    await job.concluded;
+    await ended(job);
     assert.equal(job.error, null);
     await assertSame(stand);
     const map = (await qemuImgJson('map', [stand.target])) as { data: boolean; length: number }[];
@@ -442,7 +446,7 @@ for (const mode of ['on-success', 'never', 'always'] as const) {
       const job = await stand.mirror({ sync: 'bitmap', bitmap, bitmapMode: mode });
       await stand.readyOrEnded(job);
       if (!fails) job.cancel({ force: false });
-      await job.concluded;
+      await ended(job);
       assert.equal(job.error === null, !fails);
       assert.equal(bitmap.user, null);
       // In all, what was dirty; `always` gives back only what was not copied.
@@ -469,7 +473,7 @@ test('a disk that grows meanwhile grows its target', async (t) => {
   await stand.readyOrEnded(job);
   await put(stand, 9 * MIB + 5, 507, 2);
   job.complete();
-  await job.concluded;
+  await ended(job);
   assert.equal(job.error, null);
   assert.equal(stand.root.lengthBytes, 9 * MIB + 512);
   await stand.view.close();
@@ -490,7 +494,7 @@ test('a disk of an odd size moves to a raw file, but not to a format of whole se
       assert.throws(() => job.complete(), /has 1049088 bytes, and the disk 1048676/);
       job.cancel({ force: false });
     }
-    await job.concluded;
+    await ended(job);
     assert.equal(job.error, null);
     assert.equal(stand.root.lengthBytes, MIB + 100);
     await stand.view.close();
@@ -507,7 +511,7 @@ test('auto-finalize off: the guest goes on while it is pending, and the pivot ha
   await put(stand, 0, 2 * MIB, 7);
   assert.equal(stand.root.path, stand.source);
   job.finalize();
-  await job.concluded;
+  await ended(job);
   assert.equal(job.error, null);
   assert.equal(stand.root.path, stand.target);
   await assertSame(stand);
@@ -536,6 +540,6 @@ test('copies of cached pages let others have their turn', async (t) => {
   assert.equal(job.status, 'ready');
   assert.ok(longestMs < 250, `nobody else had a turn for ${longestMs} ms`);
   job.cancel({ force: true });
-  await job.concluded;
+  await ended(job);
   await stand.view.close();
 });

@@ -1,6 +1,7 @@
 /** A view over an image, and mirrors of it to another one, without a mount: delays and faults at will. */
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { silentLog } from '../../src/base/log.ts';
 import type { DriverDescriptor } from '../../src/block/driver.ts';
 import type { Graph } from '../../src/block/graph.ts';
@@ -12,6 +13,8 @@ import { Mirror } from '../../src/job/mirror.ts';
 import { defaultGranularity, type MirrorOptions } from '../../src/job/mirror-options.ts';
 import { qemuImg } from './qemu-img.ts';
 import { testGraph } from './test-graph.ts';
+
+const PATIENCE_MS = 10_000;
 
 export interface MirrorStandOptions {
   readonly directory: string;
@@ -144,16 +147,13 @@ export class MirrorStand {
     }
   }
 
-  /** Resolves when the job is ready, or has ended. */
+  /** Resolves when the job is ready, or has ended. Throws after 10 s. */
   async readyOrEnded(job: Job): Promise<void> {
-    const ready = new Promise<void>((resolve) => {
-      const look = (): void => {
-        if (job.status === 'ready' || job.status === 'standby') resolve();
-      };
-      this.#jobs.listen(look);
-      look();
-    });
-    await Promise.race([ready, job.concluded]);
+    for (const end = Date.now() + PATIENCE_MS; ; ) {
+      if (['ready', 'standby', 'concluded'].includes(job.status)) return;
+      if (Date.now() > end) throw new Error(`it is neither ready nor over, but ${job.status}`);
+      await sleep(2);
+    }
   }
 
   names(): readonly string[] {
