@@ -2,10 +2,38 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { bootDisk } from '../support/boot-disk.ts';
 import { assertClean, qemuImg } from '../support/qemu-img.ts';
+import { vdiskfs } from '../support/vdiskfs.ts';
 import { bootMachine } from '../support/virtual-machine.ts';
 import { placeOf, KERNEL as subject } from './suite/subject.ts';
+
+const BETWEEN_SWAPS_MS = 500;
+
+/** An upgrade in place. */
+const swapEngine = async (mountpoint: string): Promise<void> => {
+  const done = await vdiskfs(['restart', mountpoint], { timeoutMs: 60_000 });
+  assert.equal(done.status, 0, done.stderr);
+};
+
+/** Again and again until the work has ended; how many times. */
+const whileRunning = async (
+  work: Promise<unknown>,
+  again: () => Promise<void>,
+): Promise<number> => {
+  let isRunning = true;
+  const end = (): void => {
+    isRunning = false;
+  };
+  void work.then(end, end);
+  let times = 0;
+  for (; isRunning; times++) {
+    await sleep(BETWEEN_SWAPS_MS);
+    if (isRunning) await again();
+  }
+  return times;
+};
 
 const BASE_AND_OVERLAY = ['create', '-q', '-f', 'qcow2', '-F', 'raw', '-b', 'base.raw'];
 
@@ -28,12 +56,12 @@ for (const cache of ['none', 'writeback'] as const) {
     await assertClean(overlay);
 
     const second = await place.mount();
-    assert.deepEqual(await bootMachine({ disk: second.path('machine.raw'), cache }), [
-      'boots before: 1',
-      'kernel intact',
-      'data intact',
-      'written',
-    ]);
+    const booting = bootMachine({ disk: second.path('machine.raw'), cache });
+    const swaps = whileRunning(booting, () => swapEngine(second.mountpoint));
+    assert.deepEqual(await booting, ['boots before: 1', 'kernel intact', 'data intact', 'written']);
+    const engines = await swaps;
+    t.diagnostic(`${engines} swaps of the engine during the second boot`);
+    assert.ok(engines >= 2, `${engines} swaps`);
     await second.unmount();
     await assertClean(overlay);
 
