@@ -271,14 +271,10 @@ const serve = async (
   const engine = await start(config, link, log);
   began(engine);
   send({ type: 'ready', warnings: await warningsOf(engine.catalog) });
-  let mountEnds = false;
-  try {
-    await engine.backend.ended;
-    mountEnds = true;
-  } finally {
-    await engine.closeServers({ mountEnds });
-    await engine.catalog.close();
-  }
+  // A worker that has died may hold a request for which an orderly end would wait for ever: its engine ends as if it was killed.
+  await engine.backend.ended;
+  await engine.closeServers({ mountEnds: true });
+  await engine.catalog.close();
   engine.ended();
   // Not after a worker's death: the mount is still there, and another engine takes it over.
   send({ type: 'unmounted' });
