@@ -13,7 +13,10 @@ export interface Mutation {
   readonly tests: readonly string[];
 }
 
-const PROTOCOL = ['test/reference/translation-protocol.test.js'];
+const PROTOCOL = [
+  'test/reference/translation-protocol.test.js',
+  'test/reference/translation-views.test.js',
+];
 const POWER_CUT = ['test/crash/power-cut.test.js'];
 const EVERY_PREFIX = ['test/crash/every-prefix.test.js'];
 const BITMAPS = ['test/crash/bitmap-power-cut.test.js'];
