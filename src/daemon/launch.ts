@@ -5,9 +5,8 @@ import { fileURLToPath } from 'node:url';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { createLog } from '../base/log.ts';
 import type { TakenOver } from './kept-state.ts';
-import { listenForRestart } from './restart.ts';
 import { forgetService, type Service } from './service.ts';
-import { type Ready, Supervisor, type SupervisorConfig } from './supervisor.ts';
+import type { Ready, SupervisorConfig } from './supervisor.ts';
 import type { StartOutcome } from './supervisor-main.ts';
 
 /**
@@ -61,6 +60,11 @@ export const stayInForeground = async (
   { service, taken }: { readonly service: Service; readonly taken: TakenOver | null },
   ready: (warnings: readonly string[]) => Promise<void>,
 ): Promise<void> => {
+  // A command that starts a daemon needs none of it.
+  const [{ Supervisor }, { listenForRestart }] = await Promise.all([
+    import('./supervisor.ts'),
+    import('./restart.ts'),
+  ]);
   const log = createLog({ level: config.logLevel });
   const supervisor = new Supervisor(config, log, service, taken);
   for (const signal of ['SIGTERM', 'SIGINT'] as const)
