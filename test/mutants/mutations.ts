@@ -401,11 +401,11 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     step: 'what a view stands for is remembered before its root is swapped',
     file: 'mount/catalog/pivot.js',
-    find: `    const candidate = await remember(scene, target);
+    find: `    const candidate = await remember(scene, target, []);
     image.pivoted(candidate, inspection);
     const old = image.view.swapRoot(target);`,
     replace: `    const old = image.view.swapRoot(target);
-    const candidate = await remember(scene, target);
+    const candidate = await remember(scene, target, []);
     image.pivoted(candidate, inspection);`,
     tests: ['test/unit/mount/pivot.test.js'],
   },

@@ -273,12 +273,12 @@ describe('NBD driver: servers that go away', () => {
     await writeFile(file, patternBytes(65_536));
     const server = await nbdkit(t, join(directory, 's'), ['file', `file=${file}`]);
     const node = await remoteNode(t, impatient, server.url, { readOnly: false });
-    server.freeze();
+    await server.freeze();
     const read = readBytes(node, 0, 4096);
     await sleep(100);
     server.thaw();
     assert.deepEqual(await read, patternBytes(4096));
-    server.freeze();
+    await server.freeze();
     await assert.rejects(readBytes(node, 0, 4096), fails('EIO', /is not reached/));
     await assert.rejects(node.flush(), fails('EIO', /is not reached/));
     server.thaw();

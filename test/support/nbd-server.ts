@@ -2,6 +2,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { rmSync } from 'node:fs';
+import { readdir, readFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Cleanup } from './scratch.ts';
@@ -51,15 +52,27 @@ export class NbdServer {
     await ended;
   }
 
-  /** Stopped, but there: it answers nothing. */
-  freeze(): void {
-    this.#child?.kill('SIGSTOP');
+  /** Stopped, but there: it answers nothing. A thread that is at work stops a moment after the signal. */
+  async freeze(): Promise<void> {
+    const pid = this.#child?.pid;
+    if (pid === undefined) return;
+    process.kill(pid, 'SIGSTOP');
+    for (const end = Date.now() + READY_MS; !(await isStopped(pid)); ) {
+      if (Date.now() > end) throw new Error(`${this.#command.join(' ')} does not stop`);
+      await sleep(1);
+    }
   }
 
   thaw(): void {
     this.#child?.kill('SIGCONT');
   }
 }
+
+const isStopped = async (pid: number): Promise<boolean> => {
+  const threads = await readdir(`/proc/${pid}/task`);
+  const states = threads.map((id) => readFile(`/proc/${pid}/task/${id}/status`, 'utf8'));
+  return (await Promise.all(states)).every((text) => /^State:\tT/m.test(text));
+};
 
 /** The file is there a moment before the server listens. */
 const accepts = (path: string): Promise<boolean> =>
