@@ -234,7 +234,9 @@ test('copy-on-read and a stream at once: a reader that is killed blocks nobody, 
   const whole = run('dd', reader, { timeoutMs: 60_000 });
   const jobs = await extendedAttribute(m.view, 'user.vdiskfs.jobs');
   assert.match(jobs ?? '', /"type":"stream"/);
-  assert.equal((await vdiskfs(['job', 'speed', m.view, '0'])).status, 0);
+  // The readers may have made everything local by then.
+  const faster = await vdiskfs(['job', 'speed', m.view, '0']);
+  assert.ok(faster.status === 0 || /no job|not found/i.test(faster.stderr), faster.stderr);
   assert.equal((await whole).status, 0);
   await untilNoJobs(m);
   await assertIndependent(m, before);
