@@ -296,6 +296,11 @@ const main = (): void => {
   const link = new SupervisorLink(send);
   let serving: Engine | null = null;
   process.on('disconnect', () => process.exit(1));
+  process.on('uncaughtException', (error) => {
+    createLog({ level: 'error' }).error('engine', error.stack ?? String(error));
+    // An ordinary exit waits for the workers, and these for requests.
+    process.abort();
+  });
   // The supervisor decides when to end; a terminal's ^C, or a service manager's signal, reaches the whole group.
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => undefined);
   process.on('message', (message: SupervisorMessage) => {

@@ -214,6 +214,12 @@ test('SIGKILL during an incremental backup: its bitmap is lost, and the result t
   await eventually('the result is there', async () => (await jobsOf(m).catch(() => [])).length > 0);
   const jobs = (await (await m.qmp()).execute('query-jobs')) as { error?: string }[];
   assert.match(jobs[0]?.error ?? '', /cannot go on after a restart: .*'b' is inconsistent/);
+  // Who opens the target next takes up what the killed engine has answered for it.
+  const again = await m.qmp();
+  const file = { driver: 'file', filename: target };
+  await again.execute('blockdev-add', { driver: 'qcow2', 'node-name': 'copy', file });
+  await again.execute('blockdev-del', { 'node-name': 'copy' });
+  await assertClean(target);
 });
 
 test('a cancelled incremental backup keeps its bitmap, with what was written meanwhile', async (t) => {

@@ -114,12 +114,14 @@ test('restart is refused, and the engine stays, where it would be no swap', asyn
   const none = await vdiskfs(['restart', place.mountpoint]);
   assert.equal(none.status, 1);
   assert.match(none.stderr, /is no vdiskfs mount/);
-  const { pid, child } = await startService(place, {}, { VDISKFS_WITHHOLD_INIT: 'HAS_RESEND' });
+  const env = { VDISKFS_WITHHOLD_INIT: 'HAS_RESEND' };
+  const { pid, child, ended } = await startService(place, {}, env);
   const done = await vdiskfs(['restart', place.mountpoint]);
   assert.equal(done.status, 1);
   assert.match(done.stderr, /does not repeat requests/);
   assert.equal((await place.status()).pid, pid);
   child.kill('SIGTERM');
+  assert.equal(await ended, 0);
 });
 
 interface Serviced {
