@@ -4,7 +4,6 @@
  *
  * Begun anew, it copies all of it again, to the same end. The header of the overlay is changed last, when the base is durable.
  */
-import { toBlockError } from '../base/block-error.ts';
 import { alignDown } from '../base/range.ts';
 import { guestOffset } from '../base/units.ts';
 import type { BackingLink } from '../block/image-description.ts';
@@ -12,6 +11,8 @@ import { layerRunOf, writeSparsely } from '../block/layers.ts';
 import type { Node } from '../block/node.ts';
 import type { View } from '../block/view.ts';
 import { Copies } from './copies.ts';
+import { CopyBuffers } from './copy-buffers.ts';
+import { CopyFailures } from './copy-failures.ts';
 import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
 
 const COPY_BYTES = 1 << 20;
@@ -46,13 +47,15 @@ interface Piece {
 
 export class Commit implements JobWork {
   readonly #options: CommitOptions;
+  readonly #failures: CopyFailures;
+  readonly #buffers = new CopyBuffers(COPY_BYTES);
   #doneBytes = 0;
   #endBytes = 0;
-  #ignored: unknown = null;
   #isReopened = false;
 
   constructor(options: CommitOptions) {
     this.#options = options;
+    this.#failures = new CopyFailures(options.onError);
   }
 
   async run(control: JobControl): Promise<void> {
@@ -75,7 +78,7 @@ export class Commit implements JobWork {
     } finally {
       await copies.settled();
     }
-    if (this.#ignored !== null) throw this.#ignored;
+    this.#failures.throwIgnored();
     await view.withRoot(() => base.flush());
     control.progress(this.#endBytes, this.#endBytes);
   }
@@ -129,7 +132,7 @@ export class Commit implements JobWork {
         const lengthBytes = Math.min(run.lengthBytes, most);
         return { lengthBytes, piece: { start: at, lengthBytes, from: run.from } };
       } catch (error) {
-        if (await this.#goesOn(control, error, 'read')) continue;
+        if (await this.#failures.goesOn(control, error, 'read')) continue;
         const lengthBytes = Math.min(base.driver.clusterBytes, this.#endBytes - at);
         return { lengthBytes, piece: null };
       }
@@ -148,36 +151,18 @@ export class Commit implements JobWork {
             return;
           }
           operation = 'read';
-          const bytes = Buffer.allocUnsafeSlow(lengthBytes);
-          await from.read(at, bytes);
-          operation = 'write';
-          await writeSparsely(base, start, bytes);
+          await this.#buffers.with(lengthBytes, async (bytes) => {
+            await from.read(at, bytes);
+            operation = 'write';
+            await writeSparsely(base, start, bytes);
+          });
         });
         break;
       } catch (error) {
-        if (!(await this.#goesOn(control, error, operation))) break;
+        if (!(await this.#failures.goesOn(control, error, operation))) break;
       }
     }
     this.#done(control, lengthBytes);
-  }
-
-  /** True: try again. False: leave it out. Errors: the same one, to end the job with. */
-  async #goesOn(
-    control: JobControl,
-    error: unknown,
-    operation: 'read' | 'write',
-  ): Promise<boolean> {
-    const failure = toBlockError(error);
-    switch (control.failed(failure, operation, this.#options.onError)) {
-      case 'report':
-        throw failure;
-      case 'ignore':
-        this.#ignored ??= failure;
-        return false;
-      case 'stop':
-        await control.pausePoint();
-        return true;
-    }
   }
 
   #done(control: JobControl, lengthBytes: number): void {

@@ -6,7 +6,6 @@
  * (`Node.populate`), and its reads never wait for a copy. The backing link is changed last, when everything is durable.
  */
 import { basename, dirname } from 'node:path';
-import { toBlockError } from '../base/block-error.ts';
 import { alignDown, alignUp, isAllZero } from '../base/range.ts';
 import { guestOffset } from '../base/units.ts';
 import type { BackingLink } from '../block/image-description.ts';
@@ -14,6 +13,7 @@ import type { Node } from '../block/node.ts';
 import type { View } from '../block/view.ts';
 import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';
+import { CopyFailures } from './copy-failures.ts';
 import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
 
 const COPY_BYTES = 1 << 20;
@@ -45,13 +45,14 @@ interface Piece {
 
 export class Stream implements JobWork {
   readonly #options: StreamOptions;
+  readonly #failures: CopyFailures;
   #doneBytes = 0;
-  #ignored: unknown = null;
   #chainChanged = false;
   readonly #buffers = new CopyBuffers(COPY_BYTES);
 
   constructor(options: StreamOptions) {
     this.#options = options;
+    this.#failures = new CopyFailures(options.onError);
   }
 
   async run(control: JobControl): Promise<void> {
@@ -80,7 +81,7 @@ export class Stream implements JobWork {
     } finally {
       await copies.settled();
     }
-    if (this.#ignored !== null) throw this.#ignored;
+    this.#failures.throwIgnored();
     await view.withRoot((now) => now.flush());
     control.progress(root.lengthBytes, root.lengthBytes);
   }
@@ -115,7 +116,7 @@ export class Stream implements JobWork {
       try {
         return await this.#options.view.withRoot((root) => this.#look(root, at, control.speed));
       } catch (error) {
-        if (!(await this.#goesOn(control, error, 'read'))) {
+        if (!(await this.#failures.goesOn(control, error, 'read'))) {
           return { lengthBytes: this.#options.root.driver.clusterBytes, what: 'skip' };
         }
       }
@@ -180,29 +181,10 @@ export class Stream implements JobWork {
         });
         break;
       } catch (error) {
-        if (!(await this.#goesOn(control, error, operation))) break;
+        if (!(await this.#failures.goesOn(control, error, operation))) break;
       }
     }
     this.#done(control, piece.lengthBytes);
-  }
-
-  /** True: try again. False: leave it out. Errors: the same one, to end the job with. */
-  async #goesOn(
-    control: JobControl,
-    error: unknown,
-    operation: 'read' | 'write',
-  ): Promise<boolean> {
-    const failure = toBlockError(error);
-    switch (control.failed(failure, operation, this.#options.onError)) {
-      case 'report':
-        throw failure;
-      case 'ignore':
-        this.#ignored ??= failure;
-        return false;
-      case 'stop':
-        await control.pausePoint();
-        return true;
-    }
   }
 
   #done(control: JobControl, lengthBytes: number): void {

@@ -7,7 +7,7 @@ import { DirtyBitmap } from '../../src/block/dirty-bitmap.ts';
 import { tool } from '../support/file-tools.ts';
 import { dirtyRanges, listedBitmaps } from '../support/qemu-bitmaps.ts';
 import { assertClean, qemuImg, qemuIo } from '../support/qemu-img.ts';
-import { vdiskfsJson } from '../support/vdiskfs.ts';
+import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 import { type Place, placeOf, KERNEL as subject } from './suite/subject.ts';
 
 const BYTES = 32 << 20;
@@ -114,4 +114,34 @@ test('an engine that was killed leaves them inconsistent, and the mount goes on'
     ['in-use', 'auto'],
     ['in-use', 'auto'],
   ]);
+});
+
+test('bitmaps go along when an image is handed to another host and back', async (t) => {
+  const place = await placeOf(t, subject);
+  const image = await makeImage(place);
+  const mounted = await place.mount();
+  const view = mounted.path('disk.raw');
+  const write = async (seek: number): Promise<void> => {
+    const where = [`of=${view}`, 'bs=4k', `seek=${seek}`, 'count=1'];
+    await tool('dd', ['if=/dev/urandom', ...where, 'conv=notrunc', 'oflag=direct']);
+  };
+  const change = async (command: 'deactivate' | 'activate'): Promise<void> => {
+    const done = await vdiskfs([command, view]);
+    assert.equal(done.status, 0, done.stderr);
+  };
+  const flagsOf = async (...options: string[]): Promise<readonly (readonly string[])[]> =>
+    (await listedBitmaps(image, options)).map(({ flags }) => flags);
+  const granules = (...places: number[]): [number, number][] =>
+    places.map((granule) => [granule * GRANULE, (granule + 1) * GRANULE]);
+  await write(256);
+  assert.ok((await flagsOf('-U')).every((flags) => flags.includes('in-use')));
+  await change('deactivate');
+  assert.ok((await flagsOf()).every((flags) => !flags.includes('in-use')));
+  assert.deepEqual(await dirtyRanges(place.root, image, 'fine'), granules(256));
+  await qemuIo(image, ['write -P 5 2M 4k']);
+  await change('activate');
+  await write(768);
+  await mounted.unmount();
+  assert.deepEqual(await dirtyRanges(place.root, image, 'fine'), granules(256, 512, 768));
+  await assertClean(image);
 });
