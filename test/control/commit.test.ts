@@ -8,6 +8,7 @@ import { eventually } from '../support/mounted.ts';
 import { assertClean, contentSha256, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
 import { run, vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 import { type ControlMount, controlMount } from './control-mount.ts';
+import { verifyingGuest } from './verifying-guest.ts';
 
 const SIZE_MIB = 16;
 
@@ -45,30 +46,9 @@ const write = async (m: ControlMount, fill: string, at: string): Promise<void> =
   assert.match(done.stdout, /wrote/, done.stderr);
 };
 
-const guestOf = (m: ControlMount): ReturnType<typeof run> =>
-  run(
-    'fio',
-    [
-      '--name=guest',
-      `--filename=${m.view}`,
-      `--size=${SIZE_MIB}M`,
-      '--rw=randwrite',
-      '--bsrange=512-64k',
-      '--direct=1',
-      '--ioengine=libaio',
-      '--iodepth=8',
-      '--io_size=16M',
-      '--verify=crc32c',
-      '--do_verify=1',
-      '--verify_fatal=1',
-      '--randseed=7',
-    ],
-    { timeoutMs: 60_000, cwd: m.root },
-  );
-
 test('an image is committed into the one below under a guest, which goes on over that; the overlay is empty', async (t) => {
   const m = await controlMount(t, { sizeMib: SIZE_MIB });
-  const guest = guestOf(m);
+  const guest = verifyingGuest(m, { sizeMib: SIZE_MIB, writtenMib: 16 });
   await sleep(100);
   assert.equal(await ok(['commit', '--wait', m.view]), 'job vm completed\n');
   const { status, stderr, stdout } = await guest;
@@ -127,7 +107,7 @@ test('layers in between go into a layer below them, while the guest writes the i
     );
   }
   const before = await now(m);
-  const guest = guestOf(m);
+  const guest = verifyingGuest(m, { sizeMib: SIZE_MIB, writtenMib: 16 });
   const out = await ok(['commit', '--wait', '--top', at('two.qcow2'), '--base', m.overlay, m.view]);
   assert.equal(out, 'job vm completed\n');
   const { status, stderr, stdout } = await guest;

@@ -5,8 +5,9 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { assertClean, contentSha256, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
-import { run, vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
+import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 import { type ControlMount, controlMount } from './control-mount.ts';
+import { verifyingGuest } from './verifying-guest.ts';
 
 const MIB = 1 << 20;
 const SIZE_MIB = 16;
@@ -80,22 +81,7 @@ test('what was written before is in the snapshot, synced or not; what comes late
 
 test('a guest that writes meanwhile loses nothing', async (t) => {
   const m = await controlMount(t, { sizeMib: SIZE_MIB });
-  const job = [
-    '--name=guest',
-    `--filename=${m.view}`,
-    `--size=${SIZE_MIB}M`,
-    '--rw=randwrite',
-    '--bsrange=512-64k',
-    '--direct=1',
-    '--ioengine=libaio',
-    '--iodepth=16',
-    '--io_size=24M',
-    '--verify=crc32c',
-    '--do_verify=1',
-    '--verify_fatal=1',
-    '--randseed=7',
-  ];
-  const guest = run('fio', job, { timeoutMs: 60_000, cwd: m.root });
+  const guest = verifyingGuest(m, { sizeMib: SIZE_MIB, writtenMib: 24 });
   for (const name of ['one.qcow2', 'two.qcow2']) {
     await sleep(200);
     await snapshot(m, join(m.images, name));

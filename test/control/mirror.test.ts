@@ -8,8 +8,9 @@ import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { eventually } from '../support/mounted.ts';
 import { qemuNbd } from '../support/nbd-server.ts';
 import { assertClean, contentSha256, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
-import { type Finished, run } from '../support/vdiskfs.ts';
+import { run } from '../support/vdiskfs.ts';
 import { type ControlMount, controlMount } from './control-mount.ts';
+import { verifyingGuest } from './verifying-guest.ts';
 
 const MIB = 1 << 20;
 
@@ -155,35 +156,12 @@ test('sync top makes an overlay of the same base, none one of the image itself',
   assert.equal(await contentSha256(over, join(m.root, 'target')), last);
 });
 
-/** Writes and verifies all the time; its exit says whether it found what it wrote. */
-const verifyingGuest = (m: ControlMount, writtenMib: number): Promise<Finished> =>
-  run(
-    'fio',
-    [
-      '--name=guest',
-      `--filename=${m.view}`,
-      '--size=64M',
-      '--rw=randwrite',
-      '--bsrange=512-64k',
-      '--direct=1',
-      '--ioengine=libaio',
-      '--iodepth=16',
-      `--io_size=${writtenMib}M`,
-      '--verify=crc32c',
-      '--do_verify=1',
-      '--verify_fatal=1',
-      '--verify_state_save=0',
-      '--randseed=11',
-    ],
-    { timeoutMs: 90_000 },
-  );
-
 test('a disk moves to an NBD server of QEMU under a guest that writes and verifies', async (t) => {
   const m = await controlMount(t, { sizeMib: 64 });
   const remote = join(await elsewhere(m), 'remote.qcow2');
   await qemuImg(['create', '-q', '-f', 'qcow2', remote, '64M']);
   const server = await qemuNbd(m.cleanup, join(m.root, 'nbd.sock'), ['-f', 'qcow2', remote]);
-  const guest = verifyingGuest(m, 48);
+  const guest = verifyingGuest(m, { writtenMib: 48 });
   await sleep(300);
   const moved = await vdiskfs(['mirror', '--complete', m.view, server.url], { timeoutMs: 60_000 });
   assert.equal(moved.status, 0, moved.stderr);
@@ -200,7 +178,7 @@ test('a disk moves to an NBD server of QEMU under a guest that writes and verifi
 test('a disk moves from file to file and back, in both copy modes, under a guest that verifies', async (t) => {
   const m = await controlMount(t, { sizeMib: 64 });
   const directory = await elsewhere(m);
-  const guest = verifyingGuest(m, 128);
+  const guest = verifyingGuest(m, { writtenMib: 128 });
   await sleep(200);
   const moves = [
     ['--format', 'raw', m.view, join(directory, 'a.raw')],

@@ -9,6 +9,7 @@ import { eventually } from '../support/mounted.ts';
 import { assertClean, contentSha256, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
 import { run, vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 import { type ControlMount, controlMount } from './control-mount.ts';
+import { verifyingGuest } from './verifying-guest.ts';
 
 interface JobInfo {
   readonly device: string;
@@ -121,23 +122,7 @@ test('a cancelled stream keeps the chain and what it copied', async (t) => {
 
 test('a guest that writes during a stream loses nothing', async (t) => {
   const m = await controlMount(t);
-  const job = [
-    '--name=guest',
-    `--filename=${m.view}`,
-    '--size=64M',
-    '--rw=randwrite',
-    '--bsrange=512-64k',
-    '--direct=1',
-    '--ioengine=libaio',
-    '--iodepth=16',
-    '--io_size=24M',
-    '--verify=crc32c',
-    '--do_verify=1',
-    '--verify_fatal=1',
-    '--randseed=7',
-  ];
-  // Its state files lie in its current directory.
-  const guest = run('fio', job, { timeoutMs: 60_000, cwd: m.root });
+  const guest = verifyingGuest(m, { writtenMib: 24 });
   await sleep(300);
   const stream = await vdiskfs(['stream', '--wait', m.view], { timeoutMs: 60_000 });
   assert.equal(stream.status, 0, stream.stderr);
