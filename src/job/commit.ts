@@ -45,10 +45,14 @@ interface Piece {
   readonly from: Node | 'zero';
 }
 
+interface Scene {
+  readonly control: JobControl;
+  readonly buffers: CopyBuffers;
+}
+
 export class Commit implements JobWork {
   readonly #options: CommitOptions;
   readonly #failures: CopyFailures;
-  readonly #buffers = new CopyBuffers(COPY_BYTES);
   #doneBytes = 0;
   #endBytes = 0;
   #isReopened = false;
@@ -62,7 +66,8 @@ export class Commit implements JobWork {
     const { view, base } = this.#options;
     await this.#growBase();
     control.progress(0, this.#endBytes);
-    const copies = new Copies(COPIES_AT_ONCE);
+    const buffers = new CopyBuffers(control.copyMemory, COPY_BYTES);
+    const copies = new Copies(() => Math.min(COPIES_AT_ONCE, buffers.copiesAtOnce));
     try {
       for (let at = 0; at < this.#endBytes; ) {
         await control.pausePoint();
@@ -71,7 +76,7 @@ export class Commit implements JobWork {
         if (piece === null) this.#done(control, lengthBytes);
         else {
           await control.throttle(piece.from === 'zero' ? 0 : lengthBytes);
-          await copies.begin(() => this.#copy(control, piece));
+          await copies.begin(() => this.#copy({ control, buffers }, piece));
         }
       }
       await copies.finish();
@@ -139,7 +144,7 @@ export class Commit implements JobWork {
     }
   }
 
-  async #copy(control: JobControl, { start, lengthBytes, from }: Piece): Promise<void> {
+  async #copy({ control, buffers }: Scene, { start, lengthBytes, from }: Piece): Promise<void> {
     const { view, base } = this.#options;
     const at = guestOffset(start);
     for (;;) {
@@ -151,7 +156,7 @@ export class Commit implements JobWork {
             return;
           }
           operation = 'read';
-          await this.#buffers.with(lengthBytes, async (bytes) => {
+          await buffers.with(lengthBytes, async (bytes) => {
             await from.read(at, bytes);
             operation = 'write';
             await writeSparsely(base, start, bytes);

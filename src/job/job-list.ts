@@ -5,14 +5,17 @@
 import { toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import type { Node } from '../block/node.ts';
+import { CopyMemory } from './copy-memory.ts';
 import { type BlockJobInfo, Job, type JobEventSink, type JobFields } from './job.ts';
 import { JobError } from './job-error.ts';
 import type { JobResult } from './job-store.ts';
 
 /** More than anybody needs at once; a client that starts them in a loop is stopped. */
 const MAX_JOBS = 1024;
+/** For copies in flight of all jobs together. */
+const COPY_MEMORY_BYTES = 64 << 20;
 
-export interface StartOptions extends Omit<JobFields, 'emit'> {
+export interface StartOptions extends Omit<JobFields, 'emit' | 'copyMemory'> {
   /** Nodes whose place in the graph, and content, must not be changed by another job. */
   readonly nodes: readonly Node[];
   /** What is in the store is enough to take it up again after it was ended at any moment. */
@@ -31,6 +34,7 @@ export class JobList {
   readonly #resumable = new WeakSet<Job>();
   readonly #endsWithMount = new WeakSet<Job>();
   readonly #listeners = new Set<JobEventSink>();
+  readonly #copyMemory = new CopyMemory(COPY_MEMORY_BYTES);
   readonly #log: Log;
   #isClosed = false;
   #started = 0;
@@ -116,7 +120,11 @@ export class JobList {
   #add(options: StartOptions): Job {
     const { id, dismissed } = options;
     this.#refuseId(id);
-    const job = new Job({ ...options, emit: (name, data) => this.#emit(name, data) });
+    const job = new Job({
+      ...options,
+      copyMemory: this.#copyMemory,
+      emit: (name, data) => this.#emit(name, data),
+    });
     this.#jobs.set(id, job);
     job.onDismissed = () => {
       this.#jobs.delete(id);

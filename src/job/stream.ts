@@ -43,12 +43,16 @@ interface Piece {
   readonly what: 'skip' | 'copy' | 'zero';
 }
 
+interface Scene {
+  readonly control: JobControl;
+  readonly buffers: CopyBuffers;
+}
+
 export class Stream implements JobWork {
   readonly #options: StreamOptions;
   readonly #failures: CopyFailures;
   #doneBytes = 0;
   #chainChanged = false;
-  readonly #buffers = new CopyBuffers(COPY_BYTES);
 
   constructor(options: StreamOptions) {
     this.#options = options;
@@ -63,7 +67,8 @@ export class Stream implements JobWork {
       control.progress(root.lengthBytes, root.lengthBytes);
       return;
     }
-    const copies = new Copies(COPIES_AT_ONCE);
+    const buffers = new CopyBuffers(control.copyMemory, COPY_BYTES);
+    const copies = new Copies(() => Math.min(COPIES_AT_ONCE, buffers.copiesAtOnce));
     try {
       for (let at = 0; at < root.lengthBytes; ) {
         await control.pausePoint();
@@ -74,7 +79,7 @@ export class Stream implements JobWork {
         if (piece.what === 'skip') this.#done(control, piece.lengthBytes);
         else {
           await control.throttle(piece.what === 'copy' ? piece.lengthBytes : 0);
-          await copies.begin(() => this.#copy(control, from, piece));
+          await copies.begin(() => this.#copy({ control, buffers }, from, piece));
         }
       }
       await copies.finish();
@@ -158,7 +163,7 @@ export class Stream implements JobWork {
     return 'skip';
   }
 
-  async #copy(control: JobControl, at: number, piece: Piece): Promise<void> {
+  async #copy({ control, buffers }: Scene, at: number, piece: Piece): Promise<void> {
     for (;;) {
       let operation: 'read' | 'write' = 'read';
       try {
@@ -171,7 +176,7 @@ export class Stream implements JobWork {
             await root.populate(guestOffset(at), length, null);
             return;
           }
-          await this.#buffers.with(length, async (bytes) => {
+          await buffers.with(length, async (bytes) => {
             await backing.readClipped(guestOffset(at), bytes);
             operation = 'write';
             const isZero = isAllZero(bytes);
