@@ -1,6 +1,6 @@
 /**
- * The jobs of a mount, and which nodes each of them needs to stay as they are: a chain that one job copies from must not
- * be changed by another.
+ * The jobs of a mount, and which nodes each of them changes, or needs to stay as they are: a chain that one job copies from must
+ * not be changed by another, but several may copy from one base.
  */
 import { toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
@@ -15,9 +15,15 @@ const MAX_JOBS = 1024;
 /** For copies in flight of all jobs together. */
 const COPY_MEMORY_BYTES = 64 << 20;
 
-export interface StartOptions extends Omit<JobFields, 'emit' | 'copyMemory'> {
-  /** Nodes whose place in the graph, and content, must not be changed by another job. */
+/** What a job does with nodes. */
+export interface Claim {
+  /** It changes their content, their place in the graph, or what is recorded of them: no other job may use them. */
   readonly nodes: readonly Node[];
+  /** It reads them: no other job may change them. */
+  readonly layers?: readonly Node[];
+}
+
+export interface StartOptions extends Omit<JobFields, 'emit' | 'copyMemory'>, Claim {
   /** What is in the store is enough to take it up again after it was ended at any moment. */
   readonly resumable?: boolean;
   /** A later mount cannot go on with it: it is cancelled when the mount ends. */
@@ -30,7 +36,8 @@ export interface StartOptions extends Omit<JobFields, 'emit' | 'copyMemory'> {
 
 export class JobList {
   readonly #jobs = new Map<string, Job>();
-  readonly #claims = new Map<Node, Job>();
+  readonly #owners = new Map<Node, Job>();
+  readonly #readers = new Map<Node, Set<Job>>();
   readonly #resumable = new WeakSet<Job>();
   readonly #endsWithMount = new WeakSet<Job>();
   readonly #listeners = new Set<JobEventSink>();
@@ -83,23 +90,23 @@ export class JobList {
   }
 
   /** What `start` would refuse, before anything is opened or made for a job. */
-  refuse(id: string, nodes: readonly Node[]): void {
-    this.#refuseClaimed(nodes);
+  refuse(id: string, claim: Claim): void {
+    this.#refuseClaimed(claim);
     this.#refuseId(id);
   }
 
   /** Errors: JobError for an id that is taken or not well formed, and for nodes that another job needs. */
   start(options: StartOptions): Job {
-    const { id, nodes, changed } = options;
-    this.#refuseClaimed(nodes);
+    const { id, changed } = options;
+    this.#refuseClaimed(options);
     const job = this.#add(options);
-    for (const node of nodes) this.#claims.set(node, job);
+    this.#claim(job, options);
     if (options.resumable === true) this.#resumable.add(job);
     if (options.endsWithMount === true) this.#endsWithMount.add(job);
     this.#started++;
     job.onChanged = () => changed?.(job);
     void job.concluded.then(() => {
-      for (const node of nodes) if (this.#claims.get(node) === job) this.#claims.delete(node);
+      this.#giveUp(job, options);
       this.#report(job);
     });
     changed?.(job);
@@ -140,9 +147,25 @@ export class JobList {
     if (this.#jobs.size >= MAX_JOBS) throw new JobError(`There are ${MAX_JOBS} jobs already`);
   }
 
-  /** The job that needs a node as it is; null for none. */
+  #claim(job: Job, { nodes, layers = [] }: Claim): void {
+    for (const node of nodes) this.#owners.set(node, job);
+    for (const node of layers) {
+      const readers = this.#readers.get(node) ?? new Set();
+      this.#readers.set(node, readers.add(job));
+    }
+  }
+
+  #giveUp(job: Job, { nodes, layers = [] }: Claim): void {
+    for (const node of nodes) if (this.#owners.get(node) === job) this.#owners.delete(node);
+    for (const node of layers) {
+      const readers = this.#readers.get(node);
+      if (readers?.delete(job) === true && readers.size === 0) this.#readers.delete(node);
+    }
+  }
+
+  /** The job that has a node, which is no layer below others, for itself; null for none. */
   claimOf(node: Node): Job | null {
-    return this.#claims.get(node) ?? null;
+    return this.#owners.get(node) ?? null;
   }
 
   /** What works on a node; nothing for null. */
@@ -190,13 +213,20 @@ export class JobList {
     return true;
   }
 
-  #refuseClaimed(nodes: readonly Node[]): void {
-    for (const node of nodes) {
-      const other = this.#claims.get(node);
-      if (other === undefined) continue;
-      const what = `Node '${node.name}' (${node.path}) is busy`;
-      throw new JobError(`${what}: job '${other.id}' (${other.type}) uses it`);
-    }
+  /** Errors: JobError while a job has the node for itself. */
+  refuseClaim(node: Node): void {
+    this.#refuse(node, this.#owners.get(node));
+  }
+
+  #refuseClaimed({ nodes, layers = [] }: Claim): void {
+    for (const node of [...nodes, ...layers]) this.#refuse(node, this.#owners.get(node));
+    for (const node of nodes) this.#refuse(node, this.#readers.get(node)?.values().next().value);
+  }
+
+  #refuse(node: Node, by: Job | undefined): void {
+    if (by === undefined) return;
+    const what = `Node '${node.name}' (${node.path}) is busy`;
+    throw new JobError(`${what}: job '${by.id}' (${by.type}) uses it`);
   }
 
   #report(job: Job): void {

@@ -300,7 +300,11 @@ test('an engine that dies or is exchanged in the middle of a mirror: it goes on 
   assert.equal(next?.device, 'vm', 'taken up after an orderly change');
   assert.ok(next.len <= job.len + MIB);
   await c.execute('block-job-set-speed', { device: 'vm', speed: 0 });
-  await c.event('BLOCK_JOB_READY');
+  // It may have become so before this client came.
+  await eventually('it is ready', async () => {
+    const [now] = (await c.execute('query-block-jobs')) as { ready: boolean }[];
+    return now?.ready === true;
+  });
   await c.execute('job-complete', { id: 'vm' });
   await c.event('BLOCK_JOB_COMPLETED');
   const content = await contentSha256(m.view, join(m.root, 'view'));
