@@ -91,6 +91,7 @@ export class Commit implements JobWork {
   async prepare(): Promise<void> {
     const { view, overlay, link } = this.#options;
     await view.drained(async () => {
+      await this.#zeroGrowth();
       await overlay.changeBacking(link);
       await this.#reopen();
     });
@@ -103,6 +104,16 @@ export class Commit implements JobWork {
     } finally {
       await ended();
     }
+  }
+
+  /** What the overlay has gained since `run`: the base may be longer than the layer that hides its end now. */
+  async #zeroGrowth(): Promise<void> {
+    const { overlay, base } = this.#options;
+    const end = Math.min(base.lengthBytes, overlay.lengthBytes);
+    if (end <= this.#endBytes) return;
+    const gainedBytes = end - this.#endBytes;
+    await base.writeZeroes(guestOffset(this.#endBytes), gainedBytes, { unmap: true });
+    await base.flush();
   }
 
   async #reopen(): Promise<void> {

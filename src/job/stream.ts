@@ -53,6 +53,8 @@ export class Stream implements JobWork {
   readonly #failures: CopyFailures;
   #doneBytes = 0;
   #chainChanged = false;
+  /** Up to here it is done. */
+  #endBytes = 0;
 
   constructor(options: StreamOptions) {
     this.#options = options;
@@ -70,7 +72,7 @@ export class Stream implements JobWork {
     const buffers = new CopyBuffers(control.copyMemory, COPY_BYTES);
     const copies = new Copies(() => Math.min(COPIES_AT_ONCE, buffers.copiesAtOnce));
     try {
-      for (let at = 0; at < root.lengthBytes; ) {
+      for (let at = 0; at < root.lengthBytes; this.#endBytes = at) {
         await control.pausePoint();
         const piece = await this.#next(control, at);
         if (piece === null) break;
@@ -95,12 +97,29 @@ export class Stream implements JobWork {
     const { view, root, base, replaceBacking } = this.#options;
     if (root.backing === base) return;
     await view.drained(async () => {
+      await this.#zeroGrowth();
       await root.changeBacking(this.#link());
       // The header says so from here on, whatever becomes of the graph.
       this.#chainChanged = true;
       await replaceBacking(root, base);
       root.notifyMappingChanged({ start: guestOffset(0), lengthBytes: root.lengthBytes });
     });
+  }
+
+  /** What the image has gained since `run`: the base may be longer than the layer that hides its end now. */
+  async #zeroGrowth(): Promise<void> {
+    const { root, base } = this.#options;
+    const { clusterBytes } = root.driver;
+    const end = Math.min(base?.lengthBytes ?? 0, root.lengthBytes);
+    if (end <= this.#endBytes) return;
+    const whole = Math.min(alignUp(this.#endBytes, clusterBytes), root.lengthBytes);
+    // The cluster in which it ended keeps what lies before.
+    const start = alignDown(this.#endBytes, clusterBytes);
+    const bytes = Buffer.alloc(whole - start);
+    await root.readForCopy(guestOffset(start), bytes);
+    await root.populate(guestOffset(start), bytes.length, bytes);
+    if (end > whole) await root.populate(guestOffset(whole), end - whole, null);
+    await root.flush();
   }
 
   async clean(): Promise<void> {
