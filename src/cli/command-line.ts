@@ -1,13 +1,10 @@
 /** The command line: which command it is, and its parsing by yargs, which is loaded only for that. */
-import { existsSync } from 'node:fs';
 import type { Argv } from 'yargs';
 import { type AnyCommand, UsageError } from './command.ts';
 import { COMMANDS } from './command-table.ts';
 import { EXIT } from './exit-codes.ts';
+import { withMount } from './mount-form.ts';
 import { expandMountLine } from './mount-options.ts';
-
-/** Options of the mount(8) form whose value is a word of its own. */
-const VALUE_OPTIONS = new Set(['-o', '-t']);
 
 /**
  * The line with its command in front: `vdiskfs SOURCE MOUNTPOINT [-o …]`, the form mount(8) and fstab use, is
@@ -20,14 +17,6 @@ export const withCommand = (line: readonly string[]): readonly string[] => {
   // A size to take off looks like options in one word; with a blank in front it is an argument.
   if (full[0] === 'resize') return full.map((word) => (/^-\d/.test(word) ? ` ${word}` : word));
   return full;
-};
-
-const withMount = (line: readonly string[]): readonly string[] => {
-  const words = line.filter((w, i) => !w.startsWith('-') && !VALUE_OPTIONS.has(line[i - 1] ?? ''));
-  const [first, second] = words;
-  if (first === undefined || second === undefined || Object.hasOwn(COMMANDS, first)) return line;
-  const isSource = /[/=]/.test(first) || existsSync(first);
-  return isSource ? ['mount', ...line] : line;
 };
 
 const refuseRepeated = (

@@ -14,9 +14,12 @@ import type { Blocked } from './blame.ts';
 import type { MetricsAddress } from './metrics-server.ts';
 
 /** Of these messages: an engine of another version that speaks others is not used. Changes with each of them. */
-export const ENGINE_PROTOCOL = 2;
+export const ENGINE_PROTOCOL = 3;
 
-/** Where an engine finds what it is started with: after stdin, stdout, stderr and the channel. */
+/**
+ * The engine's numbers, after stdin, stdout, stderr and the channel. It is started before there is a mount, with a socket in
+ * the place of the FUSE descriptor; when it is told to begin, that has brought stderr, black box and FUSE descriptor.
+ */
 export const ENGINE_DESCRIPTORS = { fuse: 4, blackBox: 5 } as const;
 
 /** Everything an engine needs to begin; also what `status` shows of the options. */

@@ -245,6 +245,15 @@ export const openMemoryFile = (name: string): number => {
   return fd;
 };
 
+const dup3Call = libc.func('int dup3(int from, int to, int flags)');
+
+/** dup3(2): `to` stands for what `from` stands for, in place of what it was. `inherited`: by children. Errors: EBADF. */
+export const putDescriptor = (
+  from: number,
+  to: number,
+  { inherited }: { readonly inherited: boolean },
+): void => check('dup3', Number(dup3Call(from, to, inherited ? 0 : O_CLOEXEC)));
+
 const fcntlCall = libc.func('int fcntl(int fd, int command, _Inout_ uint8_t *lock)');
 const prctlCall = libc.func('int prctl(int option, ulong a, ulong b, ulong c, ulong d)');
 
