@@ -14,7 +14,7 @@ import { INIT2 } from '../../mount/kernel/abi.ts';
 import type { InitOutcome } from '../../mount/kernel/init.ts';
 import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import { KernelSession } from '../../mount/kernel/session.ts';
-import { BlockError, toBlockError } from '../base/block-error.ts';
+import { toBlockError } from '../base/block-error.ts';
 import { createLog, type Log } from '../base/log.ts';
 import { Graph } from '../block/graph.ts';
 import { noLocks } from '../block/image-locks.ts';
@@ -205,11 +205,6 @@ const ownDescriptor = (fuse: number, init: InitOutcome): number => {
   return fresh;
 };
 
-const warningsOf = async (catalog: Catalog): Promise<string[]> => {
-  const { views } = await catalog.status();
-  return views.flatMap((v) => (v.error === null ? [] : [BlockError.fromWire(v.error).describe()]));
-};
-
 /** Serves until the mount is gone. `began`: what serves, when it does. */
 const serve = async (
   config: EngineConfig,
@@ -219,7 +214,7 @@ const serve = async (
   const log = createLog({ level: config.logLevel });
   const engine = await start(config, link, log);
   began(engine);
-  send({ type: 'ready', warnings: await warningsOf(engine.catalog) });
+  send({ type: 'ready', warnings: engine.catalog.failures.map((e) => e.describe()) });
   engine.servers.loadRest();
   loadDrivers();
   // A worker that has died may hold a request for which an orderly end would wait for ever: its engine ends as if it was killed.

@@ -23,7 +23,7 @@ import { HeldLocks } from './held-locks.ts';
 import { describeHolders, holdersOf } from './holders.ts';
 import { KeptState, type TakenOver } from './kept-state.ts';
 import { protectFromPressure } from './memory-pressure.ts';
-import type { EngineConfig, EngineMessage } from './messages.ts';
+import type { EngineConfig, EngineMessage, LockOutcome } from './messages.ts';
 import { handshake, makeRuntimeDirectories, widenReadAhead } from './mount-preparation.ts';
 import { mountedAt } from './mount-table.ts';
 import { FILE_SYSTEM_TYPE, mountFuse, unmountFuse } from './mounting.ts';
@@ -305,7 +305,7 @@ export class Supervisor {
         return;
       case 'unlock':
         // One that hands over closes everything: the next one takes the locks from here.
-        if (!engine.handsOver) await this.#locks.release(message.lock);
+        if (!engine.handsOver) for (const lock of message.locks) await this.#locks.release(lock);
         engine.send({ type: 'done', request: message.request });
         return;
       case 'passthrough':
@@ -335,14 +335,14 @@ export class Supervisor {
 
   async #lock(
     engine: EngineProcess,
-    { request, path, mode }: Extract<EngineMessage, { type: 'lock' }>,
+    { request, asked }: Extract<EngineMessage, { type: 'lock' }>,
   ): Promise<void> {
-    try {
-      const lock = await this.#locks.acquire(path, mode, this.#generation);
-      engine.send({ type: 'lock', request, lock });
-    } catch (error) {
-      engine.send({ type: 'lock-failed', request, error: toBlockError(error).toWire() });
+    const outcomes: LockOutcome[] = [];
+    for (const { path, mode } of asked) {
+      const lock = this.#locks.acquire(path, mode, this.#generation);
+      outcomes.push(await lock.catch((error: unknown) => toBlockError(error).toWire()));
     }
+    engine.send({ type: 'lock', request, outcomes });
   }
 
   #engineReady(engine: EngineProcess): void {
