@@ -238,7 +238,9 @@ const placeOf = (root: Node, given: CommitArguments): Place => {
   const below = chain[base] as Node;
   if (top === 0 && below.lengthBytes > root.lengthBytes) {
     const sizes = `${below.lengthBytes} and ${root.lengthBytes} bytes`;
-    throw new JobError(`The base is larger than the disk (${sizes}), and cannot take its place`);
+    throw new JobError(
+      `The base is longer than the disk (${sizes}): resize the view to its length before`,
+    );
   }
   return { top, base };
 };
