@@ -125,6 +125,16 @@ class StartedJob {
   }
 }
 
+/** The engine was exchanged, has died, or the mount has ended: the job is not lost with it. */
+const gone = (id: string, cause: BlockError): BlockError =>
+  new BlockError({
+    kind: 'io',
+    errno: 'ECONNRESET',
+    message: `the engine has gone away while job ${id} ran`,
+    hint: "'vdiskfs jobs' tells how it goes on with the next one",
+    cause,
+  });
+
 const watch = async (client: QmpClient, id: string, ended: Promise<Outcome>): Promise<Outcome> => {
   const progress = await startProgress(id);
   const timer = setInterval(() => {
@@ -137,7 +147,9 @@ const watch = async (client: QmpClient, id: string, ended: Promise<Outcome>): Pr
     );
   }, LOOK_MS);
   try {
-    const lost = new Promise<never>((_, reject) => client.onClosed(reject));
+    const lost = new Promise<never>((_, reject) =>
+      client.onClosed((error) => reject(gone(id, error))),
+    );
     return await Promise.race([ended, lost]);
   } finally {
     clearInterval(timer);

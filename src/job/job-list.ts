@@ -6,7 +6,7 @@ import { toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import type { Node } from '../block/node.ts';
 import { CopyMemory } from './copy-memory.ts';
-import { type BlockJobInfo, Job, type JobEventSink, type JobFields } from './job.ts';
+import { type BlockJobInfo, Job, type JobEventSink, type JobFields, type JobType } from './job.ts';
 import { JobError } from './job-error.ts';
 import type { JobResult } from './job-store.ts';
 
@@ -26,8 +26,6 @@ export interface Claim {
 export interface StartOptions extends Omit<JobFields, 'emit' | 'copyMemory'>, Claim {
   /** What is in the store is enough to take it up again after it was ended at any moment. */
   readonly resumable?: boolean;
-  /** A later mount cannot go on with it: it is cancelled when the mount ends. */
-  readonly endsWithMount?: boolean;
   /** Called when the job has begun, and on each change that a later engine should know of. */
   readonly changed?: (job: Job) => void;
   /** Called when the job is dismissed. */
@@ -39,7 +37,8 @@ export class JobList {
   readonly #owners = new Map<Node, Job>();
   readonly #readers = new Map<Node, Set<Job>>();
   readonly #resumable = new WeakSet<Job>();
-  readonly #endsWithMount = new WeakSet<Job>();
+  /** Of those that end because the engine does: what becomes of them. */
+  readonly #outlooks = new WeakMap<Job, string>();
   readonly #listeners = new Set<JobEventSink>();
   readonly #copyMemory = new CopyMemory(COPY_MEMORY_BYTES);
   readonly #log: Log;
@@ -102,7 +101,6 @@ export class JobList {
     const job = this.#add(options);
     this.#claim(job, options);
     if (options.resumable === true) this.#resumable.add(job);
-    if (options.endsWithMount === true) this.#endsWithMount.add(job);
     this.#started++;
     job.onChanged = () => changed?.(job);
     void job.concluded.then(() => {
@@ -182,8 +180,8 @@ export class JobList {
     this.#isClosed = true;
     const running = this.all.filter((job) => job.status !== 'concluded');
     for (const job of running) {
-      if (mountEnds && this.#endsWithMount.has(job)) cancel(job);
-      else this.#endForLater(job);
+      if (mountEnds && endsWithMount(job.type)) this.#endWithMount(job);
+      else this.#endForLater(job, mountEnds ? 'the next mount goes on' : 'the next engine goes on');
     }
     await Promise.all(running.map((job) => job.concluded));
   }
@@ -199,18 +197,27 @@ export class JobList {
       const what = `job '${job.id}' (${job.type}) works on it and cannot be interrupted`;
       throw new JobError(`Node '${node.name}' (${node.path}) is busy: ${what}`);
     }
-    const isForLater = this.#endForLater(job);
+    const isForLater = this.#endForLater(job, 'it goes on when the image is active again');
     await job.concluded;
     if (isForLater) this.#jobs.delete(job.id);
   }
 
   /** What the store has of it stays as it is. False: it ends by itself, and that outcome is its own. */
-  #endForLater(job: Job): boolean {
+  #endForLater(job: Job, outlook: string): boolean {
     if (job.isCancelled || job.status === 'aborting') return false;
     job.onChanged = () => undefined;
     job.onDismissed = () => undefined;
+    this.#outlooks.set(job, outlook);
     cancel(job);
     return true;
+  }
+
+  /** Cancelled; the result stays in the store, so that the next mount can tell. */
+  #endWithMount(job: Job): void {
+    if (job.isCancelled || job.status === 'aborting') return;
+    job.onDismissed = () => undefined;
+    this.#outlooks.set(job, 'cancelled, because the mount ends');
+    cancel(job);
   }
 
   /** Errors: JobError while a job has the node for itself. */
@@ -232,7 +239,8 @@ export class JobList {
   #report(job: Job): void {
     const { offset, len, error } = job.blockJobInfo();
     const done = `${job.type}: ${offset} of ${len} bytes`;
-    if (job.isCancelled) this.#log.info(job.id, `cancelled, ${done}`);
+    const outlook = this.#outlooks.get(job) ?? 'cancelled';
+    if (job.isCancelled) this.#log.info(job.id, `${outlook}, ${done}`);
     else if (error === undefined) this.#log.info(job.id, `completed, ${done}`);
     else {
       this.#failed++;
@@ -244,6 +252,9 @@ export class JobList {
     for (const listener of this.#listeners) listener(name, data);
   }
 }
+
+/** No later mount can go on with it: what it copies is a moment that is over then. */
+export const endsWithMount = (type: JobType): boolean => type === 'backup';
 
 const cancel = (job: Job): void => {
   try {

@@ -190,8 +190,6 @@ const begin = async (context: ControlContext, plan: Plan): Promise<Job> => {
         work,
         nodes: [root, target.node],
         layers: layersOf(root),
-        // Its moment does not come again.
-        endsWithMount: true,
         changed: (now) => keep(context, plan, now),
         dismissed: (now) => context.store.forget(now.id),
       });
