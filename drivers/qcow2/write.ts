@@ -234,7 +234,7 @@ export class Writer {
     if (kept !== null) {
       const part = buffer.subarray(0, kept.filled.to - offset);
       await this.#fill(kept, offset, part);
-      await this.#publish(kept, []);
+      await this.#publish(kept, null);
       return part.length;
     }
     let clusters = 1;
@@ -253,7 +253,7 @@ export class Writer {
       await this.#fill(found, offset, part);
       return found;
     });
-    await this.#publish(target, allocation.changes);
+    await this.#publish(target, allocation);
     return part.length;
   }
 
@@ -331,7 +331,7 @@ export class Writer {
       if (!asZeros && !isPlain)
         await this.#fill({ ...target, isFresh: false }, start, new Uint8Array(0));
     });
-    await this.#publish(target, allocation.changes, asZeros && !isPlain);
+    await this.#publish(target, allocation, asZeros && !isPlain);
     return allocation.count * clusterBytes;
   }
 
@@ -353,7 +353,7 @@ export class Writer {
     const whole = wholeTarget(allocation, start, clusterBytes);
     await this.#undoingOnFailure(allocation, () => this.#takeSpace(allocation, how));
     const target = { ...whole, filled: { from: start, to: start } };
-    await this.#publish(target, allocation.changes);
+    await this.#publish(target, allocation);
     return allocation.count * clusterBytes;
   }
 
@@ -447,11 +447,12 @@ export class Writer {
   }
 
   /** Maps the target's clusters, tells who follows mappings, and journals. */
-  async #publish(target: Target, allocated: readonly Change[], asZeros = false): Promise<void> {
+  async #publish(target: Target, allocation: Allocation | null, asZeros = false): Promise<void> {
     const { clusterBytes, map, request } = this.#state;
     const place = map.place(target.start);
-    const slice = await this.#tables.sliceFor(place);
-    const changes: Change[] = [...allocated];
+    const load = (): Promise<CachedTable> => this.#tables.sliceFor(place);
+    const slice = await (allocation === null ? load() : this.#undoingOnFailure(allocation, load));
+    const changes: Change[] = [...(allocation?.changes ?? [])];
     for (let i = 0; i < target.clusters; i++) {
       const old = map.entry(slice, place.index + i);
       const now = targetEntry(this.#state, target, i, old, asZeros);
