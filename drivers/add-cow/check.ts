@@ -172,7 +172,7 @@ class AddCowCheck {
     }
     if (!isAllAllocated && set === clusters && clusters > 0) {
       this.#note('all clusters are in the image file, and ALL_ALLOCATED does not say so');
-      if (repair === 'all') await writeAllAllocated(file, this.#header);
+      if (repair === 'all') await writeAllAllocated(file, this.#header, true);
     }
     return set;
   }

@@ -17,6 +17,8 @@ export class Completion {
   #firstClear = 0;
   /** The last look ended at a bit that is not set. */
   #isStuck = false;
+  /** Nothing becomes complete for the moment. */
+  #isHeld = false;
 
   constructor(state: ImageState) {
     this.#state = state;
@@ -32,15 +34,35 @@ export class Completion {
   async settle(): Promise<void> {
     const state = this.#state;
     // A resize is about to change which clusters there are.
-    if (state.isAllAllocated || state.isResizing || state.lengthBytes === 0) return;
+    if (this.#isHeld || state.isAllAllocated || state.isResizing || state.lengthBytes === 0) return;
     if (!(await this.#look()) || state.isDirty) return;
-    await writeAllAllocated(state.file, state.header);
-    state.header = await readHeader(state.file, state.request.path);
-    state.isAllAllocated = true;
+    await this.#say(true);
     const text =
       'all of it is in its image file: this file and the backing file are no longer needed';
     state.request.log.info(state.request.path, text);
     state.request.mappingChanged({ start: guestOffset(0), lengthBytes: state.lengthBytes });
+  }
+
+  /** Runs what clears bits: what has become complete needs bitmap and backing file again before. Errors: EIO; those of `clear`. */
+  async undone(clear: () => Promise<void>): Promise<void> {
+    const state = this.#state;
+    this.#isHeld = true;
+    try {
+      // One that is under way may be about to say that it is complete.
+      await state.schedule.request();
+      if (state.isAllAllocated) await this.#say(false);
+      await clear();
+    } finally {
+      this.#isHeld = false;
+      this.reset();
+    }
+  }
+
+  async #say(isAllAllocated: boolean): Promise<void> {
+    const state = this.#state;
+    await writeAllAllocated(state.file, state.header, isAllAllocated);
+    state.header = await readHeader(state.file, state.request.path);
+    state.isAllAllocated = isAllAllocated;
   }
 
   /** The size has changed, or bits were cleared. */

@@ -54,10 +54,18 @@ export const encodeHeader = (plan: HeaderPlan, path: string): Uint8Array => {
   return bytes;
 };
 
-/** Says that neither bitmap nor backing file is needed, durably. Every bit is on disk, and what it stands for. */
-export const writeAllAllocated = async (file: Node, header: AddCowHeader): Promise<void> => {
+/**
+ * Says durably whether neither bitmap nor backing file is needed. Each way every bit is on disk, and what it stands for: read
+ * by the bitmap or without, it is the same.
+ */
+export const writeAllAllocated = async (
+  file: Node,
+  header: AddCowHeader,
+  isAllAllocated: boolean,
+): Promise<void> => {
   const word = new Uint8Array(header.fields.subarray(FIELD.compatible, FIELD.compatible + 8));
-  word[0] = (word[0] ?? 0) | ALL_ALLOCATED;
+  const rest = (word[0] ?? 0) & ~ALL_ALLOCATED;
+  word[0] = isAllAllocated ? rest | ALL_ALLOCATED : rest;
   await file.write(guestOffset(FIELD.compatible), word);
   await file.flush();
 };

@@ -151,9 +151,10 @@ export class AddCowImage implements DriverInstance {
 
   async makeEmpty(): Promise<void> {
     const { bitmap, clusters, schedule, image } = this.#state;
-    await bitmap.change(0, clusters, false);
-    await schedule.request();
-    this.#completion.reset();
+    await this.#completion.undone(async () => {
+      await bitmap.change(0, clusters, false);
+      await schedule.request();
+    });
     // Nobody looks there any more.
     await image.discard(guestOffset(0), image.lengthBytes);
     await image.flush();

@@ -1,12 +1,17 @@
 /** Commits of layers of other sizes than their neighbours: the view shows the same before, while they run, and afterwards. */
 import assert from 'node:assert/strict';
+import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { present } from '../../src/base/assert.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import { View } from '../../src/block/view.ts';
 import { Commit } from '../../src/job/commit.ts';
 import { JobList } from '../../src/job/job-list.ts';
+import { bytesOfImage, makeLayers, storedBytesOf } from '../support/chain-layers.ts';
+import { EngineStand, imagesOf } from '../support/engine-stand.ts';
 import { assertClean, qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
@@ -85,3 +90,30 @@ for (const [midBytes, baseBytes] of [
     assert.equal(info['backing-filename'], 'base');
   });
 }
+
+test('an add-cow image that becomes complete while it is committed is empty afterwards, and shows the base', async (t) => {
+  const directory = await scratchDirectory(t);
+  const images = imagesOf(directory);
+  await mkdir(images);
+  const layer = { lengthBytes: TOP_BYTES, clusterBytes: 64 * KIB, content: [] };
+  const layers = [
+    { ...layer, name: 'base', format: 'qcow2' },
+    { ...layer, name: 'top', format: 'add-cow' },
+  ] as const;
+  await makeLayers(images, layers);
+  const stand = await EngineStand.open({ directory });
+  const view = await stand.view('top.raw');
+  await stand.execute('block-commit', { device: 'top', 'job-id': 'job', 'auto-dismiss': false });
+  const job = present(stand.job('job'), 'the job has begun');
+  const bytes = Buffer.alloc(TOP_BYTES, 7);
+  await view.write(guestOffset(0), bytes);
+  await view.flush();
+  while (job.status === 'running') await sleep(5);
+  job.complete();
+  await job.concluded;
+  assert.equal(job.error, null);
+  await stand.close();
+  const top = join(images, 'top.add-cow');
+  assert.equal(await storedBytesOf(directory, top, 'add-cow'), 0);
+  assert.ok((await bytesOfImage(directory, top, 'add-cow')).equals(bytes));
+});

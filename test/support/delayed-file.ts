@@ -7,7 +7,12 @@ export type FileOperation = 'read' | 'write' | 'flush' | 'zero';
 
 export interface Interference {
   /** Awaited before the operation is done; what it throws is its failure. Offsets of the host file; 0 for a flush. */
-  before: (operation: FileOperation, offset: number, lengthBytes: number) => Promise<void>;
+  before: (
+    operation: FileOperation,
+    offset: number,
+    lengthBytes: number,
+    path: string,
+  ) => Promise<void>;
 }
 
 /** `path` null: every file. `below`: what opens the file, another of these perhaps. */
@@ -19,14 +24,19 @@ export const delayedFile = (
   ...below,
   openPath: async (request) => {
     const inner = present(await below.openPath?.(request), 'the file driver opens paths');
-    return path === null || request.path === path ? interfered(inner, interference) : inner;
+    const isMeant = path === null || request.path === path;
+    return isMeant ? interfered(inner, interference, request.path) : inner;
   },
 });
 
-const interfered = (inner: DriverInstance, interference: Interference): DriverInstance => {
+const interfered = (
+  inner: DriverInstance,
+  interference: Interference,
+  path: string,
+): DriverInstance => {
   const has = <T>(method: T | undefined): T => present(method, 'the file driver has every method');
   const before = (operation: FileOperation, offset: number, length: number): Promise<void> =>
-    interference.before(operation, offset, length);
+    interference.before(operation, offset, length, path);
   return {
     clusterBytes: inner.clusterBytes,
     backingLink: null,
