@@ -246,9 +246,11 @@ export class Mirror implements JobWork {
 
   async #finish(): Promise<boolean> {
     const { root, bitmap, bitmapMode, pivot } = this.#options;
-    const { control } = this.#state();
+    const { control, copy } = this.#state();
     await root.flush();
     await this.#flushTarget();
+    // The last rounds may have counted what was about to be copied twice.
+    copy.reportDone();
     if (bitmap !== null && bitmapMode !== 'never') await root.dirtyBitmaps.clearAll(bitmap);
     if (control.completion === 'complete') {
       if (this.#options.target.lengthBytes !== root.lengthBytes) throw this.#otherSize();
