@@ -363,6 +363,11 @@ export class ImageEntry implements Entry {
     this.#times.keep(null);
   }
 
+  /** The chain was closed, not through the view: the file as it is now is ours. Before the view's root is taken away. Drained. */
+  async closedBeside(): Promise<void> {
+    await this.#adoptStamp();
+  }
+
   /** Closes the chain and gives the lock back. Errors: those of the last flush. */
   async dispose(): Promise<void> {
     try {
@@ -451,10 +456,10 @@ export class ImageEntry implements Entry {
       return root;
     } catch (error) {
       const failure = toBlockError(error, { op: 'open', path: this.host.path });
+      // Trying to mend it, or to bring to it what a journal holds, may have changed the file.
+      if (!options.readOnly) await this.#adoptStamp();
       if (options.readOnly || failure.kind !== 'read-only') throw failure;
       this.report(failure);
-      // Trying to mend it may have changed the file.
-      await this.#adoptStamp();
       this.#unwritable = { stamp: this.host.stamp, reason: failure.message };
       this.#readOnlyReason = this.#nextReason = failure.message;
       return null;

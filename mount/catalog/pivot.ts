@@ -22,7 +22,6 @@ export interface PivotScene {
  */
 export const pivotTo = async (scene: PivotScene, target: Node): Promise<Node> => {
   const { image, graph } = scene;
-  await graph.refuseReplaced(target);
   const inspection = await inspectionOf(target);
   const candidate = await remember(scene, target, []);
   image.pivoted(candidate, inspection);
@@ -40,7 +39,6 @@ export const pivotOver = async (scene: PivotScene, target: Node): Promise<void> 
   const { image, graph } = scene;
   const { view, candidate: before, inspection: inspectionBefore } = image;
   const { path, descriptor } = target;
-  await graph.refuseReplaced(target);
   const candidate = await remember(scene, target, await detach(view.root, target));
   const reopen = (of: { readonly path: string; readonly format: string | null }): Promise<Node> =>
     graph.open({ ...of, readOnly: false });
@@ -54,9 +52,10 @@ export const pivotOver = async (scene: PivotScene, target: Node): Promise<void> 
   } catch (error) {
     await undo(scene, before);
     image.pivoted(before, inspectionBefore);
-    view.swapRoot(
-      await reopen({ path: before.host.path, format: inspectionBefore.declaredFormat }),
-    );
+    const original = { path: before.host.path, format: inspectionBefore.declaredFormat };
+    const root = await reopen(original).catch(() => null);
+    if (root === null) await image.closedBeside();
+    view.swapRoot(root);
     throw error;
   }
 };
@@ -107,21 +106,22 @@ export const reopen = async (
   const options = { path: host.path, format: inspection.declaredFormat, readOnly: false };
   const own = ownLayers === null ? {} : { ownLayers };
   const passing = view.root?.dirtyBitmaps.takePassing() ?? [];
-  const adopt = (root: Node | null): void => {
+  const adopt = async (root: Node | null): Promise<void> => {
     for (const bitmap of passing) {
       if (root === null) bitmap.dropped?.();
       else root.dirtyBitmaps.adopt(bitmap);
     }
+    if (root === null) await image.closedBeside();
     view.swapRoot(root);
   };
   try {
     if (view.root !== null) await graph.close(view.root);
     const root = await graph.open({ ...options, ...own });
-    adopt(root);
+    await adopt(root);
     return root;
   } catch (error) {
     // When this fails too, the next request tries again.
-    adopt(ownLayers === null ? null : await graph.open(options).catch(() => null));
+    await adopt(ownLayers === null ? null : await graph.open(options).catch(() => null));
     throw error;
   }
 };

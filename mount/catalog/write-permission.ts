@@ -1,7 +1,5 @@
 /** Whether an image may be written, as far as shows without opening it. */
-import { accessSync } from 'node:fs';
 import { access, constants } from 'node:fs/promises';
-import { looks } from '../../src/os/local-file-systems.ts';
 import type { HostFile } from './host-file.ts';
 import type { Inspection } from './inspection.ts';
 
@@ -24,8 +22,9 @@ export const whyReadOnly = async (image: {
   const { driver, description } = inspection;
   if (image.readOnly) return 'the mount is read-only';
   if (image.missing !== null) return image.missing;
-  // Opening it says what is wrong, whatever it is opened for.
-  if (driver === null || description === null) return null;
+  const whileUsed = usedBy === null ? null : `'${usedBy}' uses it as its backing image`;
+  // Opening it says what is wrong, whatever it is opened for; what cannot be read for the moment may be in use.
+  if (driver === null || description === null) return whileUsed;
   if (driver.capabilities.write !== true) return `the format ${driver.name} is only read`;
   const { readOnlyReason } = description;
   if (typeof readOnlyReason === 'string') return readOnlyReason;
@@ -34,29 +33,17 @@ export const whyReadOnly = async (image: {
     return 'it was not closed cleanly and needs a repair';
   }
   if (unwritable?.stamp === host.stamp) return unwritable.reason;
-  if (usedBy !== null) return `'${usedBy}' uses it as its backing image`;
+  if (whileUsed !== null) return whileUsed;
   const files = [{ path: host.path, remote: inspection.chain[0]?.remote ?? null }];
   for (const { path, remote } of [...files, ...inspection.dataFiles]) {
     if (remote?.isWritable === false) return 'its server gives it for reading only';
     if (remote !== null) continue;
-    const isLocal = path === host.path && typeof host.fileSystem === 'number';
-    if (!(isLocal && looks.mayTry() ? isWritableNow(path) : await isWritable(path)))
+    const isWritable = await access(path, constants.W_OK).then(
+      () => true,
+      () => false,
+    );
+    if (!isWritable)
       return path === host.path ? 'its file is not writable' : `'${path}' is not writable`;
   }
   return null;
-};
-
-const isWritable = (path: string): Promise<boolean> =>
-  access(path, constants.W_OK).then(
-    () => true,
-    () => false,
-  );
-
-const isWritableNow = (path: string): boolean => {
-  try {
-    looks.timed(() => accessSync(path, constants.W_OK));
-    return true;
-  } catch {
-    return false;
-  }
 };
