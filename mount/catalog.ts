@@ -50,6 +50,9 @@ import type { Directory, Entry, FileAttributes } from './directory.ts';
 /** How long a lookup waits for a scan before it answers from what is known, in ms. */
 const SCAN_WAIT_MS = 2000;
 
+/** Their locks are asked for together. */
+const PARALLEL_SETTLINGS = 4 * PARALLEL_LOOKS;
+
 /** A view without handles and requests is closed after this long, in ms. */
 const IDLE_CLOSE_MS = 5000;
 const IDLE_SWEEP_MS = 1000;
@@ -207,6 +210,14 @@ export class Catalog implements Directory {
 
   onLost(listener: (nodeId: number) => void): void {
     this.#lostListeners.add(listener);
+  }
+
+  /** Why images that are shown cannot be opened, as far as is known. */
+  get failures(): readonly BlockError[] {
+    return this.#table.listed.flatMap((entry) => {
+      const failure = ('refusal' in entry ? entry.refusal : null) ?? entry.error;
+      return failure === null ? [] : [failure];
+    });
   }
 
   async status(): Promise<CatalogStatus> {
@@ -422,7 +433,7 @@ export class Catalog implements Directory {
       if (entry.handles === 0) void this.#inBackground(entry.name, this.#retire(entry));
     }
     // Readers of a base first give up writing it, then its overlays may be opened.
-    await mapBounded(result.entries, PARALLEL_LOOKS, (entry) => entry.settle());
+    await mapBounded(result.entries, PARALLEL_SETTLINGS, (entry) => entry.settle());
     for (const entry of result.entries) entry.report();
     this.#watch.follow(result.ignoredHosts.map((i) => i.host));
     for (const name of result.changedNames) {

@@ -15,8 +15,10 @@ import type {
   WriteZeroesOptions,
 } from '../../src/block/driver.ts';
 import { endOf, FALLOC, fallocate, SEEK, seekDataOrHole } from '../../src/os/linux.ts';
+import { isLocalFileSystem } from '../../src/os/local-file-systems.ts';
 import { type DirectIo, openDirect } from './direct-io.ts';
-import { isLocalFileSystem, QuickIo } from './quick-io.ts';
+import { openLookedAt } from './looked-at.ts';
+import { QuickIo } from './quick-io.ts';
 
 const ZERO_CHUNK_BYTES = 1 << 20;
 
@@ -229,7 +231,9 @@ class HostFile implements DriverInstance {
 }
 
 const openPath = async (request: OpenPathRequest): Promise<DriverInstance> => {
-  const { path, readOnly, create, cache } = request;
+  const { path, readOnly, create, cache, lookedAtOn = null } = request;
+  const lookedAt = lookedAtOn === null ? null : openLookedAt(path, lookedAtOn);
+  if (lookedAt !== null) return lookedAt;
   let flags = readOnly ? constants.O_RDONLY : constants.O_RDWR;
   if (create) flags |= constants.O_CREAT | constants.O_EXCL;
   const direct = cache === 'none' ? await openDirect(path, flags) : null;

@@ -36,6 +36,17 @@ export const readExtensions = (
   return found;
 };
 
+/** Whether the extensions from `start` on, up to the end marker or `end`, all lie in these first bytes of the cluster. */
+export const extensionsAreIn = (head: Uint8Array, start: number, end: number): boolean => {
+  const view = viewOf(head);
+  for (let at = start; at + HEAD_BYTES <= end; ) {
+    if (at + HEAD_BYTES > head.length) return false;
+    if (view.getUint32(at) === EXTENSION.end) return true;
+    at += HEAD_BYTES + alignUp(view.getUint32(at + 4), 8);
+  }
+  return end <= head.length;
+};
+
 /** The declared format of the backing file; null when the image does not say. */
 export const backingFormatOf = (extensions: readonly Extension[]): string | null => {
   const content = extensions.find((e) => e.type === EXTENSION.backingFormat)?.content;

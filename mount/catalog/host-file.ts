@@ -1,8 +1,9 @@
 /** What stat(2) says of an image's file, in the form that the catalog compares and shows. */
-import type { BigIntStats } from 'node:fs';
-import { stat } from 'node:fs/promises';
+import { type BigIntStats, statSync } from 'node:fs';
+import { stat, statfs } from 'node:fs/promises';
 import { toBlockError } from '../../src/base/block-error.ts';
 import { canonicalUrl, isUrl } from '../../src/block/remote-url.ts';
+import { isLocalFileSystem, looks } from '../../src/os/local-file-systems.ts';
 
 export interface HostFile {
   readonly path: string;
@@ -26,6 +27,15 @@ export interface HostFile {
   readonly accessTimeMs: number;
   readonly modifyTimeMs: number;
   readonly changeTimeMs: number;
+  /** Type of its file system, of a file of a source directory that lives on this machine. */
+  readonly fileSystem?: number | null;
+}
+
+/** A file system of this machine. */
+export interface LocalFileSystem {
+  readonly device: bigint;
+  /** Of statfs(2). */
+  readonly type: number;
 }
 
 /** Owner and mode of views of remote images: whoever mounts, and nobody else, as with a password. */
@@ -51,13 +61,31 @@ const remoteHostFile = (url: string): HostFile => {
   };
 };
 
-/** Follows symlinks; of a URL no server is asked. Errors: ENOENT, EACCES and those of the host. */
-export const statHostFile = async (path: string): Promise<HostFile> => {
+/** The file system of a directory; null where it is not known to live on this machine. */
+export const localFileSystemOf = async (directory: string): Promise<LocalFileSystem | null> => {
+  try {
+    const { type } = await statfs(directory);
+    if (!isLocalFileSystem(type)) return null;
+    return { device: (await stat(directory, { bigint: true })).dev, type };
+  } catch {
+    return null;
+  }
+};
+
+/**
+ * Follows symlinks; of a URL no server is asked. `local`: where a path lies that is no symlink. Errors: ENOENT, EACCES and those
+ * of the host.
+ */
+export const statHostFile = async (
+  path: string,
+  local: LocalFileSystem | null = null,
+): Promise<HostFile> => {
   if (isUrl(path)) return remoteHostFile(path);
-  const s = await stat(path, { bigint: true }).catch((error: unknown) => {
+  const s = await statOf(path, local !== null).catch((error: unknown) => {
     throw toBlockError(error, { op: 'open', path });
   });
   return {
+    fileSystem: local !== null && s.dev === local.device ? local.type : null,
     path,
     identity: `${s.dev}:${s.ino}`,
     birth: String(s.birthtimeNs),
@@ -73,6 +101,11 @@ export const statHostFile = async (path: string): Promise<HostFile> => {
     changeTimeMs: milliseconds(s.ctimeNs),
   };
 };
+
+const statOf = async (path: string, isLocal: boolean): Promise<BigIntStats> =>
+  isLocal && looks.mayTry()
+    ? looks.timed(() => statSync(path, { bigint: true }))
+    : stat(path, { bigint: true });
 
 /** Null when it is gone or cannot be seen. */
 export const tryStatHostFile = async (path: string): Promise<HostFile | null> => {

@@ -133,7 +133,7 @@ export class Inspector {
     };
     try {
       const look = (): Promise<Layer | null> =>
-        this.#layer(host.path, { format: declaredFormat, asRaw, found });
+        this.#layer(host, { format: declaredFormat, asRaw, found });
       const layer =
         host.kind === 'remote'
           ? await this.#remoteLooks.look(`image ${host.path}`, look, { patient })
@@ -167,7 +167,7 @@ export class Inspector {
   /** Whether a file's content is that of an image format; false when it cannot be read. */
   async isImage(path: string): Promise<boolean> {
     const { registry } = this.#options;
-    return this.#withFile(path, (file) => probeFormat(registry, file, path)).then(
+    return this.#withFile({ path }, (file) => probeFormat(registry, file, path)).then(
       (driver) => driver !== null,
       () => false,
     );
@@ -178,7 +178,7 @@ export class Inspector {
     const key = `${host.stamp}:${format ?? ''}:${host.path}`;
     // Without a declared format, what no format claims is raw: there always is one.
     const look = async (): Promise<Layer> =>
-      present(await this.#layer(host.path, { format, asRaw: true }), 'a layer has a format');
+      present(await this.#layer(host, { format, asRaw: true }), 'a layer has a format');
     if (host.kind === 'remote') return this.#remoteLooks.look(`base ${key}`, look, { patient });
     const known = this.#layers.get(key);
     if (known !== undefined) return known;
@@ -191,7 +191,7 @@ export class Inspector {
 
   /** By the graph's rule: as declared, else probed, else raw where it may be; null for what is no image. */
   async #layer(
-    path: string,
+    host: HostFile,
     options: {
       readonly format: string | null;
       readonly asRaw: boolean;
@@ -201,7 +201,8 @@ export class Inspector {
   ): Promise<Layer | null> {
     const { registry } = this.#options;
     const { format, asRaw, found } = options;
-    return this.#withFile(path, async (file) => {
+    const { path } = host;
+    return this.#withFile(host, async (file) => {
       const driver =
         format !== null
           ? registry.format(format)
@@ -219,12 +220,16 @@ export class Inspector {
     throw new BlockError({ kind: 'unsupported', message, path, op: 'open' });
   }
 
-  async #withFile<T>(path: string, use: (file: Node) => Promise<T>): Promise<T> {
+  async #withFile<T>(
+    { path, fileSystem = null }: Pick<HostFile, 'path' | 'fileSystem'>,
+    use: (file: Node) => Promise<T>,
+  ): Promise<T> {
     const descriptor = this.#options.registry.protocolFor(path);
     const { credentials = [] } = this.#options;
     // What a server lacks is said when the image is opened for use.
     const log = isUrl(path) ? silentLog : this.#options.log;
-    const request = { path, readOnly: true, create: false, log, credentials } as const;
+    const look = { readOnly: true, create: false, lookedAtOn: fileSystem } as const;
+    const request = { path, ...look, log, credentials };
     const instance = await descriptor.openPath?.({ ...request, cache: 'writeback' });
     if (instance === undefined) {
       throw new BlockError({

@@ -1,11 +1,17 @@
 /** Lists the files that the sources of a mount offer, before anybody looks into them. */
 import { opendir } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { toBlockError } from '../../src/base/block-error.ts';
 import type { OpenGate } from '../../src/block/open-gate.ts';
 import { realPathOutside } from '../../src/block/real-path.ts';
 import { canonicalUrl, fileNameOfUrl, isUrl } from '../../src/block/remote-url.ts';
-import { type HostFile, statHostFile } from './host-file.ts';
+import {
+  type HostFile,
+  type LocalFileSystem,
+  localFileSystemOf,
+  statHostFile,
+} from './host-file.ts';
 import type { CandidateStandIn } from './stand-ins.ts';
 
 /** More files than that in one mount are not listed: the listing must not fill the memory. */
@@ -13,6 +19,9 @@ export const MAX_CANDIDATES = 65_536;
 
 /** Files that are looked at in one go. Twice the thread pool keeps it busy and the queue short for guests. */
 export const PARALLEL_LOOKS = 16;
+
+/** Of a directory, on another thread. */
+const ITEMS_AT_ONCE = 1024;
 
 /** A source as the command line gave it; `path` real and absolute, or a URL. */
 export interface Source {
@@ -74,12 +83,10 @@ export const listSources = async (
   const candidates: Candidate[] = [];
   const ignored: IgnoredFile[] = [];
   for (const source of sources) {
-    const looks = source.isDirectory
-      ? await mapBounded(await itemsOf(source.path), PARALLEL_LOOKS, (item) =>
-          lookAt(item, gate, mountpoint),
-        )
+    const found = source.isDirectory
+      ? await lookInto(source.path, gate, mountpoint)
       : [await lookAtNamed(source)];
-    for (const look of looks) {
+    for (const look of found) {
       if (look === null) continue;
       if ('reason' in look) ignored.push(look);
       else if (candidates.length < MAX_CANDIDATES) candidates.push(look);
@@ -89,7 +96,23 @@ export const listSources = async (
   return { candidates, ignored };
 };
 
-/** Like `Promise.all` over `map`, with at most `limit` running. */
+const lookInto = async (
+  directory: string,
+  gate: OpenGate,
+  mountpoint: string | null,
+): Promise<(Candidate | IgnoredFile | null)[]> => {
+  const items = await itemsOf(directory);
+  const local = await localFileSystemOf(directory);
+  return mapBounded(items, PARALLEL_LOOKS, (item) => lookAt(item, { gate, mountpoint, local }));
+};
+
+/** So long at most, in ms, items are gone through before requests of guests have their turn. */
+const TURN_MS = 5;
+
+/**
+ * Like `Promise.all` over `map`, with at most `limit` running. What is done at once does not keep the event loop from anything
+ * else.
+ */
 export const mapBounded = async <T, R>(
   items: readonly T[],
   limit: number,
@@ -97,8 +120,15 @@ export const mapBounded = async <T, R>(
 ): Promise<R[]> => {
   const results: R[] = new Array(items.length);
   const iterator = items.entries();
+  let turnBegunMs = performance.now();
   const run = async (): Promise<void> => {
-    for (const [index, item] of iterator) results[index] = await map(item);
+    for (const [index, item] of iterator) {
+      if (performance.now() - turnBegunMs > TURN_MS) {
+        await nextTurn();
+        turnBegunMs = performance.now();
+      }
+      results[index] = await map(item);
+    }
   };
   await Promise.all(Array.from({ length: Math.min(limit, items.length) }, run));
   return results;
@@ -111,7 +141,7 @@ interface DirectoryItem {
 
 /** Top level only, no dot files; directories are left out without being touched (one may be our mountpoint). */
 const itemsOf = async (directory: string): Promise<DirectoryItem[]> => {
-  const handle = await opendir(directory).catch((error: unknown) => {
+  const handle = await opendir(directory, { bufferSize: ITEMS_AT_ONCE }).catch((error: unknown) => {
     throw toBlockError(error, { op: 'open', path: directory });
   });
   const items: DirectoryItem[] = [];
@@ -125,8 +155,15 @@ const itemsOf = async (directory: string): Promise<DirectoryItem[]> => {
 
 const lookAt = async (
   { path, isSymlink }: DirectoryItem,
-  gate: OpenGate,
-  mountpoint: string | null,
+  {
+    gate,
+    mountpoint,
+    local,
+  }: {
+    readonly gate: OpenGate;
+    readonly mountpoint: string | null;
+    readonly local: LocalFileSystem | null;
+  },
 ): Promise<Candidate | IgnoredFile | null> => {
   const ignore = (reason: string): IgnoredFile => ({ path, reason });
   // Node gives U+FFFD for bytes that are not UTF-8, and then the path leads nowhere.
@@ -137,7 +174,7 @@ const lookAt = async (
     if (!gate.allows(real)) {
       return ignore('a symbolic link that leads outside the allowed directories');
     }
-    const host = await statHostFile(real);
+    const host = await statHostFile(real, isSymlink ? null : local);
     if (host.kind === 'directory') return null;
     if (host.kind === 'other') return ignore('is neither a file nor a block device');
     return { host, fileName: basename(path), named: false, declaredName: null };

@@ -22,6 +22,7 @@ export interface PivotScene {
  */
 export const pivotTo = async (scene: PivotScene, target: Node): Promise<Node> => {
   const { image, graph } = scene;
+  await graph.refuseReplaced(target);
   const inspection = await inspectionOf(target);
   const candidate = await remember(scene, target, []);
   image.pivoted(candidate, inspection);
@@ -39,6 +40,7 @@ export const pivotOver = async (scene: PivotScene, target: Node): Promise<void> 
   const { image, graph } = scene;
   const { view, candidate: before, inspection: inspectionBefore } = image;
   const { path, descriptor } = target;
+  await graph.refuseReplaced(target);
   const candidate = await remember(scene, target, await detach(view.root, target));
   const reopen = (of: { readonly path: string; readonly format: string | null }): Promise<Node> =>
     graph.open({ ...of, readOnly: false });

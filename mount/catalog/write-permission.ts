@@ -1,5 +1,7 @@
 /** Whether an image may be written, as far as shows without opening it. */
+import { accessSync } from 'node:fs';
 import { access, constants } from 'node:fs/promises';
+import { looks } from '../../src/os/local-file-systems.ts';
 import type { HostFile } from './host-file.ts';
 import type { Inspection } from './inspection.ts';
 
@@ -38,12 +40,24 @@ export const whyReadOnly = async (image: {
   for (const { path, remote } of [...files, ...inspection.dataFiles]) {
     if (remote?.isWritable === false) return 'its server gives it for reading only';
     if (remote !== null) continue;
-    const isWritable = await access(path, constants.W_OK).then(
-      () => true,
-      () => false,
-    );
-    if (!isWritable)
+    const isLocal = path === host.path && typeof host.fileSystem === 'number';
+    if (!(isLocal && looks.mayTry() ? isWritableNow(path) : await isWritable(path)))
       return path === host.path ? 'its file is not writable' : `'${path}' is not writable`;
   }
   return null;
+};
+
+const isWritable = (path: string): Promise<boolean> =>
+  access(path, constants.W_OK).then(
+    () => true,
+    () => false,
+  );
+
+const isWritableNow = (path: string): boolean => {
+  try {
+    looks.timed(() => accessSync(path, constants.W_OK));
+    return true;
+  } catch {
+    return false;
+  }
 };

@@ -324,6 +324,8 @@ export interface OpenPathRequest {
   /** Host cache mode (`--cache`): page cache with real flushes, O_DIRECT, flushes ignored. */
   readonly cache: 'writeback' | 'none' | 'unsafe';
   readonly log: Log;
+  /** It is only looked at, a regular file of a file system of this machine, whose type this is. */
+  readonly lookedAtOn?: number | null;
   /** Protocol drivers with `schemes`: what servers may want to see. */
   readonly credentials?: readonly RemoteCredential[];
 }

@@ -181,6 +181,15 @@ export class Graph {
     this.#exclusive.giveBack(key);
   }
 
+  /** Errors: ENOENT, ESTALE when another file lies where a node's file was opened: it would be found there later. */
+  async refuseReplaced(node: Node): Promise<void> {
+    const { path } = node;
+    const key = keyOf(await identify(path));
+    if (key === this.#identityOf.get(node)) return;
+    const message = 'another file lies there now';
+    throw new BlockError({ kind: 'io', errno: 'ESTALE', message, path, op: 'pivot' });
+  }
+
   /** What was opened as a target is an image like others from now on. */
   share(target: Node): void {
     const key = this.#exclusiveOf.get(target);

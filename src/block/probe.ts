@@ -5,6 +5,10 @@ import { type DriverDescriptor, PROBE_BYTES } from './driver.ts';
 import type { Node } from './node.ts';
 import type { DriverRegistry } from './registry.ts';
 
+/** Thousands of files are probed in one scan. */
+const freeHeads: Uint8Array[] = [];
+const MAX_FREE_HEADS = 16;
+
 /** Formats that claim these bytes, surest first. Pure. */
 export const probeHead = (
   registry: DriverRegistry,
@@ -26,9 +30,10 @@ export const probeFormat = async (
   file: Node,
   path: string,
 ): Promise<DriverDescriptor | null> => {
-  const head = new Uint8Array(Math.min(PROBE_BYTES, file.lengthBytes));
-  await file.read(guestOffset(0), head);
-  const [first, second] = probeHead(registry, head, file.lengthBytes);
+  const memory = freeHeads.pop() ?? new Uint8Array(PROBE_BYTES);
+  const [first, second] = await claims(registry, file, memory).finally(() => {
+    if (freeHeads.length < MAX_FREE_HEADS) freeHeads.push(memory);
+  });
   if (second === undefined) return first ?? null;
   throw new BlockError({
     kind: 'invalid-image',
@@ -36,4 +41,14 @@ export const probeFormat = async (
     hint: 'name its format with --format',
     path,
   });
+};
+
+const claims = async (
+  registry: DriverRegistry,
+  file: Node,
+  memory: Uint8Array,
+): Promise<DriverDescriptor[]> => {
+  const head = memory.subarray(0, Math.min(PROBE_BYTES, file.lengthBytes));
+  await file.read(guestOffset(0), head);
+  return probeHead(registry, head, file.lengthBytes);
 };

@@ -4,14 +4,12 @@ import type { DriverDescriptor } from './driver.ts';
 import { schemeOf, withoutPassword } from './remote-url.ts';
 
 export class DriverRegistry {
+  readonly formats: readonly DriverDescriptor[];
   readonly #byName = new Map<string, DriverDescriptor>();
 
   constructor(descriptors: readonly DriverDescriptor[]) {
     for (const d of descriptors) this.#byName.set(d.name, d);
-  }
-
-  get formats(): readonly DriverDescriptor[] {
-    return [...this.#byName.values()].filter((d) => d.role === 'format');
+    this.formats = [...this.#byName.values()].filter((d) => d.role === 'format');
   }
 
   /** Errors: EINVAL naming the formats there are. */

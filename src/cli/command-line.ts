@@ -1,13 +1,11 @@
 /** The command line: which command it is, and its parsing by yargs, which is loaded only for that. */
-import { existsSync } from 'node:fs';
 import type { Argv } from 'yargs';
+import { present } from '../base/assert.ts';
 import { type AnyCommand, UsageError } from './command.ts';
 import { COMMANDS } from './command-table.ts';
 import { EXIT } from './exit-codes.ts';
+import { withMount } from './mount-form.ts';
 import { expandMountLine } from './mount-options.ts';
-
-/** Options of the mount(8) form whose value is a word of its own. */
-const VALUE_OPTIONS = new Set(['-o', '-t']);
 
 /**
  * The line with its command in front: `vdiskfs SOURCE MOUNTPOINT [-o …]`, the form mount(8) and fstab use, is
@@ -20,14 +18,6 @@ export const withCommand = (line: readonly string[]): readonly string[] => {
   // A size to take off looks like options in one word; with a blank in front it is an argument.
   if (full[0] === 'resize') return full.map((word) => (/^-\d/.test(word) ? ` ${word}` : word));
   return full;
-};
-
-const withMount = (line: readonly string[]): readonly string[] => {
-  const words = line.filter((w, i) => !w.startsWith('-') && !VALUE_OPTIONS.has(line[i - 1] ?? ''));
-  const [first, second] = words;
-  if (first === undefined || second === undefined || Object.hasOwn(COMMANDS, first)) return line;
-  const isSource = /[/=]/.test(first) || existsSync(first);
-  return isSource ? ['mount', ...line] : line;
 };
 
 const refuseRepeated = (
@@ -83,21 +73,25 @@ export const parseAndRun = async (
   command: AnyCommand | null,
 ): Promise<number> => {
   const { default: yargs } = await import('yargs');
+  // The command of a line is all that yargs is told of: the others would only be in its help.
+  if (name === null || command === null) {
+    const parser = frame(yargs([...line]) as Argv);
+    for (const { synopsis, summary } of Object.values(COMMANDS)) parser.command(synopsis, summary);
+    await parser.epilogue(MORE_HELP).parseAsync();
+    return EXIT.success;
+  }
+  const entry = present(COMMANDS[name], 'it is in the table');
   let outcome: Promise<number> | null = null;
-  const parser = frame(yargs([...line]) as Argv);
-  for (const [key, entry] of Object.entries(COMMANDS)) {
-    if (key !== name || command === null) {
-      parser.command(entry.synopsis, entry.summary);
-      continue;
-    }
-    parser.command(
+  await frame(yargs([...line]) as Argv)
+    .command(
       entry.synopsis,
       entry.summary,
       (y) => {
         y.usage(`vdiskfs ${entry.usage ?? entry.synopsis}\n\n${entry.summary}`);
         const declared = command.declare(y);
-        const arrays = (declared as unknown as { getOptions(): { array: string[] } }).getOptions()
-          .array;
+        // It would lay out the whole help of each command that runs, for nobody: a tenth of a short one's time.
+        inside(y).getInternalMethods().getUsageInstance().cacheHelpMessage = () => undefined;
+        const { array: arrays } = inside(declared).getOptions();
         return declared.check((parsed) => {
           refuseRepeated(parsed as Record<string, unknown>, arrays);
           return true;
@@ -107,9 +101,15 @@ export const parseAndRun = async (
         outcome = command.run(options);
         return outcome.then(() => undefined);
       },
-    );
-  }
-  if (command === null) parser.epilogue(MORE_HELP);
-  await parser.parseAsync();
+    )
+    .parseAsync();
   return outcome === null ? EXIT.success : await (outcome as Promise<number>);
 };
+
+/** What yargs has and its types do not. */
+interface InsideYargs {
+  getOptions(): { readonly array: readonly string[] };
+  getInternalMethods(): { getUsageInstance(): { cacheHelpMessage: () => void } };
+}
+
+const inside = (yargs: unknown): InsideYargs => yargs as InsideYargs;

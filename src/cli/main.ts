@@ -1,9 +1,21 @@
 #!/usr/bin/env node
-/** The command `vdiskfs`. */
-import { EXIT } from './exit-codes.ts';
-import { runLine } from './run-line.ts';
+/** The command `vdiskfs`. What a mount needs is started before anything else is loaded. */
+import { neededBy } from './mount-form.ts';
+
+const line = process.argv.slice(2);
+const ahead = await (async () => {
+  const needed = neededBy(line);
+  if (needed === 'supervisor') return (await import('../daemon/head-start.ts')).beginSupervisor();
+  if (needed === 'engine') return (await import('../daemon/first-engine.ts')).beginEngine();
+  return null;
+})();
+const [{ EXIT }, { runLine }] = await Promise.all([
+  import('./exit-codes.ts'),
+  import('./run-line.ts'),
+]);
 
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code !== 'EPIPE') process.exitCode = EXIT.failure;
 });
-process.exitCode = await runLine(process.argv.slice(2));
+process.exitCode = await runLine(line);
+ahead?.abandonUnused();

@@ -118,6 +118,9 @@ export const deviceNamed = async (context: ControlContext, name: string): Promis
   throw new JobError(`Cannot find device='${name}' nor node-name='${name}'`, 'DeviceNotFound');
 };
 
+/** The nodes below a root, top first. */
+export const layersOf = (root: Node): readonly Node[] => chainOf(root).slice(1);
+
 /** The nodes of a chain, top first. */
 export const chainOf = (root: Node): readonly Node[] => {
   const chain: Node[] = [];

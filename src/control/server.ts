@@ -29,10 +29,13 @@ export interface Monitor {
   listen(sink: (event: EventMessage) => void): () => void;
 }
 
-/** Listens on a socket of mode 0600; returns what closes it. A socket that a dead engine left is replaced. */
+/**
+ * Listens on a socket of mode 0600; returns what closes it. A socket that a dead engine left is replaced. Who connects before
+ * the monitor is there waits for it.
+ */
 export const serveMonitor = async (
   socketPath: string,
-  monitor: Monitor,
+  monitor: Promise<Monitor>,
   log: Log,
 ): Promise<() => void> => {
   rmSync(socketPath, { force: true });
@@ -48,10 +51,14 @@ export const serveMonitor = async (
     socket.once('close', () => clients.delete(client));
     client.begin();
   });
-  const stopListening = monitor.listen((event) => {
-    const message = eventMessage(event);
-    for (const client of clients) client.sendEvent(message);
-  });
+  const listening = monitor.then(
+    ({ listen }) =>
+      listen((event) => {
+        const message = eventMessage(event);
+        for (const client of clients) client.sendEvent(message);
+      }),
+    () => null,
+  );
   const before = process.umask(0o177);
   try {
     await listen(server, socketPath);
@@ -60,7 +67,7 @@ export const serveMonitor = async (
   }
   chmodSync(socketPath, 0o600);
   return () => {
-    stopListening();
+    void listening.then((stop) => stop?.());
     server.close();
     for (const client of clients) client.end();
     rmSync(socketPath, { force: true });
@@ -83,14 +90,14 @@ const eventMessage = ({ name, data }: EventMessage): object => {
 
 class Conversation {
   readonly #socket: Socket;
-  readonly #monitor: Monitor;
+  readonly #monitor: Promise<Monitor>;
   readonly #log: Log;
   readonly #input = new JsonStream();
   #negotiated = false;
   #queued = 0;
   #last: Promise<void> = Promise.resolve();
 
-  constructor(socket: Socket, monitor: Monitor, log: Log) {
+  constructor(socket: Socket, monitor: Promise<Monitor>, log: Log) {
     this.#socket = socket;
     this.#monitor = monitor;
     this.#log = log;
@@ -98,7 +105,14 @@ class Conversation {
 
   begin(): void {
     this.#socket.on('error', () => this.#socket.destroy());
-    this.#send({ QMP: { version: this.#monitor.version, capabilities: [] } });
+    this.#monitor.then(
+      ({ version }) => this.#greet(version),
+      () => this.#socket.destroy(),
+    );
+  }
+
+  #greet(version: object): void {
+    this.#send({ QMP: { version, capabilities: [] } });
     this.#socket.on('data', (chunk: Buffer) => {
       for (const item of this.#input.push(chunk)) {
         if ('error' in item) this.#inOrder(async () => this.#error('GenericError', item.error));
@@ -151,7 +165,7 @@ class Conversation {
       const message = "Expecting capabilities negotiation with 'qmp_capabilities'";
       throw new JobError(message, 'CommandNotFound');
     }
-    if (!isGreeting) return this.#monitor.execute(name, given);
+    if (!isGreeting) return (await this.#monitor).execute(name, given);
     if (this.#negotiated) {
       const message = 'Capabilities negotiation is already complete, command ignored';
       throw new JobError(message, 'CommandNotFound');

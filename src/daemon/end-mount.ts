@@ -2,6 +2,7 @@
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError, toBlockError } from '../base/block-error.ts';
+import type { BlockJobInfo } from '../job/job.ts';
 import { queryStatus } from './control-client.ts';
 import { describeHolders, holdersOf } from './holders.ts';
 import { mountedAt } from './mount-table.ts';
@@ -15,13 +16,13 @@ const POLL_MS = 50;
 const DAEMON_PATIENCE_MS = 60_000;
 
 /**
- * Unmounts and waits until the daemon has ended: everything is flushed then. Errors: EINVAL for what is no mount of
- * ours, EBUSY naming who holds it, ETIMEDOUT when the daemon does not end.
+ * Unmounts and waits until the daemon has ended: everything is flushed then. Returns the jobs that ran. Errors: EINVAL for what
+ * is no mount of ours, EBUSY naming who holds it, ETIMEDOUT when the daemon does not end.
  */
 export const endMount = async (
   path: string,
   options: { readonly lazy: boolean },
-): Promise<void> => {
+): Promise<readonly BlockJobInfo[]> => {
   // Not realpath: that would ask a mount whose daemon may be dead.
   const mountpoint = resolve(path);
   if (mountedAt(mountpoint)?.type !== FILE_SYSTEM_TYPE) {
@@ -36,11 +37,13 @@ export const endMount = async (
     (status) => ({
       pid: status['supervisor-pid'],
       startTime: startTimeOf(status['supervisor-pid']),
+      jobs: status.jobs.filter((job) => job.status !== 'concluded'),
     }),
     () => null,
   );
   await unmount(mountpoint, options.lazy);
   if (daemon !== null && !options.lazy) await untilEnded(daemon.pid, daemon.startTime, path);
+  return daemon?.jobs ?? [];
 };
 
 const unmount = async (mountpoint: string, lazy: boolean): Promise<void> => {

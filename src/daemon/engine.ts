@@ -4,8 +4,7 @@
  *
  * It may be killed at any instruction; nothing that must survive lives here alone.
  */
-import { constants, openSync } from 'node:fs';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { closeSync, constants, openSync } from 'node:fs';
 import { drivers } from '../../drivers/index.ts';
 import type { Backend } from '../../mount/backend.ts';
 import { Activity } from '../../mount/catalog/activity.ts';
@@ -15,24 +14,20 @@ import { INIT2 } from '../../mount/kernel/abi.ts';
 import type { InitOutcome } from '../../mount/kernel/init.ts';
 import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import { KernelSession } from '../../mount/kernel/session.ts';
-import { BlockError, toBlockError } from '../base/block-error.ts';
+import { toBlockError } from '../base/block-error.ts';
 import { createLog, type Log } from '../base/log.ts';
 import { Graph } from '../block/graph.ts';
 import { noLocks } from '../block/image-locks.ts';
 import { DriverRegistry } from '../block/registry.ts';
 import { createJournalFactory } from '../block/restart-journal-file.ts';
 import { Secrets } from '../block/secrets.ts';
-import type { ControlContext } from '../control/context.ts';
-import { createMonitor } from '../control/monitor.ts';
-import { serveMonitor } from '../control/server.ts';
 import { JobList } from '../job/job-list.ts';
 import { JobStore } from '../job/job-store.ts';
-import { cloneFuseDevice, dieWithParent } from '../os/linux.ts';
+import { receiveDescriptors } from '../os/descriptor-passing.ts';
+import { cloneFuseDevice, dieWithParent, putDescriptor } from '../os/linux.ts';
 import { TaskRecorder } from './black-box.ts';
-import { controlContext, streamAll } from './control-context.ts';
+import { type EngineServers, startServers } from './engine-servers.ts';
 import { JobBitmaps } from './job-bitmaps.ts';
-import { takeUpJobs } from './job-take-up.ts';
-import { JobTargets } from './job-targets.ts';
 import {
   ENGINE_DESCRIPTORS,
   ENGINE_PROTOCOL,
@@ -40,9 +35,7 @@ import {
   type EngineMessage,
   type SupervisorMessage,
 } from './messages.ts';
-import type { MetricsSource } from './metrics.ts';
-import { serveMetrics } from './metrics-server.ts';
-import { prefetchAll, ReadRecords } from './read-records.ts';
+import type { ReadRecords } from './read-records.ts';
 import { StandInStore } from './stand-in-store.ts';
 import { SupervisorLink } from './supervisor-link.ts';
 
@@ -53,8 +46,8 @@ const TABLE_SHARE = 1 / 2;
 /** And that each image gets for its own tables. */
 const IMAGE_SHARE = 1 - TABLE_SHARE;
 
-/** The control socket opens at the latest after this. */
-const JOBS_PATIENCE_MS = 2000;
+/** Who has not been told to begin after this time waits for another's death. */
+const SPARE_AFTER_MS = 500;
 
 const send = (message: EngineMessage): void => {
   // A supervisor that is gone hears nothing; 'disconnect' ends this process then.
@@ -64,8 +57,8 @@ const send = (message: EngineMessage): void => {
 interface Engine {
   readonly backend: Backend;
   readonly catalog: Catalog;
-  /** Ends the jobs, keeping what a later engine needs to go on, and closes control socket and metrics. */
-  readonly closeServers: (how: { readonly mountEnds: boolean }) => Promise<void>;
+  readonly servers: EngineServers;
+  readonly records: ReadRecords | null;
   /** The mount is gone: what is kept for engines that come later goes, too. */
   readonly ended: () => void;
 }
@@ -83,11 +76,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   const seen = { registry, gate, locks, log, secrets, credentials };
   const graph = new Graph({ ...seen, cache, cacheBytes, discard, journalFor, copyOnRead });
   const jobs = new JobList(log);
-  const { recordDirectory } = config;
-  const records =
-    recordDirectory === null
-      ? null
-      : new ReadRecords(recordDirectory, log, { append: config.generation > 0 });
+  const records = await recordsFor(config, log);
   const tasks = config.careful ? new TaskRecorder(ENGINE_DESCRIPTORS.blackBox) : null;
   const store = new JobStore(config.stateDirectory, log);
   const keptBitmaps = new JobBitmaps({ directory: config.journalDirectory, mountpoint });
@@ -119,63 +108,44 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     begin: (task) => tasks?.begin(task) ?? (() => undefined),
   });
   const backend = await startBackend(config, catalog, log, tasks);
-  const quit = (): void => send({ type: 'quit' });
-  const targets = new JobTargets({
-    graph,
+  const servers = await startServers({
+    config,
     catalog,
+    backend,
+    graph,
     registry,
     locks,
     secrets,
-    backingDirectories,
-    mountpoint,
+    jobs,
+    store,
+    keptBitmaps,
+    log,
+    quit: () => send({ type: 'quit' }),
   });
-  const scene = { config, catalog, backend, graph, jobs, store, targets, keptBitmaps, log, quit };
-  const context = controlContext(scene);
-  const closeServers = await startServers(config, { config, catalog, backend, jobs }, context, log);
   return {
     backend,
     catalog,
+    servers,
+    records,
     ended: () => keptBitmaps.removeAll(),
-    closeServers: async (how) => {
-      await Promise.all([closeServers(how), records?.close()]);
-      await targets.close().catch((error: unknown) => {
-        log.error('targets', toBlockError(error).describe());
-      });
-    },
   };
 };
 
-/** Takes up jobs, then opens control socket and metrics. Returns what ends all of it. Errors: those of a first engine's sockets. */
-const startServers = async (
-  config: EngineConfig,
-  source: MetricsSource,
-  context: ControlContext,
+const recordsFor = async (
+  { recordDirectory, generation }: EngineConfig,
   log: Log,
-): Promise<Engine['closeServers']> => {
-  const takenUp =
-    config.resume || config.generation > 0 ? takeUpJobs(context, log) : Promise.resolve();
-  // A client that asks at once finds the jobs; but an image that hangs keeps nobody from asking.
-  await Promise.race([takenUp, sleep(JOBS_PATIENCE_MS, undefined, { ref: false })]);
-  const ending = new AbortController();
-  const populated = populate(context, config, ending.signal, log);
-  const closeSocket = await serveMonitor(config.socketPath, createMonitor(context), log).catch(
-    (error: unknown) => {
-      if (config.generation === 0) throw error;
-      // The mount is in use: it goes on without being asked.
-      log.error('control socket', toBlockError(error, { path: config.socketPath }).describe());
-      return () => undefined;
-    },
-  );
-  const closeMetrics = await startMetrics(config, source, log);
-  return async (how) => {
-    closeSocket();
-    closeMetrics();
-    ending.abort();
-    await context.jobs.close(how);
-    // Neither starts one any more.
-    await Promise.all([takenUp, populated]);
-    await context.store.settled();
-  };
+): Promise<ReadRecords | null> => {
+  if (recordDirectory === null) return null;
+  const { ReadRecords } = await import('./read-records.ts');
+  return new ReadRecords(recordDirectory, log, { append: generation > 0 });
+};
+
+/** Ends what works on the images beside the guests. */
+const closeServers = async (
+  { servers, records }: Engine,
+  how: { readonly mountEnds: boolean },
+): Promise<void> => {
+  await Promise.all([servers.close(how), records?.close()]);
 };
 
 const activityOf = ({ inactive, activityChanges }: EngineConfig, link: SupervisorLink): Activity =>
@@ -189,27 +159,6 @@ const blockedBy = ({ blocked }: EngineConfig): CatalogOptions['blocked'] => ({
   nodeIds: new Set(blocked.nodeIds),
   paths: new Set(blocked.paths),
 });
-
-/** `--prefetch`, then `--stream`. Never throws. */
-const populate = async (
-  context: ControlContext,
-  { prefetchDirectory, streamSpeed }: EngineConfig,
-  signal: AbortSignal,
-  log: Log,
-): Promise<void> => {
-  if (prefetchDirectory !== null)
-    await prefetchAll(context, { directory: prefetchDirectory, signal, log });
-  if (streamSpeed !== null) await streamAll(context, { speed: streamSpeed, signal, log });
-};
-
-const startMetrics = async (
-  { metrics, generation }: EngineConfig,
-  source: MetricsSource,
-  log: Log,
-): Promise<() => void> => {
-  if (metrics === null) return () => undefined;
-  return serveMetrics(metrics, source, { mustListen: generation === 0, log });
-};
 
 const startBackend = async (
   config: EngineConfig,
@@ -256,11 +205,6 @@ const ownDescriptor = (fuse: number, init: InitOutcome): number => {
   return fresh;
 };
 
-const warningsOf = async (catalog: Catalog): Promise<string[]> => {
-  const { views } = await catalog.status();
-  return views.flatMap((v) => (v.error === null ? [] : [BlockError.fromWire(v.error).describe()]));
-};
-
 /** Serves until the mount is gone. `began`: what serves, when it does. */
 const serve = async (
   config: EngineConfig,
@@ -270,10 +214,12 @@ const serve = async (
   const log = createLog({ level: config.logLevel });
   const engine = await start(config, link, log);
   began(engine);
-  send({ type: 'ready', warnings: await warningsOf(engine.catalog) });
+  send({ type: 'ready', warnings: engine.catalog.failures.map((e) => e.describe()) });
+  engine.servers.loadRest();
+  loadDrivers();
   // A worker that has died may hold a request for which an orderly end would wait for ever: its engine ends as if it was killed.
   await engine.backend.ended;
-  await engine.closeServers({ mountEnds: true });
+  await closeServers(engine, { mountEnds: true });
   await engine.catalog.close();
   engine.ended();
   // Not after a worker's death: the mount is still there, and another engine takes it over.
@@ -281,12 +227,48 @@ const serve = async (
 };
 
 /** Another engine goes on: nothing more is taken up, and everything is on disk when the supervisor hears of it. */
-const handOver = async ({ backend, catalog, closeServers }: Engine): Promise<void> => {
+const handOver = async (engine: Engine): Promise<void> => {
+  const { backend, catalog } = engine;
   await backend.hold?.();
-  await closeServers({ mountEnds: false });
+  await closeServers(engine, { mountEnds: false });
   // What cannot be flushed is in the journal, and the next engine meets the same error; it has been logged.
   await catalog.close().catch(() => undefined);
   send({ type: 'handed-over' });
+};
+
+/**
+ * Takes what has been sent with the word to begin, and puts it where it belongs: stderr is the mount's log from here on. The
+ * configuration with the engine's own number of the FUSE descriptor.
+ */
+const withDescriptors = (config: EngineConfig): EngineConfig => {
+  const received = receiveDescriptors(ENGINE_DESCRIPTORS.fuse);
+  const [stderr, blackBox, fuse] = received;
+  for (const standard of [1, 2])
+    if (stderr !== undefined) putDescriptor(stderr, standard, { inherited: true });
+  if (blackBox !== undefined)
+    putDescriptor(blackBox, ENGINE_DESCRIPTORS.blackBox, { inherited: false });
+  if (fuse !== undefined) putDescriptor(fuse, ENGINE_DESCRIPTORS.fuse, { inherited: false });
+  else closeSync(ENGINE_DESCRIPTORS.fuse);
+  for (const descriptor of received) closeSync(descriptor);
+  if (config.fuse === null) return config;
+  return { ...config, fuse: { ...config.fuse, descriptor: ENGINE_DESCRIPTORS.fuse } };
+};
+
+const beginServing = async (
+  config: EngineConfig,
+  link: SupervisorLink,
+  began: (engine: Engine) => void,
+): Promise<void> => serve(withDescriptors(config), link, began);
+
+/** What only opened images need. */
+const loadDrivers = (): void => {
+  for (const driver of drivers) if (driver.role === 'format') void driver.load?.();
+};
+
+/** A spare engine has the time to load what others load when they serve. */
+const loadRest = (): void => {
+  loadDrivers();
+  void import('./engine-control.ts');
 };
 
 const main = (): void => {
@@ -295,6 +277,7 @@ const main = (): void => {
   if (!process.connected) process.exit(1);
   const link = new SupervisorLink(send);
   let serving: Engine | null = null;
+  const isSpare = setTimeout(loadRest, SPARE_AFTER_MS).unref();
   process.on('disconnect', () => process.exit(1));
   process.on('uncaughtException', (error) => {
     createLog({ level: 'error' }).error('engine', error.stack ?? String(error));
@@ -310,10 +293,11 @@ const main = (): void => {
       link.answer(message);
       return;
     }
+    clearTimeout(isSpare);
     const began = (engine: Engine): void => {
       serving = engine;
     };
-    serve(message.config, link, began).then(
+    beginServing(message.config, link, began).then(
       () => process.exit(0),
       (error: unknown) => {
         send({ type: 'failed', error: toBlockError(error).toWire() });
@@ -326,5 +310,3 @@ const main = (): void => {
 
 main();
 send({ type: 'loaded', protocol: ENGINE_PROTOCOL });
-// A spare engine has the time; the first mount's is opening its images anyway.
-for (const driver of drivers) if (driver.role === 'format') void driver.load?.();

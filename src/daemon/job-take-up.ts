@@ -26,6 +26,11 @@ export const takeUpJobs = async (
   for (const record of records) {
     // It has not ended, or is there to be dismissed.
     if (context.jobs.get(record.id) !== null) continue;
+    if (hasEndedWithMount(record)) {
+      tellEnd(record, log);
+      context.store.forget(record.id);
+      continue;
+    }
     const device = devices.find(
       (d) => d.path === record.imagePath || d.originalPath === record.imagePath,
     );
@@ -67,6 +72,16 @@ export const takeUpJobs = async (
       log.error(record.id, `${outlook}: ${reason}`);
     }
   }
+};
+
+/** Nobody waits for its result, but it was not there to be seen. */
+const hasEndedWithMount = ({ result, arguments: given }: JobRecord): boolean =>
+  result !== null && given['auto-dismiss'] !== false;
+
+const tellEnd = ({ id, arguments: { sync, target } }: JobRecord, log: Log): void => {
+  // Its end is to be cancelled, and the target has what guests have overwritten until then.
+  if (sync === 'none') log.info(id, `had ended with the mount before: '${target}' is complete`);
+  else log.warning(id, `was cancelled when the mount before ended: '${target}' is no whole backup`);
 };
 
 /** Of jobs that are given up when they cannot go on, or are known to have ended. */

@@ -1,33 +1,31 @@
 /** Starting a mount: as a daemon of its own, or in the command's own process. */
-import { spawn } from 'node:child_process';
-import { closeSync, openSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { createLog } from '../base/log.ts';
+import { takeSupervisor } from './head-start.ts';
 import type { TakenOver } from './kept-state.ts';
-import { forgetService, type Service } from './service.ts';
+import type { Service } from './service.ts';
 import type { Ready, SupervisorConfig } from './supervisor.ts';
-import type { StartOutcome } from './supervisor-main.ts';
+import type { StartOutcome, StartRequest } from './supervisor-process.ts';
 
 /**
  * Returns when the mount is usable; the daemon has a session of its own, logs to `logPath`, and keeps none of the
  * caller's descriptors. A mount that ends well takes its log away. Errors: why the mount failed.
  */
 export const startDaemon = async (config: SupervisorConfig, logPath: string): Promise<Ready> => {
-  const log = openSync(logPath, 'a', 0o600);
+  const supervisor = takeSupervisor();
+  const { child } = supervisor;
   try {
-    const program = fileURLToPath(new URL('./supervisor-main.js', import.meta.url));
-    const child = spawn(process.execPath, [program, logPath], {
-      detached: true,
-      stdio: ['ignore', log, log, 'ipc'],
-      cwd: '/',
-      env: withoutService(process.env),
-    });
     const outcome = await new Promise<StartOutcome>((resolve, reject) => {
+      const died = (): void =>
+        reject(diedEarly(child.signalCode ?? String(child.exitCode), logPath));
+      if (supervisor.failure !== null) reject(supervisor.failure);
+      if (child.exitCode !== null || child.signalCode !== null) died();
       child.once('error', reject);
-      child.once('exit', (code, signal) => reject(diedEarly(signal ?? String(code), logPath)));
+      child.once('exit', died);
       child.once('message', (message) => resolve(message as StartOutcome));
-      child.send(config);
+      const request: StartRequest = { config, logPath };
+      // One that has ended is told of by its exit.
+      child.send(request, () => undefined);
     });
     if (child.connected) child.disconnect();
     child.unref();
@@ -35,16 +33,7 @@ export const startDaemon = async (config: SupervisorConfig, logPath: string): Pr
     return outcome;
   } catch (error) {
     throw toBlockError(error, { op: 'mount' });
-  } finally {
-    closeSync(log);
   }
-};
-
-// The daemon is not the process that a service manager has started.
-const withoutService = (env: NodeJS.ProcessEnv): NodeJS.ProcessEnv => {
-  const copy = { ...env };
-  forgetService(copy);
-  return copy;
 };
 
 const diedEarly = (how: string, logPath: string): BlockError =>
@@ -61,12 +50,13 @@ export const stayInForeground = async (
   ready: (warnings: readonly string[]) => Promise<void>,
 ): Promise<void> => {
   // A command that starts a daemon needs none of it.
-  const [{ Supervisor }, { listenForRestart }] = await Promise.all([
+  const [{ Supervisor }, { listenForRestart }, { takeEngine }] = await Promise.all([
     import('./supervisor.ts'),
     import('./restart.ts'),
+    import('./first-engine.ts'),
   ]);
   const log = createLog({ level: config.logLevel });
-  const supervisor = new Supervisor(config, log, service, taken);
+  const supervisor = new Supervisor(config, { log, service, taken, firstEngine: takeEngine() });
   for (const signal of ['SIGTERM', 'SIGINT'] as const)
     process.on(signal, () => void supervisor.stop());
   listenForRestart(supervisor, config, log);

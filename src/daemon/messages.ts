@@ -14,9 +14,12 @@ import type { Blocked } from './blame.ts';
 import type { MetricsAddress } from './metrics-server.ts';
 
 /** Of these messages: an engine of another version that speaks others is not used. Changes with each of them. */
-export const ENGINE_PROTOCOL = 2;
+export const ENGINE_PROTOCOL = 3;
 
-/** Where an engine finds what it is started with: after stdin, stdout, stderr and the channel. */
+/**
+ * The engine's numbers, after stdin, stdout, stderr and the channel. It is started before there is a mount, with a socket in
+ * the place of the FUSE descriptor; when it is told to begin, that has brought stderr, black box and FUSE descriptor.
+ */
 export const ENGINE_DESCRIPTORS = { fuse: 4, blackBox: 5 } as const;
 
 /** Everything an engine needs to begin; also what `status` shows of the options. */
@@ -78,6 +81,14 @@ export interface EngineConfig {
   readonly passthroughUses: readonly PassthroughUse[];
 }
 
+export interface LockAsked {
+  readonly path: string;
+  readonly mode: LockMode;
+}
+
+/** The number of a lock that is held now, or why it is not. */
+export type LockOutcome = number | BlockErrorWire;
+
 export type EngineMessage =
   /** The first one: it can be told to begin. */
   | { readonly type: 'loaded'; readonly protocol: number }
@@ -85,13 +96,9 @@ export type EngineMessage =
   | { readonly type: 'failed'; readonly error: BlockErrorWire }
   /** Node ids for keys (`device:inode:snapshot id`): the same key has the same id for the life of the mount. */
   | { readonly type: 'node-ids'; readonly request: number; readonly keys: readonly string[] }
-  | {
-      readonly type: 'lock';
-      readonly request: number;
-      readonly path: string;
-      readonly mode: LockMode;
-    }
-  | { readonly type: 'unlock'; readonly request: number; readonly lock: number }
+  /** All that were asked for in one turn of the event loop: a mount of thousands of images takes as many locks. */
+  | { readonly type: 'lock'; readonly request: number; readonly asked: readonly LockAsked[] }
+  | { readonly type: 'unlock'; readonly request: number; readonly locks: readonly number[] }
   | { readonly type: 'passthrough'; readonly use: PassthroughUse }
   /** An image is to be opened by later engines as the mount began, or differently. */
   | {
@@ -112,10 +119,10 @@ export type EngineMessage =
 export type SupervisorMessage =
   | { readonly type: 'start'; readonly config: EngineConfig }
   | { readonly type: 'node-ids'; readonly request: number; readonly ids: readonly number[] }
-  | { readonly type: 'lock'; readonly request: number; readonly lock: number }
+  /** In the order in which they were asked for. */
+  | { readonly type: 'lock'; readonly request: number; readonly outcomes: readonly LockOutcome[] }
   /** To `unlock` and `activity`: it is so. */
   | { readonly type: 'done'; readonly request: number }
-  | { readonly type: 'lock-failed'; readonly request: number; readonly error: BlockErrorWire }
   | { readonly type: 'ping' }
   /** Another engine is to go on: finish what is in flight, flush and close everything. */
   | { readonly type: 'hand-over' };

@@ -1,10 +1,9 @@
-/** What a supervisor does once for its mount: INIT, read-ahead, directories, and its own place under memory pressure. */
+/** What a supervisor does once for its mount: INIT, read-ahead, directories. */
 import { mkdirSync, readSync, writeFileSync, writeSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { answerInit, type InitOutcome } from '../../mount/kernel/init.ts';
 import { toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
-import { becomeIoFlusher } from '../os/linux.ts';
 import { mountedAt } from './mount-table.ts';
 
 const READ_AHEAD_KIB = 2048;
@@ -41,15 +40,5 @@ export const widenReadAhead = (mountpoint: string, log: Log): void => {
     writeFileSync(`/sys/class/bdi/${device}/read_ahead_kb`, String(READ_AHEAD_KIB));
   } catch (error) {
     log.debug(mountpoint, `read-ahead stays as it is: ${String(error)}`);
-  }
-};
-
-/** ext4 on a loop device on a view can fill the machine's dirty limit, and our own writes would wait for themselves. */
-export const protectFromPressure = (log: Log): void => {
-  try {
-    if (!becomeIoFlusher()) return;
-    writeFileSync('/proc/self/oom_score_adj', '-500');
-  } catch (error) {
-    log.debug('supervisor', `no protection from memory pressure: ${String(error)}`);
   }
 };

@@ -2,7 +2,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, constants, openSync } from 'node:fs';
 import { BlockError, toBlockError } from '../base/block-error.ts';
-import { receiveDescriptor, socketPair } from '../os/descriptor-passing.ts';
+import { receiveDescriptors, socketPair } from '../os/descriptor-passing.ts';
 import { MS, mountFileSystem } from '../os/linux.ts';
 import { wordsOfFlags } from './mount-flags.ts';
 
@@ -100,8 +100,8 @@ const mountAsUser = async (request: MountRequest): Promise<number> => {
     });
     const ended = outcomeOf(child);
     const { code, complaint } = await ended;
-    const fd = code === 0 ? receiveDescriptor(ours) : null;
-    if (fd !== null) return fd;
+    const [fd] = code === 0 ? receiveDescriptors(ours) : [];
+    if (fd !== undefined) return fd;
     throw new BlockError({
       kind: 'not-permitted',
       message: complaint === '' ? `fusermount3 ended with ${code}` : complaint,

@@ -48,7 +48,7 @@ export const prefetchAll = async (
   context: ControlContext,
   options: { readonly directory: string; readonly signal: AbortSignal; readonly log: Log },
 ): Promise<void> => {
-  const fetches = new Copies(VIEWS_AT_ONCE);
+  const fetches = new Copies(() => VIEWS_AT_ONCE);
   for (const device of await context.devices()) {
     if (options.signal.aborted) break;
     await fetches.begin(() => prefetchDevice(device, options));

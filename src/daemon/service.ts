@@ -6,22 +6,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { toBlockError } from '../base/block-error.ts';
 import { type Log, printable } from '../base/log.ts';
 import { sendDatagram } from '../os/descriptor-passing.ts';
+import { forgetService } from './service-variables.ts';
 
 /** Of sd_listen_fds(3): the first descriptor that is passed. */
 const FIRST_PASSED = 3;
 /** A manager whose queue is full gets a message again, this often and this long apart. */
 const TRIES = 50;
 const BETWEEN_TRIES_MS = 20;
-
-/** Variables that are for this process alone. */
-const VARIABLES = [
-  'NOTIFY_SOCKET',
-  'WATCHDOG_USEC',
-  'WATCHDOG_PID',
-  'LISTEN_FDS',
-  'LISTEN_PID',
-  'LISTEN_FDNAMES',
-] as const;
 
 export interface PassedDescriptor {
   readonly name: string;
@@ -115,11 +106,6 @@ export class Service {
     return true;
   }
 }
-
-/** For what is started from a service and is not the service. */
-export const forgetService = (env: NodeJS.ProcessEnv): void => {
-  for (const name of VARIABLES) delete env[name];
-};
 
 const passedIn = (env: NodeJS.ProcessEnv): PassedDescriptor[] => {
   const count = Number(env['LISTEN_FDS']);

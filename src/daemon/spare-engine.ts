@@ -1,4 +1,4 @@
-/** An engine that has its modules loaded and waits to take over. */
+/** An engine that has its modules loaded, or loads them, and waits to take over. The first engine of a mount begins as one. */
 import type { EngineProcess } from './engine-process.ts';
 
 /** A mount that lives for a moment only needs none. */
@@ -9,8 +9,10 @@ export class SpareEngine {
   #engine: EngineProcess | null = null;
   #timer: NodeJS.Timeout | undefined;
 
-  constructor(create: () => EngineProcess) {
+  /** `first`: one that has been started already. */
+  constructor(create: () => EngineProcess, first: EngineProcess | null) {
     this.#create = create;
+    this.#engine = first;
   }
 
   /** The one that waits, which is a spare no more; null for none. */

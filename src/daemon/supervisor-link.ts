@@ -1,16 +1,23 @@
 /** The engine's side of the channel to its supervisor: what must outlive an engine is asked for here. */
+import { present } from '../base/assert.ts';
 import { BlockError } from '../base/block-error.ts';
 import type { ImageLock, ImageLocks, LockMode } from '../block/image-locks.ts';
-import type { EngineMessage, SupervisorMessage } from './messages.ts';
+import { Batch } from './batch.ts';
+import type { EngineMessage, LockAsked, LockOutcome, SupervisorMessage } from './messages.ts';
 
 interface Pending {
   readonly resolve: (value: never) => void;
-  readonly reject: (error: BlockError) => void;
 }
 
 export class SupervisorLink implements ImageLocks {
   readonly #send: (message: EngineMessage) => void;
   readonly #pending = new Map<number, Pending>();
+  readonly #locks = new Batch<LockAsked, LockOutcome>((asked) =>
+    this.#ask((request) => ({ type: 'lock', request, asked })),
+  );
+  readonly #unlocks = new Batch<number, undefined>((locks) =>
+    this.#ask((request) => ({ type: 'unlock', request, locks })),
+  );
   #nextRequest = 1;
 
   constructor(send: (message: EngineMessage) => void) {
@@ -23,9 +30,8 @@ export class SupervisorLink implements ImageLocks {
     const pending = this.#pending.get(message.request);
     this.#pending.delete(message.request);
     if (message.type === 'node-ids') pending?.resolve(message.ids as never);
-    else if (message.type === 'lock') pending?.resolve(message.lock as never);
-    else if (message.type === 'done') pending?.resolve(undefined as never);
-    else pending?.reject(BlockError.fromWire(message.error));
+    else if (message.type === 'lock') pending?.resolve(message.outcomes as never);
+    else pending?.resolve([] as never);
   }
 
   nodeIds(keys: readonly string[]): Promise<readonly number[]> {
@@ -33,25 +39,26 @@ export class SupervisorLink implements ImageLocks {
   }
 
   /** See `EngineConfig.activityChanges`. */
-  activityChanged(path: string, differs: boolean): Promise<void> {
-    return this.#ask((request) => ({ type: 'activity', request, path, differs }));
+  async activityChanged(path: string, differs: boolean): Promise<void> {
+    await this.#ask((request) => ({ type: 'activity', request, path, differs }));
   }
 
   async acquire(path: string, mode: LockMode): Promise<ImageLock> {
-    const lock = await this.#ask<number>((request) => ({ type: 'lock', request, path, mode }));
+    const outcome = present(await this.#locks.add({ path, mode }), 'each lock has an outcome');
+    if (typeof outcome !== 'number') throw BlockError.fromWire(outcome);
     let released = false;
     const release = async (): Promise<void> => {
       if (released) return;
       released = true;
-      await this.#ask((request) => ({ type: 'unlock', request, lock }));
+      await this.#unlocks.add(outcome);
     };
     return { release };
   }
 
   #ask<T>(message: (request: number) => EngineMessage): Promise<T> {
     const request = this.#nextRequest++;
-    return new Promise<T>((resolve, reject) => {
-      this.#pending.set(request, { resolve: resolve as Pending['resolve'], reject });
+    return new Promise<T>((resolve) => {
+      this.#pending.set(request, { resolve: resolve as Pending['resolve'] });
       this.#send(message(request));
     });
   }

@@ -22,13 +22,9 @@ import { EngineProcess } from './engine-process.ts';
 import { HeldLocks } from './held-locks.ts';
 import { describeHolders, holdersOf } from './holders.ts';
 import { KeptState, type TakenOver } from './kept-state.ts';
-import type { EngineConfig, EngineMessage } from './messages.ts';
-import {
-  handshake,
-  makeRuntimeDirectories,
-  protectFromPressure,
-  widenReadAhead,
-} from './mount-preparation.ts';
+import { protectFromPressure } from './memory-pressure.ts';
+import type { EngineConfig, EngineMessage, LockOutcome } from './messages.ts';
+import { handshake, makeRuntimeDirectories, widenReadAhead } from './mount-preparation.ts';
 import { mountedAt } from './mount-table.ts';
 import { FILE_SYSTEM_TYPE, mountFuse, unmountFuse } from './mounting.ts';
 import { NodeIds } from './node-ids.ts';
@@ -47,6 +43,15 @@ export type SupervisorConfig = Omit<
   EngineConfig,
   'fuse' | 'generation' | 'passthroughUses' | 'activityChanges' | 'careful' | 'blocked'
 >;
+
+export interface SupervisorScene {
+  readonly log: Log;
+  readonly service: Service;
+  /** What an earlier supervisor of the mount has left. */
+  readonly taken: TakenOver | null;
+  /** It has been started already. */
+  readonly firstEngine: EngineProcess | null;
+}
 
 export interface Ready {
   readonly warnings: readonly string[];
@@ -72,7 +77,7 @@ export class Supervisor {
   #kept: KeptState | null = null;
   #fuse: { readonly descriptor: number; readonly init: InitOutcome } | null = null;
   #engine: EngineProcess | null = null;
-  readonly #spare = new SpareEngine(() => this.#createEngine());
+  readonly #spare: SpareEngine;
   #healthyTimer: NodeJS.Timeout | undefined;
   #careful = false;
   #generation: number;
@@ -84,9 +89,11 @@ export class Supervisor {
   #isEnding = false;
   #end: () => void = () => undefined;
 
-  /** `taken`: what an earlier supervisor of the mount has left. */
-  constructor(config: SupervisorConfig, log: Log, service: Service, taken: TakenOver | null) {
+  constructor(config: SupervisorConfig, scene: SupervisorScene) {
+    const { log, service, taken, firstEngine } = scene;
     this.#config = config;
+    this.#spare = new SpareEngine(() => this.#attend(new EngineProcess()), firstEngine);
+    if (firstEngine !== null) this.#attend(firstEngine);
     this.#log = log;
     this.#service = service;
     this.#taken = taken;
@@ -119,8 +126,13 @@ export class Supervisor {
   async start(): Promise<Ready> {
     protectFromPressure(this.#log);
     const { mountpoint, backend } = this.#config;
-    if (this.#taken !== null) await this.#goOn(this.#taken);
-    else if (backend === 'kernel') await this.#mount();
+    try {
+      if (this.#taken !== null) await this.#goOn(this.#taken);
+      else if (backend === 'kernel') await this.#mount();
+    } catch (error) {
+      await this.#spare.close();
+      throw error;
+    }
     const outcome = await new Promise<Ready | BlockError>((resolve) => {
       this.#firstReady = resolve;
       this.#startEngine();
@@ -238,10 +250,8 @@ export class Supervisor {
     this.#log.warning(mountpoint, text);
   }
 
-  #createEngine(): EngineProcess {
-    const engine: EngineProcess = new EngineProcess({
-      fuse: this.#fuse?.descriptor ?? null,
-      blackBox: this.#blackBox,
+  #attend(engine: EngineProcess): EngineProcess {
+    engine.listen({
       received: (message) => void this.#received(engine, message),
       ended: (how) => this.#engineEnded(engine, how),
       failed: (error) => {
@@ -252,7 +262,7 @@ export class Supervisor {
   }
 
   #startEngine(): void {
-    const engine = this.#spare.take() ?? this.#createEngine();
+    const engine = this.#spare.take() ?? this.#attend(new EngineProcess());
     this.#engine = engine;
     this.#careful = this.#blame.isCareful(Date.now());
     clearTasks(this.#blackBox);
@@ -267,7 +277,7 @@ export class Supervisor {
         careful: this.#careful,
         blocked: this.#blame.blocked,
       },
-      this.#fuse,
+      { fuse: this.#fuse, blackBox: this.#blackBox },
     );
     void engine.loaded.then((speaksOurs) => {
       if (!speaksOurs) engine.kill();
@@ -295,7 +305,7 @@ export class Supervisor {
         return;
       case 'unlock':
         // One that hands over closes everything: the next one takes the locks from here.
-        if (!engine.handsOver) await this.#locks.release(message.lock);
+        if (!engine.handsOver) for (const lock of message.locks) await this.#locks.release(lock);
         engine.send({ type: 'done', request: message.request });
         return;
       case 'passthrough':
@@ -325,14 +335,14 @@ export class Supervisor {
 
   async #lock(
     engine: EngineProcess,
-    { request, path, mode }: Extract<EngineMessage, { type: 'lock' }>,
+    { request, asked }: Extract<EngineMessage, { type: 'lock' }>,
   ): Promise<void> {
-    try {
-      const lock = await this.#locks.acquire(path, mode, this.#generation);
-      engine.send({ type: 'lock', request, lock });
-    } catch (error) {
-      engine.send({ type: 'lock-failed', request, error: toBlockError(error).toWire() });
+    const outcomes: LockOutcome[] = [];
+    for (const { path, mode } of asked) {
+      const lock = this.#locks.acquire(path, mode, this.#generation);
+      outcomes.push(await lock.catch((error: unknown) => toBlockError(error).toWire()));
     }
+    engine.send({ type: 'lock', request, outcomes });
   }
 
   #engineReady(engine: EngineProcess): void {

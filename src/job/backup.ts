@@ -15,6 +15,7 @@ import type { Node } from '../block/node.ts';
 import type { View } from '../block/view.ts';
 import type { BackupTarget } from './backup-target.ts';
 import { Copies } from './copies.ts';
+import { CopyBuffers } from './copy-buffers.ts';
 import { type BitmapMode, FrozenBitmap } from './frozen-bitmap.ts';
 import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
 
@@ -71,6 +72,7 @@ export class Backup implements JobWork {
   #point: CopyBeforeWrite | null = null;
   #bitmap: FrozenBitmap | null = null;
   #control: JobControl | null = null;
+  #buffers: CopyBuffers | null = null;
   #failure: BlockError | null = null;
   #ignored: BlockError | null = null;
   #doneBytes = 0;
@@ -153,7 +155,9 @@ export class Backup implements JobWork {
   }
 
   async #copyAll(control: JobControl, point: CopyBeforeWrite): Promise<void> {
-    const copies = new Copies(COPIES_AT_ONCE);
+    const buffers = new CopyBuffers(control.copyMemory, COPY_BYTES);
+    const copies = new Copies(() => Math.min(COPIES_AT_ONCE, buffers.copiesAtOnce));
+    this.#buffers = buffers;
     try {
       for (let at = 0; ; ) {
         await control.pausePoint();
@@ -273,12 +277,23 @@ export class Backup implements JobWork {
       const run = await during('read', () => reading(() => this.#look(at, end - at)));
       if (run.what === 'zero') await during('write', () => target.zero(at, run.lengthBytes));
       if (run.what === 'copy') {
-        const bytes = Buffer.allocUnsafeSlow(run.lengthBytes);
-        await during('read', () => reading(() => root.read(guestOffset(at), bytes)));
-        await during('write', () => target.write(at, bytes));
+        await this.#withBuffer(run.lengthBytes, by, async (bytes) => {
+          await during('read', () => reading(() => root.read(guestOffset(at), bytes)));
+          await during('write', () => target.write(at, bytes));
+        });
       }
       at += run.lengthBytes;
     }
+  }
+
+  // A guest waits for no copy but that of what it changes.
+  #withBuffer(
+    lengthBytes: number,
+    by: Copier,
+    copy: (bytes: Uint8Array) => Promise<void>,
+  ): Promise<void> {
+    if (by === 'guest' || this.#buffers === null) return copy(Buffer.allocUnsafeSlow(lengthBytes));
+    return this.#buffers.with(lengthBytes, copy);
   }
 
   async #look(at: number, most: number): Promise<Run> {

@@ -45,10 +45,14 @@ interface Piece {
   readonly from: Node | 'zero';
 }
 
+interface Scene {
+  readonly control: JobControl;
+  readonly buffers: CopyBuffers;
+}
+
 export class Commit implements JobWork {
   readonly #options: CommitOptions;
   readonly #failures: CopyFailures;
-  readonly #buffers = new CopyBuffers(COPY_BYTES);
   #doneBytes = 0;
   #endBytes = 0;
   #isReopened = false;
@@ -62,7 +66,8 @@ export class Commit implements JobWork {
     const { view, base } = this.#options;
     await this.#growBase();
     control.progress(0, this.#endBytes);
-    const copies = new Copies(COPIES_AT_ONCE);
+    const buffers = new CopyBuffers(control.copyMemory, COPY_BYTES);
+    const copies = new Copies(() => Math.min(COPIES_AT_ONCE, buffers.copiesAtOnce));
     try {
       for (let at = 0; at < this.#endBytes; ) {
         await control.pausePoint();
@@ -71,7 +76,7 @@ export class Commit implements JobWork {
         if (piece === null) this.#done(control, lengthBytes);
         else {
           await control.throttle(piece.from === 'zero' ? 0 : lengthBytes);
-          await copies.begin(() => this.#copy(control, piece));
+          await copies.begin(() => this.#copy({ control, buffers }, piece));
         }
       }
       await copies.finish();
@@ -86,6 +91,7 @@ export class Commit implements JobWork {
   async prepare(): Promise<void> {
     const { view, overlay, link } = this.#options;
     await view.drained(async () => {
+      await this.#zeroGrowth();
       await overlay.changeBacking(link);
       // The header says so from here on. What keeps the chain from being opened now is met by the next request, which tries again.
       await this.#reopen().catch(() => undefined);
@@ -99,6 +105,16 @@ export class Commit implements JobWork {
     } finally {
       await ended();
     }
+  }
+
+  /** What the overlay has gained since `run`: the base may be longer than the layer that hides its end now. */
+  async #zeroGrowth(): Promise<void> {
+    const { overlay, base } = this.#options;
+    const end = Math.min(base.lengthBytes, overlay.lengthBytes);
+    if (end <= this.#endBytes) return;
+    const gainedBytes = end - this.#endBytes;
+    await base.writeZeroes(guestOffset(this.#endBytes), gainedBytes, { unmap: true });
+    await base.flush();
   }
 
   async #reopen(): Promise<void> {
@@ -140,7 +156,7 @@ export class Commit implements JobWork {
     }
   }
 
-  async #copy(control: JobControl, { start, lengthBytes, from }: Piece): Promise<void> {
+  async #copy({ control, buffers }: Scene, { start, lengthBytes, from }: Piece): Promise<void> {
     const { view, base } = this.#options;
     const at = guestOffset(start);
     for (;;) {
@@ -152,7 +168,7 @@ export class Commit implements JobWork {
             return;
           }
           operation = 'read';
-          await this.#buffers.with(lengthBytes, async (bytes) => {
+          await buffers.with(lengthBytes, async (bytes) => {
             await from.read(at, bytes);
             operation = 'write';
             await writeSparsely(base, start, bytes);

@@ -1,18 +1,18 @@
 /** Several copies at once, within a bound; the first one that fails ends it. */
 
 export class Copies {
-  readonly #max: number;
+  readonly #most: () => number;
   readonly #running = new Set<Promise<void>>();
   #failure: { readonly error: unknown } | null = null;
 
-  /** `max`: how many run at once. */
-  constructor(max: number) {
-    this.#max = max;
+  /** `most`: how many may run at once, now. */
+  constructor(most: () => number) {
+    this.#most = most;
   }
 
   /** Begins a copy as soon as there is room. Errors: that of an earlier copy. */
   async begin(copy: () => Promise<void>): Promise<void> {
-    while (this.#running.size >= this.#max) await Promise.race(this.#running);
+    while (this.#running.size >= this.#most()) await Promise.race(this.#running);
     this.#throwFailure();
     const running = copy()
       .catch((error: unknown) => {

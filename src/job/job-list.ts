@@ -1,24 +1,31 @@
 /**
- * The jobs of a mount, and which nodes each of them needs to stay as they are: a chain that one job copies from must not
- * be changed by another.
+ * The jobs of a mount, and which nodes each of them changes, or needs to stay as they are: a chain that one job copies from must
+ * not be changed by another, but several may copy from one base.
  */
 import { toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import type { Node } from '../block/node.ts';
-import { type BlockJobInfo, Job, type JobEventSink, type JobFields } from './job.ts';
+import { CopyMemory } from './copy-memory.ts';
+import { type BlockJobInfo, Job, type JobEventSink, type JobFields, type JobType } from './job.ts';
 import { JobError } from './job-error.ts';
 import type { JobResult } from './job-store.ts';
 
 /** More than anybody needs at once; a client that starts them in a loop is stopped. */
 const MAX_JOBS = 1024;
+/** For copies in flight of all jobs together. */
+const COPY_MEMORY_BYTES = 64 << 20;
 
-export interface StartOptions extends Omit<JobFields, 'emit'> {
-  /** Nodes whose place in the graph, and content, must not be changed by another job. */
+/** What a job does with nodes. */
+export interface Claim {
+  /** It changes their content, their place in the graph, or what is recorded of them: no other job may use them. */
   readonly nodes: readonly Node[];
+  /** It reads them: no other job may change them. */
+  readonly layers?: readonly Node[];
+}
+
+export interface StartOptions extends Omit<JobFields, 'emit' | 'copyMemory'>, Claim {
   /** What is in the store is enough to take it up again after it was ended at any moment. */
   readonly resumable?: boolean;
-  /** A later mount cannot go on with it: it is cancelled when the mount ends. */
-  readonly endsWithMount?: boolean;
   /** Called when the job has begun, and on each change that a later engine should know of. */
   readonly changed?: (job: Job) => void;
   /** Called when the job is dismissed. */
@@ -27,10 +34,13 @@ export interface StartOptions extends Omit<JobFields, 'emit'> {
 
 export class JobList {
   readonly #jobs = new Map<string, Job>();
-  readonly #claims = new Map<Node, Job>();
+  readonly #owners = new Map<Node, Job>();
+  readonly #readers = new Map<Node, Set<Job>>();
   readonly #resumable = new WeakSet<Job>();
-  readonly #endsWithMount = new WeakSet<Job>();
+  /** Of those that end because the engine does: what becomes of them. */
+  readonly #outlooks = new WeakMap<Job, string>();
   readonly #listeners = new Set<JobEventSink>();
+  readonly #copyMemory = new CopyMemory(COPY_MEMORY_BYTES);
   readonly #log: Log;
   #isClosed = false;
   #started = 0;
@@ -79,23 +89,22 @@ export class JobList {
   }
 
   /** What `start` would refuse, before anything is opened or made for a job. */
-  refuse(id: string, nodes: readonly Node[]): void {
-    this.#refuseClaimed(nodes);
+  refuse(id: string, claim: Claim): void {
+    this.#refuseClaimed(claim);
     this.#refuseId(id);
   }
 
   /** Errors: JobError for an id that is taken or not well formed, and for nodes that another job needs. */
   start(options: StartOptions): Job {
-    const { id, nodes, changed } = options;
-    this.#refuseClaimed(nodes);
+    const { id, changed } = options;
+    this.#refuseClaimed(options);
     const job = this.#add(options);
-    for (const node of nodes) this.#claims.set(node, job);
+    this.#claim(job, options);
     if (options.resumable === true) this.#resumable.add(job);
-    if (options.endsWithMount === true) this.#endsWithMount.add(job);
     this.#started++;
     job.onChanged = () => changed?.(job);
     void job.concluded.then(() => {
-      for (const node of nodes) if (this.#claims.get(node) === job) this.#claims.delete(node);
+      this.#giveUp(job, options);
       this.#report(job);
     });
     changed?.(job);
@@ -116,7 +125,11 @@ export class JobList {
   #add(options: StartOptions): Job {
     const { id, dismissed } = options;
     this.#refuseId(id);
-    const job = new Job({ ...options, emit: (name, data) => this.#emit(name, data) });
+    const job = new Job({
+      ...options,
+      copyMemory: this.#copyMemory,
+      emit: (name, data) => this.#emit(name, data),
+    });
     this.#jobs.set(id, job);
     job.onDismissed = () => {
       this.#jobs.delete(id);
@@ -132,9 +145,25 @@ export class JobList {
     if (this.#jobs.size >= MAX_JOBS) throw new JobError(`There are ${MAX_JOBS} jobs already`);
   }
 
-  /** The job that needs a node as it is; null for none. */
+  #claim(job: Job, { nodes, layers = [] }: Claim): void {
+    for (const node of nodes) this.#owners.set(node, job);
+    for (const node of layers) {
+      const readers = this.#readers.get(node) ?? new Set();
+      this.#readers.set(node, readers.add(job));
+    }
+  }
+
+  #giveUp(job: Job, { nodes, layers = [] }: Claim): void {
+    for (const node of nodes) if (this.#owners.get(node) === job) this.#owners.delete(node);
+    for (const node of layers) {
+      const readers = this.#readers.get(node);
+      if (readers?.delete(job) === true && readers.size === 0) this.#readers.delete(node);
+    }
+  }
+
+  /** The job that has a node, which is no layer below others, for itself; null for none. */
   claimOf(node: Node): Job | null {
-    return this.#claims.get(node) ?? null;
+    return this.#owners.get(node) ?? null;
   }
 
   /** What works on a node; nothing for null. */
@@ -151,8 +180,8 @@ export class JobList {
     this.#isClosed = true;
     const running = this.all.filter((job) => job.status !== 'concluded');
     for (const job of running) {
-      if (mountEnds && this.#endsWithMount.has(job)) cancel(job);
-      else this.#endForLater(job);
+      if (mountEnds && endsWithMount(job.type)) this.#endWithMount(job);
+      else this.#endForLater(job, mountEnds ? 'the next mount goes on' : 'the next engine goes on');
     }
     await Promise.all(running.map((job) => job.concluded));
   }
@@ -168,33 +197,50 @@ export class JobList {
       const what = `job '${job.id}' (${job.type}) works on it and cannot be interrupted`;
       throw new JobError(`Node '${node.name}' (${node.path}) is busy: ${what}`);
     }
-    const isForLater = this.#endForLater(job);
+    const isForLater = this.#endForLater(job, 'it goes on when the image is active again');
     await job.concluded;
     if (isForLater) this.#jobs.delete(job.id);
   }
 
   /** What the store has of it stays as it is. False: it ends by itself, and that outcome is its own. */
-  #endForLater(job: Job): boolean {
+  #endForLater(job: Job, outlook: string): boolean {
     if (job.isCancelled || job.status === 'aborting') return false;
     job.onChanged = () => undefined;
     job.onDismissed = () => undefined;
+    this.#outlooks.set(job, outlook);
     cancel(job);
     return true;
   }
 
-  #refuseClaimed(nodes: readonly Node[]): void {
-    for (const node of nodes) {
-      const other = this.#claims.get(node);
-      if (other === undefined) continue;
-      const what = `Node '${node.name}' (${node.path}) is busy`;
-      throw new JobError(`${what}: job '${other.id}' (${other.type}) uses it`);
-    }
+  /** Cancelled; the result stays in the store, so that the next mount can tell. */
+  #endWithMount(job: Job): void {
+    if (job.isCancelled || job.status === 'aborting') return;
+    job.onDismissed = () => undefined;
+    this.#outlooks.set(job, 'cancelled, because the mount ends');
+    cancel(job);
+  }
+
+  /** Errors: JobError while a job has the node for itself. */
+  refuseClaim(node: Node): void {
+    this.#refuse(node, this.#owners.get(node));
+  }
+
+  #refuseClaimed({ nodes, layers = [] }: Claim): void {
+    for (const node of [...nodes, ...layers]) this.#refuse(node, this.#owners.get(node));
+    for (const node of nodes) this.#refuse(node, this.#readers.get(node)?.values().next().value);
+  }
+
+  #refuse(node: Node, by: Job | undefined): void {
+    if (by === undefined) return;
+    const what = `Node '${node.name}' (${node.path}) is busy`;
+    throw new JobError(`${what}: job '${by.id}' (${by.type}) uses it`);
   }
 
   #report(job: Job): void {
     const { offset, len, error } = job.blockJobInfo();
     const done = `${job.type}: ${offset} of ${len} bytes`;
-    if (job.isCancelled) this.#log.info(job.id, `cancelled, ${done}`);
+    const outlook = this.#outlooks.get(job) ?? 'cancelled';
+    if (job.isCancelled) this.#log.info(job.id, `${outlook}, ${done}`);
     else if (error === undefined) this.#log.info(job.id, `completed, ${done}`);
     else {
       this.#failed++;
@@ -206,6 +252,9 @@ export class JobList {
     for (const listener of this.#listeners) listener(name, data);
   }
 }
+
+/** No later mount can go on with it: what it copies is a moment that is over then. */
+export const endsWithMount = (type: JobType): boolean => type === 'backup';
 
 const cancel = (job: Job): void => {
   try {

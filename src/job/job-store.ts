@@ -62,11 +62,16 @@ export class JobStore {
     this.#enqueue(() => this.#remove(id));
   }
 
+  /** Whether there is something to load, as far as names tell. */
+  async hasRecords(): Promise<boolean> {
+    return (await this.#names()).length > 0;
+  }
+
   /** What earlier engines have left, in no order. A file that cannot be read is left out, and the log says so. */
   async load(): Promise<readonly JobRecord[]> {
-    const names = await readdir(this.#directory).catch(() => []);
+    const names = await this.#names();
     const records: JobRecord[] = [];
-    for (const name of names.filter((n) => n.endsWith('.job'))) {
+    for (const name of names) {
       const path = join(this.#directory, name);
       try {
         const record = parse(await readFile(path, 'utf8'));
@@ -83,6 +88,11 @@ export class JobStore {
   /** Everything asked for so far is on disk, or has failed. */
   async settled(): Promise<void> {
     await this.#pending;
+  }
+
+  async #names(): Promise<string[]> {
+    const names = await readdir(this.#directory).catch(() => []);
+    return names.filter((name) => name.endsWith('.job'));
   }
 
   async #write(record: JobRecord): Promise<void> {

@@ -7,6 +7,7 @@
  * Concurrency: verbs may come at any moment. They change what the job wants; the work sees it at its next pause point.
  */
 import { BlockError, toBlockError } from '../base/block-error.ts';
+import type { CopyMemory } from './copy-memory.ts';
 import { JobCancelled, JobError } from './job-error.ts';
 import { assertFollows, isAllowed, isAtWork, type JobStatus, type JobVerb } from './job-state.ts';
 import type { JobResult } from './job-store.ts';
@@ -51,6 +52,8 @@ export interface JobControl {
   readonly isPaused: boolean;
   /** Bytes a second that are allowed; 0 for any. */
   readonly speed: number;
+  /** What copies in flight may take, with those of other jobs. */
+  readonly copyMemory: CopyMemory;
   /** Aborted when the job is cancelled: for waits of the work's own. */
   readonly signal: AbortSignal;
 }
@@ -83,6 +86,8 @@ export interface JobFields {
   readonly autoFinalize: boolean;
   readonly autoDismiss: boolean;
   readonly work: JobWork;
+  /** Of all jobs of the mount. */
+  readonly copyMemory: CopyMemory;
   readonly emit: JobEventSink;
 }
 
@@ -120,6 +125,7 @@ export class Job implements JobControl {
   readonly type: JobType;
   readonly autoDismiss: boolean;
   readonly autoFinalize: boolean;
+  readonly copyMemory: CopyMemory;
   readonly #work: JobWork;
   readonly #emit: JobEventSink;
   readonly #limit = new RateLimit();
@@ -146,6 +152,7 @@ export class Job implements JobControl {
     this.type = fields.type;
     this.autoFinalize = fields.autoFinalize;
     this.autoDismiss = fields.autoDismiss;
+    this.copyMemory = fields.copyMemory;
     this.#work = fields.work;
     this.#emit = fields.emit;
     this.#limit.bytesPerSecond = fields.speed;

@@ -84,8 +84,10 @@ export class MirrorCopy {
     const { bufferBytes, granularityBytes } = scene.options;
     const pieceBytes = copyBytes(0, granularityBytes);
     const atOnce = Math.floor(bufferBytes / pieceBytes);
-    this.#copies = new Copies(Math.min(COPIES_AT_ONCE, Math.max(1, atOnce)));
-    this.#buffers = new CopyBuffers(pieceBytes);
+    const most = Math.min(COPIES_AT_ONCE, Math.max(1, atOnce));
+    const buffers = new CopyBuffers(scene.control.copyMemory, pieceBytes);
+    this.#copies = new Copies(() => Math.min(most, buffers.copiesAtOnce));
+    this.#buffers = buffers;
   }
 
   get dirtyBytes(): number {

@@ -20,7 +20,7 @@ export const prefetch = async (
   ranges: readonly ReadRange[],
   signal: AbortSignal,
 ): Promise<number> => {
-  const copies = new Copies(COPIES_AT_ONCE);
+  const copies = new Copies(() => COPIES_AT_ONCE);
   let fetchedBytes = 0;
   try {
     for (const { start, end } of piecesOf(ranges, await view.open())) {

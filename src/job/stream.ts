@@ -43,12 +43,18 @@ interface Piece {
   readonly what: 'skip' | 'copy' | 'zero';
 }
 
+interface Scene {
+  readonly control: JobControl;
+  readonly buffers: CopyBuffers;
+}
+
 export class Stream implements JobWork {
   readonly #options: StreamOptions;
   readonly #failures: CopyFailures;
   #doneBytes = 0;
   #chainChanged = false;
-  readonly #buffers = new CopyBuffers(COPY_BYTES);
+  /** Up to here it is done. */
+  #endBytes = 0;
 
   constructor(options: StreamOptions) {
     this.#options = options;
@@ -63,9 +69,10 @@ export class Stream implements JobWork {
       control.progress(root.lengthBytes, root.lengthBytes);
       return;
     }
-    const copies = new Copies(COPIES_AT_ONCE);
+    const buffers = new CopyBuffers(control.copyMemory, COPY_BYTES);
+    const copies = new Copies(() => Math.min(COPIES_AT_ONCE, buffers.copiesAtOnce));
     try {
-      for (let at = 0; at < root.lengthBytes; ) {
+      for (let at = 0; at < root.lengthBytes; this.#endBytes = at) {
         await control.pausePoint();
         const piece = await this.#next(control, at);
         if (piece === null) break;
@@ -74,7 +81,7 @@ export class Stream implements JobWork {
         if (piece.what === 'skip') this.#done(control, piece.lengthBytes);
         else {
           await control.throttle(piece.what === 'copy' ? piece.lengthBytes : 0);
-          await copies.begin(() => this.#copy(control, from, piece));
+          await copies.begin(() => this.#copy({ control, buffers }, from, piece));
         }
       }
       await copies.finish();
@@ -90,12 +97,29 @@ export class Stream implements JobWork {
     const { view, root, base, replaceBacking } = this.#options;
     if (root.backing === base) return;
     await view.drained(async () => {
+      await this.#zeroGrowth();
       await root.changeBacking(this.#link());
       // The header says so from here on, whatever becomes of the graph.
       this.#chainChanged = true;
       await replaceBacking(root, base);
       root.notifyMappingChanged({ start: guestOffset(0), lengthBytes: root.lengthBytes });
     });
+  }
+
+  /** What the image has gained since `run`: the base may be longer than the layer that hides its end now. */
+  async #zeroGrowth(): Promise<void> {
+    const { root, base } = this.#options;
+    const { clusterBytes } = root.driver;
+    const end = Math.min(base?.lengthBytes ?? 0, root.lengthBytes);
+    if (end <= this.#endBytes) return;
+    const whole = Math.min(alignUp(this.#endBytes, clusterBytes), root.lengthBytes);
+    // The cluster in which it ended keeps what lies before.
+    const start = alignDown(this.#endBytes, clusterBytes);
+    const bytes = Buffer.alloc(whole - start);
+    await root.readForCopy(guestOffset(start), bytes);
+    await root.populate(guestOffset(start), bytes.length, bytes);
+    if (end > whole) await root.populate(guestOffset(whole), end - whole, null);
+    await root.flush();
   }
 
   async clean(): Promise<void> {
@@ -158,7 +182,7 @@ export class Stream implements JobWork {
     return 'skip';
   }
 
-  async #copy(control: JobControl, at: number, piece: Piece): Promise<void> {
+  async #copy({ control, buffers }: Scene, at: number, piece: Piece): Promise<void> {
     for (;;) {
       let operation: 'read' | 'write' = 'read';
       try {
@@ -171,7 +195,7 @@ export class Stream implements JobWork {
             await root.populate(guestOffset(at), length, null);
             return;
           }
-          await this.#buffers.with(length, async (bytes) => {
+          await buffers.with(length, async (bytes) => {
             await backing.readClipped(guestOffset(at), bytes);
             operation = 'write';
             const isZero = isAllZero(bytes);

@@ -1,4 +1,7 @@
-/** Messages of unix sockets that carry descriptors (SCM_RIGHTS): fusermount3's answer, and systemd's notification socket. */
+/**
+ * Messages of unix sockets that carry descriptors (SCM_RIGHTS): fusermount3's answer, systemd's notification socket, and what an
+ * engine begins with.
+ */
 import koffi from 'koffi';
 import { BlockError } from '../base/block-error.ts';
 import { addressOf, check } from './linux.ts';
@@ -14,7 +17,7 @@ const closeCall = libc.func('int close(int fd)');
 
 const AF_UNIX = 1;
 const SOCK = { STREAM: 1, DATAGRAM: 2, CLOEXEC: 0o2000000 } as const;
-const MSG = { NOSIGNAL: 0x4000, DONTWAIT: 0x40 } as const;
+const MSG = { NOSIGNAL: 0x4000, DONTWAIT: 0x40, CMSG_CLOEXEC: 0x40000000 } as const;
 const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
 
@@ -66,23 +69,41 @@ const withMessage = (parts: MessageParts, call: (message: Uint8Array) => void): 
   }
 };
 
-/** A connected pair of stream sockets, for a child that sends a descriptor back. Both are the caller's to close. */
+/**
+ * A connected pair of stream sockets, one of which a child is given; no other child inherits them. Both are the caller's to
+ * close.
+ */
 export const socketPair = (): readonly [number, number] => {
   const ends = [0, 0];
-  check('socketpair', Number(socketpairCall(AF_UNIX, SOCK.STREAM, 0, ends)));
+  check('socketpair', Number(socketpairCall(AF_UNIX, SOCK.STREAM | SOCK.CLOEXEC, 0, ends)));
   return [ends[0] ?? -1, ends[1] ?? -1];
 };
 
-/** Receives one descriptor (SCM_RIGHTS); null when the peer closed without sending one. Blocks until either. */
-export const receiveDescriptor = (socket: number): number | null => {
+/**
+ * Receives the descriptors of one message, not inherited by children; none when the peer closed without sending any. Blocks
+ * until either.
+ */
+export const receiveDescriptors = (socket: number): number[] => {
   const payload = pinned(8);
   const control = pinned(CONTROL_BYTES);
   withMessage({ payload, control }, (message) =>
-    check('recvmsg', Number(recvmsgCall(socket, message, 0))),
+    check('recvmsg', Number(recvmsgCall(socket, message, MSG.CMSG_CLOEXEC))),
   );
-  const got = viewOf(header).getBigUint64(40, true);
-  if (got < BigInt(CONTROL_HEADER_BYTES + 4)) return null;
-  return viewOf(control).getInt32(CONTROL_HEADER_BYTES, true);
+  const got = Number(viewOf(header).getBigUint64(40, true));
+  if (got < CONTROL_HEADER_BYTES) return [];
+  const end = Math.min(got, Number(viewOf(control).getBigUint64(0, true)));
+  const count = Math.floor((end - CONTROL_HEADER_BYTES) / 4);
+  return Array.from({ length: count }, (_, i) =>
+    viewOf(control).getInt32(CONTROL_HEADER_BYTES + 4 * i, true),
+  );
+};
+
+/** Sends copies of descriptors, 12 at most, in one message over a stream socket. Errors: EPIPE when the peer is gone. */
+export const sendDescriptors = (socket: number, descriptors: readonly number[]): void => {
+  const parts = { payload: pinned(1), control: rightsOf(descriptors) };
+  withMessage(parts, (message) =>
+    check('sendmsg', Number(sendmsgCall(socket, message, MSG.NOSIGNAL))),
+  );
 };
 
 /** A path, or with `@` in front an abstract name. Errors: EINVAL for what no socket can have. */

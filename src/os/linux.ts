@@ -245,6 +245,15 @@ export const openMemoryFile = (name: string): number => {
   return fd;
 };
 
+const dup3Call = libc.func('int dup3(int from, int to, int flags)');
+
+/** dup3(2): `to` stands for what `from` stands for, in place of what it was. `inherited`: by children. Errors: EBADF. */
+export const putDescriptor = (
+  from: number,
+  to: number,
+  { inherited }: { readonly inherited: boolean },
+): void => check('dup3', Number(dup3Call(from, to, inherited ? 0 : O_CLOEXEC)));
+
 const fcntlCall = libc.func('int fcntl(int fd, int command, _Inout_ uint8_t *lock)');
 const prctlCall = libc.func('int prctl(int option, ulong a, ulong b, ulong c, ulong d)');
 
@@ -254,13 +263,17 @@ const LOCK_TYPE = { shared: 0, exclusive: 1, none: 2 } as const;
 /** struct flock of x86-64 and arm64: l_type s16, l_whence s16, l_start s64 at 8, l_len s64 at 16, l_pid s32 at 24. */
 const FLOCK_BYTES = 32;
 
-const flockOf = (type: number, offset: number): Uint8Array => {
-  const lock = new Uint8Array(FLOCK_BYTES);
-  const view = new DataView(lock.buffer);
-  view.setInt16(0, type, true);
-  view.setBigInt64(8, BigInt(offset), true);
-  view.setBigInt64(16, 1n, true);
-  return lock;
+/** Of one call at a time: they are synchronous, and there are ten for each image. */
+const flock = new Uint8Array(new ArrayBuffer(FLOCK_BYTES));
+const flockView = new DataView(flock.buffer);
+
+/** Offset and length below 2^32. */
+const flockOf = (type: number, offset: number, lengthBytes: number): Uint8Array => {
+  flock.fill(0);
+  flockView.setInt16(0, type, true);
+  flockView.setUint32(8, offset, true);
+  flockView.setUint32(16, lengthBytes, true);
+  return flock;
 };
 
 /**
@@ -273,17 +286,17 @@ export const lockByte = (
   offset: number,
   type: 'shared' | 'exclusive' | 'none',
 ): boolean => {
-  if (Number(fcntlCall(fd, F_OFD_SETLK, flockOf(LOCK_TYPE[type], offset))) === 0) return true;
+  if (Number(fcntlCall(fd, F_OFD_SETLK, flockOf(LOCK_TYPE[type], offset, 1))) === 0) return true;
   const errno = koffi.errno();
   if (errnoName(errno) === 'EAGAIN' || errnoName(errno) === 'EACCES') return false;
   throw systemError('lock', errno);
 };
 
-/** Whether another open file description holds any lock on a byte. Errors: as `lockByte`. */
-export const isByteLocked = (fd: number, offset: number): boolean => {
-  const lock = flockOf(LOCK_TYPE.exclusive, offset);
+/** Whether another open file description holds any lock on some bytes, one if not given. Errors: as `lockByte`. */
+export const isByteLocked = (fd: number, offset: number, lengthBytes = 1): boolean => {
+  const lock = flockOf(LOCK_TYPE.exclusive, offset, lengthBytes);
   check('lock', Number(fcntlCall(fd, F_OFD_GETLK, lock)));
-  return new DataView(lock.buffer).getInt16(0, true) !== LOCK_TYPE.none;
+  return flockView.getInt16(0, true) !== LOCK_TYPE.none;
 };
 
 const PR_SET_PDEATHSIG = 1;

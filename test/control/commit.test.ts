@@ -1,11 +1,11 @@
 /** Commits of a mount: into the image below under a guest, layers in between, and what others who use the base are told. */
 import assert from 'node:assert/strict';
-import { readdir } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { eventually } from '../support/mounted.ts';
-import { assertClean, contentSha256, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
+import { assertClean, contentSha256, qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
 import { run, vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 import { type ControlMount, controlMount } from './control-mount.ts';
 import { verifyingGuest } from './verifying-guest.ts';
@@ -159,6 +159,54 @@ test('a base that others use is refused, naming them; a cancelled commit leaves 
   await ok(['umount', m.mountpoint]);
   assert.equal(await contentOf(m, m.overlay), last);
   await assertClean(m.base);
+});
+
+test('bases that are shorter grow, and show nothing that lies below them', async (t) => {
+  const m = await controlMount(t, { sizeMib: SIZE_MIB, mounted: false });
+  const image = (name: string): string => join(m.images, name);
+  const make = async (name: string, size: string, below: string): Promise<void> => {
+    const link = ['-b', below, '-F', 'qcow2'];
+    await qemuImg(['create', '-q', '-f', 'qcow2', ...link, image(name), size]);
+  };
+  // What lies below the short one is longer, and must not be seen where that grows.
+  await make('short.qcow2', '9M', 'base.qcow2');
+  await make('middle.qcow2', '11M', 'short.qcow2');
+  await make('top.qcow2', `${SIZE_MIB}M`, 'middle.qcow2');
+  await qemuIo(image('middle.qcow2'), ['write -q -P 5 10M 1M']);
+  await qemuIo(image('top.qcow2'), ['write -q -P 6 14M 100k']);
+  await m.mount();
+  const view = join(m.mountpoint, 'top.raw');
+  const content = (): Promise<string> => contentSha256(view, join(m.root, 'content'));
+  const before = await content();
+  const layers = ['--top', image('middle.qcow2'), '--base', image('short.qcow2')];
+  await ok(['commit', '--wait', ...layers, view]);
+  assert.equal(await content(), before, 'a layer in between');
+  await rm(image('middle.qcow2'));
+  await eventually('its view is gone', async () => !(await namesOf(m)).includes('middle.raw'));
+  await ok(['commit', '--wait', '--base', image('short.qcow2'), view]);
+  assert.equal(await content(), before, 'the image itself');
+
+  await ok(['umount', m.mountpoint]);
+  assert.equal(await contentOf(m, image('short.qcow2')), before);
+  const info = (await qemuImgJson('info', [image('short.qcow2')])) as { 'virtual-size': number };
+  assert.equal(info['virtual-size'], SIZE_MIB << 20);
+});
+
+test('a base that is longer than the disk is refused, until the disk is as long', async (t) => {
+  const m = await controlMount(t, { sizeMib: SIZE_MIB, mounted: false });
+  const small = ['-f', 'qcow2', '-b', 'base.qcow2', '-F', 'qcow2', m.overlay, '9M'];
+  await qemuImg(['create', '-q', ...small]);
+  await qemuIo(m.overlay, ['write -q -P 6 2M 100k']);
+  await m.mount();
+  const refused = await vdiskfs(['commit', m.view]);
+  assert.equal(refused.status, 1);
+  assert.match(refused.stderr, /base is longer than the disk \(16777216 and 9437184 bytes\)/);
+  await ok(['resize', m.view, `${SIZE_MIB}M`]);
+  const before = await now(m);
+  await ok(['commit', '--wait', m.view]);
+  assert.equal(await now(m), before, 'zeros where the base had something');
+  await ok(['umount', m.mountpoint]);
+  assert.equal(await contentOf(m, m.base), before);
 });
 
 test('SIGKILL during a commit: it begins again, and ends right; HMP and events as QEMU has them', async (t) => {

@@ -128,7 +128,7 @@ test('an overlay made beforehand is taken when it stands on the image, over HMP 
   );
   await c.execute('block-stream', { device: 'vm', speed: 1000 });
   const names = await readdir(m.images);
-  await assert.rejects(take(join(m.images, 'new.qcow2')), /in use by block job: stream/);
+  await assert.rejects(take(join(m.images, 'new.qcow2')), /is busy: job .vm. \(stream\) uses it/);
   assert.deepEqual(await readdir(m.images), names, 'nothing is left');
   await c.execute('block-job-cancel', { device: 'vm' });
   await c.event('BLOCK_JOB_CANCELLED');

@@ -230,6 +230,31 @@ test('targets that are in use are refused, with what uses them', async (t) => {
   await assert.rejects(c.execute('blockdev-del', { 'node-name': 'to' }), /Failed to find node/);
 });
 
+test('a target that is removed, or another file, when it is to take the place of its source: the view stays', async (t) => {
+  const m = await controlMount(t, { sizeMib: 8 });
+  const target = join(await elsewhere(m), 'copy.qcow2');
+  const before = await contentSha256(m.view, join(m.root, 'before'));
+  const c = await m.qmp();
+  for (const [replaced, why] of [
+    [false, /no such file/],
+    [true, /another file lies there now/],
+  ] as const) {
+    c.events.length = 0;
+    await c.execute('drive-mirror', { device: 'vm', target, sync: 'full', format: 'qcow2' });
+    await c.event('BLOCK_JOB_READY');
+    await rm(target);
+    if (replaced) await qemuImg(['create', '-q', '-f', 'qcow2', target, '8M']);
+    await c.execute('block-job-complete', { device: 'vm' });
+    const { data } = await c.event('BLOCK_JOB_COMPLETED');
+    assert.match(String(data?.['error']), why);
+    assert.equal((await viewOf(m))?.path, m.overlay);
+  }
+  await write(m, '0x5a', '3M 1M');
+  assert.notEqual(await contentSha256(m.view, join(m.root, 'after')), before);
+  await unmount(m);
+  await assertClean(m.overlay);
+});
+
 test('nodes of blockdev-add are put together, copied to and taken apart, as libvirt does it; and HMP', async (t) => {
   const m = await controlMount(t, { sizeMib: 8 });
   const directory = await elsewhere(m);
@@ -300,7 +325,11 @@ test('an engine that dies or is exchanged in the middle of a mirror: it goes on 
   assert.equal(next?.device, 'vm', 'taken up after an orderly change');
   assert.ok(next.len <= job.len + MIB);
   await c.execute('block-job-set-speed', { device: 'vm', speed: 0 });
-  await c.event('BLOCK_JOB_READY');
+  // It may have become so before this client came.
+  await eventually('it is ready', async () => {
+    const [now] = (await c.execute('query-block-jobs')) as { ready: boolean }[];
+    return now?.ready === true;
+  });
   await c.execute('job-complete', { id: 'vm' });
   await c.event('BLOCK_JOB_COMPLETED');
   const content = await contentSha256(m.view, join(m.root, 'view'));

@@ -101,7 +101,7 @@ test('a mount that ends keeps a stream as it was, paused or not, and cancels a b
   );
   await sleep(300);
   assert.equal((await vdiskfs(['umount', m.mountpoint])).status, 0);
-  assert.deepEqual(await readdir(m.stateDirectory), ['vm.job']);
+  assert.deepEqual(await readdir(m.stateDirectory), ['base.job', 'vm.job']);
   assert.equal(
     (JSON.parse(await readFile(join(m.stateDirectory, 'vm.job'), 'utf8')) as Job).paused,
     true,

@@ -3,7 +3,8 @@
  * loop devices, once for each recipe, in `.cache/` of the checkout.
  *
  * The disk is NVMe in the machine, whose driver and ext4 are built into Debian's cloud kernel: no initramfs is needed.
- * Each boot counts itself in a file, writes data of its own, and checks what the boots before it wrote.
+ * Each boot counts itself in a file, writes data of its own, and checks what the boots before it wrote. One whose disk has the
+ * serial number `busy` writes and reads on, past its own page cache, until it is sent a line.
  */
 import { createHash } from 'node:crypto';
 import {
@@ -52,6 +53,22 @@ if [ "$boots" -gt 0 ]; then
 fi
 dd if=/dev/urandom of="/var/data$boots" bs=64k count=64 2> /dev/null
 sha256sum /var/data* > /var/sums
+mount -t sysfs none /sys
+read -r serial < /sys/class/nvme/nvme0/serial
+if [ "$serial" = busy ]; then
+  { read -r _ < /dev/ttyS0; : > /dev/stop; } &
+  rounds=0
+  while [ ! -e /dev/stop ]; do
+    slot=$((rounds % 8))
+    dd if=/dev/urandom of=/dev/fresh bs=64k count=8 2> /dev/null
+    cp /dev/fresh "/var/busy$slot" && sync || say "not written"
+    echo 3 > /proc/sys/vm/drop_caches
+    cmp -s /dev/fresh "/var/busy$slot" || say "round $rounds damaged"
+    rounds=$((rounds + 1))
+    say "rounds: $rounds"
+  done
+  sha256sum /var/data* /var/busy* > /var/sums
+fi
 echo $((boots + 1)) > /var/boots
 sync
 mount -o remount,ro / && say "written" || say "not written"
@@ -75,7 +92,7 @@ const kernelPackage = async (): Promise<string> => {
 
 /** The guest's file system, as a directory. */
 const layOutRoot = async (root: string, kernel: string): Promise<void> => {
-  for (const name of ['boot', 'bin', 'dev', 'proc', 'var']) {
+  for (const name of ['boot', 'bin', 'dev', 'proc', 'sys', 'var']) {
     await mkdir(join(root, name), { recursive: true });
   }
   await copyFile(kernel, join(root, 'boot/vmlinuz'));

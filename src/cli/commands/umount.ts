@@ -1,5 +1,7 @@
 /** `vdiskfs umount`: flushes, unmounts, and waits for the daemon to end. */
 import { endMount } from '../../daemon/end-mount.ts';
+import type { JobType } from '../../job/job.ts';
+import { endsWithMount } from '../../job/job-list.ts';
 import { defineCommand } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
 
@@ -21,7 +23,15 @@ export const command = defineCommand({
         'Waits for a loop device that is just going; names who holds it',
       ),
   run: async (options) => {
-    await endMount(options.mountpoint, { lazy: options.lazy });
+    const { lazy } = options;
+    const jobs = await endMount(options.mountpoint, { lazy });
+    // A mount that was only detached goes on, and its jobs with it.
+    if (!lazy) for (const { device, type } of jobs) process.stderr.write(outlookOf(device, type));
     return EXIT.success;
   },
 });
+
+const outlookOf = (id: string, type: JobType): string => {
+  const outlook = endsWithMount(type) ? 'is cancelled' : 'waits for the next mount of its image';
+  return `vdiskfs: job ${id} (${type}) ${outlook}\n`;
+};

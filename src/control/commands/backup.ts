@@ -8,7 +8,7 @@ import { Backup, type BackupOptions, type BackupSync } from '../../job/backup.ts
 import { BackupTarget } from '../../job/backup-target.ts';
 import type { Job } from '../../job/job.ts';
 import { JobError } from '../../job/job-error.ts';
-import { type ControlContext, type Device, deviceNamed } from '../context.ts';
+import { type ControlContext, type Device, deviceNamed, layersOf } from '../context.ts';
 import { type ArgumentsOf, choice, defineQmp, flag, integer, optional, text } from '../schema.ts';
 import type { JobTarget } from '../targets.ts';
 
@@ -128,7 +128,7 @@ const start = async (
     const sync = syncOf(root, given);
     context.refusePassthrough(device);
     const id = context.jobs.idFor(given['job-id'] ?? null, device.name);
-    context.jobs.refuse(id, [root]);
+    context.jobs.refuse(id, { nodes: [root], layers: layersOf(root) });
     const { target, again } = await openTarget(root, id);
     opened = target;
     const ended = async (): Promise<void> => {
@@ -189,8 +189,7 @@ const begin = async (context: ControlContext, plan: Plan): Promise<Job> => {
         autoDismiss: given['auto-dismiss'] ?? true,
         work,
         nodes: [root, target.node],
-        // Its moment does not come again.
-        endsWithMount: true,
+        layers: layersOf(root),
         changed: (now) => keep(context, plan, now),
         dismissed: (now) => context.store.forget(now.id),
       });

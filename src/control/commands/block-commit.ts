@@ -4,6 +4,7 @@ import type { Node } from '../../block/node.ts';
 import { Commit } from '../../job/commit.ts';
 import type { Job, JobWork } from '../../job/job.ts';
 import { JobError } from '../../job/job-error.ts';
+import type { Claim } from '../../job/job-list.ts';
 import { Mirror } from '../../job/mirror.ts';
 import { DEFAULT_BUFFER_BYTES, defaultGranularity } from '../../job/mirror-options.ts';
 import { type ControlContext, chainOf, type Device, deviceNamed } from '../context.ts';
@@ -76,7 +77,7 @@ export const startCommit = async (
     context.refusePassthrough(device);
     const place = placeOf(root, given);
     const id = context.jobs.idFor(given['job-id'] ?? null, device.name);
-    context.jobs.refuse(id, chainOf(root));
+    context.jobs.refuse(id, claimOf(chainOf(root), place));
     const paths = chainOf(root)
       .slice(1, place.base + 1)
       .map((node) => node.path);
@@ -112,7 +113,7 @@ const begin = (
   const writable = [base, place.top > 1 ? overlay : undefined].flatMap((n) => n?.path ?? []);
   return view.drained(async () => {
     if (view.root !== before[0]) throw new JobError('The chain has changed meanwhile');
-    context.jobs.refuse(id, before);
+    context.jobs.refuse(id, claimOf(before, place));
     const downTo = base?.path ?? '';
     const chain = chainOf(await context.reopen(device, { downTo, writable }));
     try {
@@ -126,6 +127,12 @@ const begin = (
   });
 };
 
+/** Everything from the image down to the base is opened for the job alone. */
+const claimOf = (chain: readonly Node[], { base }: Place): Claim => ({
+  nodes: chain.slice(0, base + 1),
+  layers: chain.slice(base + 1),
+});
+
 const startJob = (scene: Scene): Job => {
   const { context, given, id, place, chain } = scene;
   return context.jobs.start({
@@ -135,7 +142,7 @@ const startJob = (scene: Scene): Job => {
     autoFinalize: given['auto-finalize'] ?? true,
     autoDismiss: given['auto-dismiss'] ?? true,
     work: place.top === 0 ? activeCommit(scene) : layerCommit(scene),
-    nodes: chain,
+    ...claimOf(chain, place),
     changed: (job) => keep(scene, job),
     dismissed: (job) => context.store.forget(job.id),
   });
@@ -231,7 +238,9 @@ const placeOf = (root: Node, given: CommitArguments): Place => {
   const below = chain[base] as Node;
   if (top === 0 && below.lengthBytes > root.lengthBytes) {
     const sizes = `${below.lengthBytes} and ${root.lengthBytes} bytes`;
-    throw new JobError(`The base is larger than the disk (${sizes}), and cannot take its place`);
+    throw new JobError(
+      `The base is longer than the disk (${sizes}): resize the view to its length before`,
+    );
   }
   return { top, base };
 };

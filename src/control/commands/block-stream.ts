@@ -4,7 +4,7 @@ import type { Node } from '../../block/node.ts';
 import type { Job } from '../../job/job.ts';
 import { JobError } from '../../job/job-error.ts';
 import { Stream } from '../../job/stream.ts';
-import { type ControlContext, chainOf, type Device, deviceNamed } from '../context.ts';
+import { type ControlContext, type Device, deviceNamed, layersOf } from '../context.ts';
 import { type ArgumentsOf, choice, defineQmp, flag, integer, optional, text } from '../schema.ts';
 
 const ON_ERROR = choice('BlockdevOnError', ['report', 'ignore', 'enospc', 'stop', 'auto']);
@@ -71,7 +71,8 @@ export const startStream = async (
       autoFinalize: given['auto-finalize'] ?? true,
       autoDismiss: given['auto-dismiss'] ?? true,
       work,
-      nodes: nodesDownTo(root, base),
+      nodes: [root],
+      layers: layersDownTo(root, base),
       resumable: true,
       changed: (now) => keep(context, device, now, given),
       dismissed: (now) => context.store.forget(now.id),
@@ -103,7 +104,7 @@ const baseOf = (root: Node, given: StreamArguments): Node | null => {
   if (named.length > 1) {
     throw new JobError(`'${named[0]}' and '${named[1]}' cannot be specified at the same time`);
   }
-  const below = chainOf(root).slice(1);
+  const below = layersOf(root);
   if (given.base !== undefined) {
     const wanted = given.base;
     const found =
@@ -123,8 +124,8 @@ const layerNamed = (below: readonly Node[], name: string, root: Node): Node => {
   throw new JobError(`Node '${name}' is not a backing image of '${root.name}'`);
 };
 
-/** The image itself, what lies between, and the base, which has to stay where it is. */
-const nodesDownTo = (root: Node, base: Node | null): readonly Node[] => {
-  const chain = chainOf(root);
-  return base === null ? chain : chain.slice(0, chain.indexOf(base) + 1);
+/** What lies between, and the base, which has to stay where it is. */
+const layersDownTo = (root: Node, base: Node | null): readonly Node[] => {
+  const layers = layersOf(root);
+  return base === null ? layers : layers.slice(0, layers.indexOf(base) + 1);
 };

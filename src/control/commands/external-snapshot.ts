@@ -59,14 +59,14 @@ const takeSnapshot = async (
     const root = await view.open();
     if (view.readOnlyReason !== null) throw new JobError(`Device '${device.name}' is read only`);
     context.refusePassthrough(device);
-    refuseBusy(context, root);
+    context.jobs.refuseClaim(root);
     const target = await openOverlay(context, device, root, overlay);
     try {
       refuseOther(root, target.node);
       // What returned to a program before the command is in the snapshot.
       await context.syncDevice(device, 'snapshot');
       await view.drained(async () => {
-        refuseBusy(context, root);
+        context.jobs.refuseClaim(root);
         context.refusePassthrough(device);
         await root.flush();
         await target.node.flush();
@@ -96,13 +96,6 @@ const openOverlay = (
   // What lies below it is open for writing until the view stands on it.
   const request = { path, format, create, nodeName, withoutBacking: true };
   return context.targets.open(request, `snapshot of ${name}`);
-};
-
-const refuseBusy = ({ jobs }: ControlContext, root: Node): void => {
-  const job = jobs.claimOf(root);
-  if (job === null) return;
-  const message = `Node '${root.name}' is busy: block device is in use by block job: ${job.type}`;
-  throw new JobError(message);
 };
 
 /** Errors: EINVAL for an overlay that would not show what the image does. */

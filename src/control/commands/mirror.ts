@@ -18,7 +18,7 @@ import {
   MIRROR_SYNC,
   type MirrorSync,
 } from '../../job/mirror-options.ts';
-import { type ControlContext, chainOf, type Device, deviceNamed } from '../context.ts';
+import { type ControlContext, type Device, deviceNamed, layersOf } from '../context.ts';
 import {
   type ArgumentsOf,
   choice,
@@ -170,7 +170,7 @@ const start = async (
     const root = await view.open();
     context.refusePassthrough(device);
     const id = context.jobs.idFor(given['job-id'] ?? null, device.name);
-    context.jobs.refuse(id, chainOf(root));
+    context.jobs.refuse(id, { nodes: [root], layers: layersOf(root) });
     const bitmap = bitmapOf(given, root, restart);
     const scene = { context, device, root, id };
     target = await plan.openTarget(scene);
@@ -247,7 +247,8 @@ const begin = (
     autoFinalize: given['auto-finalize'] ?? true,
     autoDismiss: given['auto-dismiss'] ?? true,
     work,
-    nodes: [...new Set([...chainOf(root), ...chainOf(node)])],
+    nodes: [root, node],
+    layers: [...layersOf(root), ...layersOf(node)],
     changed: (now) => keep(scene, plan, { job: now, node, work }),
     dismissed: (now) => context.store.forget(now.id),
   });

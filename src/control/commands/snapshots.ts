@@ -18,11 +18,7 @@ const changeable = async (
   const device = await deviceNamed(context, name);
   const root = await device.view.open();
   if (device.view.readOnly) throw new JobError(`Device '${device.name}' is read only`);
-  const job = context.jobs.claimOf(root);
-  if (job !== null) {
-    const message = `Node '${root.name}' is busy: block device is in use by block job: ${job.type}`;
-    throw new JobError(message);
-  }
+  context.jobs.refuseClaim(root);
   if (root.driver.snapshots === undefined) {
     const format = root.descriptor.name;
     const message = `Block format '${format}' used by device '${device.name}' does not support internal snapshots`;

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
-import { readFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { file } from '../../../../drivers/file/index.ts';
 import {
   compressedPlace,
   copiedEntry,
@@ -11,6 +12,7 @@ import {
 import {
   parseHeader,
   type Qcow2Header,
+  readHeader,
   refuseUnsupported,
 } from '../../../../drivers/qcow2/header.ts';
 import {
@@ -19,8 +21,12 @@ import {
   encodeChanges,
 } from '../../../../drivers/qcow2/journal-records.ts';
 import { HEADER } from '../../../../drivers/qcow2/layout.ts';
+import { present } from '../../../../src/base/assert.ts';
 import { BlockError } from '../../../../src/base/block-error.ts';
 import { viewOf } from '../../../../src/base/byte-order.ts';
+import { silentLog } from '../../../../src/base/log.ts';
+import { alignUp } from '../../../../src/base/range.ts';
+import { Node } from '../../../../src/block/node.ts';
 import { qemuImg } from '../../../support/qemu-img.ts';
 import { countOf, SEED } from '../../../support/run-parameters.ts';
 import { type Cleanup, scratchDirectory } from '../../../support/scratch.ts';
@@ -38,6 +44,23 @@ const imageBytes = async (
   return new Uint8Array(await readFile(path));
 };
 
+const readHeaderOf = async (path: string): Promise<Qcow2Header> => {
+  const request = {
+    path,
+    readOnly: true,
+    create: false,
+    cache: 'writeback',
+    log: silentLog,
+  } as const;
+  const node = new Node({ name: 'file', path, descriptor: file, readOnly: true, file: null });
+  node.attach(present(await file.openPath?.(request), 'the protocol opens paths'));
+  try {
+    return await readHeader(node, path);
+  } finally {
+    await node.close();
+  }
+};
+
 const parsed = (image: Uint8Array, clusterBytes = 4096): Qcow2Header =>
   parseHeader(image.slice(0, clusterBytes), image.length, PATH);
 
@@ -50,6 +73,35 @@ test('every field of a header that qemu-img wrote is read', async (t) => {
   assert.equal(h.refcountBits, 32);
   assert.equal(h.compatible, 1);
   assert.equal(h.backing, null);
+});
+
+test('a header is read as a whole, however far its extensions and names reach', async (t) => {
+  const directory = await scratchDirectory(t);
+  const path = `${directory}/disk.qcow2`;
+  await qemuImg(['create', '-q', '-f', 'qcow2', path, '10M']);
+  const image = new Uint8Array(await readFile(path));
+  const whole = parseHeader(image.slice(0, 65536), image.length, PATH);
+  const end = 112 + whole.extensions.reduce((sum, e) => sum + 8 + alignUp(e.content.length, 8), 0);
+  const name = new TextEncoder().encode('base.qcow2');
+  for (const padding of [0, 8, 3000, 5000, 20_000]) {
+    const grown = image.slice();
+    const view = viewOf(grown);
+    // An unknown extension, another one behind it, the end marker, the name.
+    view.setUint32(end, 0x1234_5678);
+    view.setUint32(end + 4, padding);
+    const last = end + 8 + alignUp(padding, 8);
+    view.setUint32(last, 0x1234_5679);
+    view.setUint32(last + 4, 4);
+    view.setUint32(last + 16, 0);
+    view.setBigUint64(HEADER.backingOffset, BigInt(last + 24));
+    view.setUint32(HEADER.backingSize, name.length);
+    grown.set(name, last + 24);
+    await writeFile(path, grown);
+    const read = await readHeaderOf(path);
+    assert.deepEqual(read, parseHeader(grown.slice(0, 65536), grown.length, path), `${padding}`);
+    assert.equal(read.backing?.filename, 'base.qcow2');
+    assert.equal(read.extensions.length, whole.extensions.length + 2);
+  }
 });
 
 test('a field out of range is an error that names field, value and offset', async (t) => {

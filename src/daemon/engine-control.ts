@@ -1,0 +1,81 @@
+/** What works behind the control socket: its commands, the jobs, and what goes on by itself. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { toBlockError } from '../base/block-error.ts';
+import type { Log } from '../base/log.ts';
+import type { ImageLocks } from '../block/image-locks.ts';
+import type { DriverRegistry } from '../block/registry.ts';
+import type { Secrets } from '../block/secrets.ts';
+import type { ControlContext } from '../control/context.ts';
+import { createMonitor } from '../control/monitor.ts';
+import type { Monitor } from '../control/server.ts';
+import { type ControlSource, controlContext, streamAll } from './control-context.ts';
+import { takeUpJobs } from './job-take-up.ts';
+import { JobTargets } from './job-targets.ts';
+import type { EngineConfig } from './messages.ts';
+import { prefetchAll } from './read-records.ts';
+
+/** Fetching and streams wait for jobs no longer than this. */
+const JOBS_PATIENCE_MS = 2000;
+
+export interface ControlScene extends Omit<ControlSource, 'targets'> {
+  readonly registry: DriverRegistry;
+  readonly locks: ImageLocks;
+  readonly secrets: Secrets;
+}
+
+export interface Control {
+  readonly monitor: Monitor;
+  /** Every job that goes on does; never rejects. */
+  readonly takenUp: Promise<void>;
+  /** Ends the jobs, keeping what a later engine needs to go on. */
+  close(how: { readonly mountEnds: boolean }): Promise<void>;
+}
+
+/** Takes up jobs, then fetches and streams as the mount is to. */
+export const beginControl = (scene: ControlScene): Control => {
+  const { config, graph, catalog, registry, locks, secrets, log } = scene;
+  const { backingDirectories, mountpoint } = config;
+  const targets = new JobTargets({
+    graph,
+    catalog,
+    registry,
+    locks,
+    secrets,
+    backingDirectories,
+    mountpoint,
+  });
+  const context = controlContext({ ...scene, targets });
+  const takenUp =
+    config.resume || config.generation > 0 ? takeUpJobs(context, log) : Promise.resolve();
+  const ending = new AbortController();
+  const populated = Promise.race([
+    takenUp,
+    sleep(JOBS_PATIENCE_MS, undefined, { ref: false }),
+  ]).then(() => populate(context, config, ending.signal, log));
+  return {
+    monitor: createMonitor(context),
+    takenUp,
+    close: async (how) => {
+      ending.abort();
+      await context.jobs.close(how);
+      // Neither starts one any more.
+      await Promise.all([takenUp, populated]);
+      await context.store.settled();
+      await targets.close().catch((error: unknown) => {
+        log.error('targets', toBlockError(error).describe());
+      });
+    },
+  };
+};
+
+/** `--prefetch`, then `--stream`. Never throws. */
+const populate = async (
+  context: ControlContext,
+  { prefetchDirectory, streamSpeed }: EngineConfig,
+  signal: AbortSignal,
+  log: Log,
+): Promise<void> => {
+  if (prefetchDirectory !== null)
+    await prefetchAll(context, { directory: prefetchDirectory, signal, log });
+  if (streamSpeed !== null) await streamAll(context, { speed: streamSpeed, signal, log });
+};
