@@ -1,11 +1,13 @@
 /** An opened add-cow image: puts the parts together and holds the order of opening and closing. */
 import { type GuestOffset, guestOffset, hostOffset } from '../../src/base/units.ts';
 import type {
+  CopyInHow,
   DriverInstance,
   Mapping,
   OpenRequest,
   WriteZeroesOptions,
 } from '../../src/block/driver.ts';
+import { type HostRange, notCopied } from '../../src/block/host-range.ts';
 import type { BackingLink } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 import { runCheckpoint } from './checkpoint.ts';
@@ -99,6 +101,12 @@ export class AddCowImage implements DriverInstance {
   ): Promise<void> {
     await this.#state.admit();
     await this.#writer.populate(offset, lengthBytes, bytes);
+  }
+
+  async copyIn(offset: GuestOffset, source: HostRange, how: CopyInHow): Promise<void> {
+    if (how === 'write') throw notCopied();
+    await this.#state.admit();
+    await this.#writer.populate(offset, source.length, source);
   }
 
   async writeZeroes(

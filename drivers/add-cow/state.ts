@@ -115,14 +115,18 @@ export class ImageState {
 
   /**
    * The clusters' bytes are in the image file: from now on they are read there. When it returns the change survives
-   * SIGKILL; it reaches the disk in a checkpoint.
+   * SIGKILL; it reaches the disk in a checkpoint. `isCopy`: they are what was read below.
    */
-  async publish(start: number, end: number): Promise<void> {
+  async publish(start: number, end: number, { isCopy = false } = {}): Promise<void> {
     const { clusterBytes, request } = this;
     const first = start / clusterBytes;
     const clusters = divideUp(end, clusterBytes) - first;
     await this.bitmap.change(first, clusters, true);
-    request.mappingChanged({ start: guestOffset(start), lengthBytes: end - start });
+    request.mappingChanged({
+      start: guestOffset(start),
+      lengthBytes: end - start,
+      staysReadable: isCopy,
+    });
     this.schedule.changed();
     await this.#record(first, clusters);
   }

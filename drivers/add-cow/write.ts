@@ -8,6 +8,7 @@
  */
 import { alignDown, alignUp, isAllZero } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import { type Content, HostRange, notCopied } from '../../src/block/host-range.ts';
 import type { ImageState } from './state.ts';
 
 /** Pieces up to this are put together and written at once: one system call costs more than copying them. */
@@ -89,16 +90,17 @@ export class Writer {
   }
 
   /** See `DriverInstance.populate`. */
-  async populate(offset: number, lengthBytes: number, bytes: Uint8Array | null): Promise<void> {
+  async populate(offset: number, lengthBytes: number, bytes: Content | null): Promise<void> {
     const { image } = this.#state;
     const range = { offset, end: offset + lengthBytes, stepBytes: STEP_BYTES };
     await this.whereUnset(range, async (at, length) => {
       if (bytes === null) await image.writeZeroes(guestOffset(at), length, { unmap: true });
       else {
         const part = bytes.subarray(at - offset, at - offset + length);
-        await image.write(guestOffset(at), part);
+        if (!(part instanceof HostRange)) await image.write(guestOffset(at), part);
+        else if (!(await image.copyIn(guestOffset(at), part, 'write'))) throw notCopied();
       }
-      await this.#state.publish(at, at + length);
+      await this.#state.publish(at, at + length, { isCopy: true });
     });
   }
 

@@ -14,7 +14,15 @@ import type {
   OpenPathRequest,
   WriteZeroesOptions,
 } from '../../src/block/driver.ts';
-import { endOf, FALLOC, fallocate, SEEK, seekDataOrHole } from '../../src/os/linux.ts';
+import { type HostRange, notCopied } from '../../src/block/host-range.ts';
+import {
+  copyFileRange,
+  endOf,
+  FALLOC,
+  fallocate,
+  SEEK,
+  seekDataOrHole,
+} from '../../src/os/linux.ts';
 import { isLocalFileSystem } from '../../src/os/local-file-systems.ts';
 import { type DirectIo, openDirect } from './direct-io.ts';
 import { openLookedAt } from './looked-at.ts';
@@ -46,6 +54,8 @@ class HostFile implements DriverInstance {
   readonly #direct: DirectIo | null;
   /** Null where the file may be slow in ways that cannot be told beforehand. */
   readonly #quick: QuickIo | null;
+  /** Whose files the kernel does not copy from. */
+  readonly #foreign = new WeakSet<DriverInstance>();
   #lengthBytes: number;
   /** What the host's file system turned out not to have, so that it is asked once. */
   readonly #lacks = new Set<'punch' | 'zero' | 'allocate'>();
@@ -129,6 +139,25 @@ class HostFile implements DriverInstance {
       done += bytesWritten;
     }
     this.#lengthBytes = Math.max(this.#lengthBytes, offset + buffer.length);
+  }
+
+  // Of files on this machine alone: a server may take any time for it.
+  async copyIn(offset: GuestOffset, source: HostRange): Promise<void> {
+    const { driver } = source.file;
+    const { hostFd } = driver;
+    if (hostFd === undefined || this.#quick === null || this.#foreign.has(driver))
+      throw notCopied();
+    for (let done = 0; done < source.length; ) {
+      const from = { fd: hostFd, offset: source.offset + done };
+      const to = { fd: this.#handle.fd, offset: offset + done };
+      const copied = await copyFileRange(from, to, source.length - done);
+      if (copied <= 0) {
+        if (done === 0) this.#foreign.add(driver);
+        throw notCopied();
+      }
+      done += copied;
+    }
+    this.#lengthBytes = Math.max(this.#lengthBytes, offset + source.length);
   }
 
   async writeZeroes(

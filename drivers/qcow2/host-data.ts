@@ -11,6 +11,7 @@
  */
 import { alignUp, isAligned } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import { type Content, HostRange, notCopied } from '../../src/block/host-range.ts';
 import type { Node } from '../../src/block/node.ts';
 import { RangeLocks } from '../../src/block/range-locks.ts';
 import type { PooledCipher } from './encryption/cipher-pool.ts';
@@ -25,8 +26,8 @@ export interface DataPlace {
 export interface HostData {
   readonly isEncrypted: boolean;
   read(at: DataPlace, buffer: Uint8Array): Promise<void>;
-  /** The buffer is not changed. */
-  write(at: DataPlace, bytes: Uint8Array): Promise<void>;
+  /** The buffer is not changed. Errors: of kind unsupported for what is not in memory and has to be. */
+  write(at: DataPlace, bytes: Content): Promise<void>;
   /** Nothing may be under way. */
   close(): void;
 }
@@ -44,8 +45,9 @@ export class PlainData implements HostData {
     await this.#file.readClipped(guestOffset(host), buffer);
   }
 
-  async write({ host }: DataPlace, bytes: Uint8Array): Promise<void> {
-    await this.#file.write(guestOffset(host), bytes);
+  async write({ host }: DataPlace, bytes: Content): Promise<void> {
+    if (!(bytes instanceof HostRange)) await this.#file.write(guestOffset(host), bytes);
+    else if (!(await this.#file.copyIn(guestOffset(host), bytes, 'write'))) throw notCopied();
   }
 
   close(): void {}
@@ -80,7 +82,8 @@ export class EncryptedData implements HostData {
     }
   }
 
-  async write(at: DataPlace, bytes: Uint8Array): Promise<void> {
+  async write(at: DataPlace, bytes: Content): Promise<void> {
+    if (bytes instanceof HostRange) throw notCopied();
     for (let done = 0; done < bytes.length; done += PIECE_BYTES) {
       const piece = bytes.subarray(done, done + PIECE_BYTES);
       const from = moved(at, done);

@@ -3,11 +3,13 @@ import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { type GuestOffset, guestOffset } from '../../src/base/units.ts';
 import type { BitmapStore } from '../../src/block/dirty-tracking.ts';
 import type {
+  CopyInHow,
   DriverInstance,
   Mapping,
   OpenRequest,
   WriteZeroesOptions,
 } from '../../src/block/driver.ts';
+import { type HostRange, notCopied } from '../../src/block/host-range.ts';
 import type { BackingLink } from '../../src/block/image-description.ts';
 import type { InternalSnapshots } from '../../src/block/internal-snapshots.ts';
 import type { Node } from '../../src/block/node.ts';
@@ -281,6 +283,13 @@ export class Qcow2Image implements DriverInstance {
       bytes === null
         ? this.#zeroes.populate(offset, lengthBytes)
         : this.#writer.populate(offset, bytes),
+    );
+  }
+
+  async copyIn(offset: GuestOffset, source: HostRange, how: CopyInHow): Promise<void> {
+    if (this.#state.data.isEncrypted) throw notCopied();
+    await this.#change(() =>
+      how === 'write' ? this.#writer.write(offset, source) : this.#writer.populate(offset, source),
     );
   }
 

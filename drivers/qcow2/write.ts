@@ -10,6 +10,7 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { alignDown, alignUp, isAllZero } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Mapping } from '../../src/block/driver.ts';
+import { type Content, HostRange, notCopied } from '../../src/block/host-range.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocation, Allocator } from './allocator.ts';
 import { BufferPool } from './buffer-pool.ts';
@@ -45,10 +46,18 @@ interface PlaceHow {
 
 const KEPT_ZERO: PlaceHow = { isPlain: false, space: true };
 
+interface PublishHow {
+  readonly asZeros?: boolean;
+  /** The bytes are what was read there before. */
+  readonly isCopy?: boolean;
+}
+
+const COPY: PublishHow = { isCopy: true };
+
 interface Piece {
   /** Guest offset. */
   readonly guest: number;
-  readonly bytes: Uint8Array;
+  readonly bytes: Content;
 }
 
 export class Writer {
@@ -69,7 +78,7 @@ export class Writer {
   }
 
   /** See `DriverInstance.write`. */
-  async write(offset: number, buffer: Uint8Array): Promise<void> {
+  async write(offset: number, buffer: Content): Promise<void> {
     const pieces: Promise<void>[] = [];
     try {
       for (let done = 0; done < buffer.length; ) {
@@ -137,7 +146,7 @@ export class Writer {
    * See `DriverInstance.populate`. What is unallocated under the lock reads from the backing, which nobody changes: the
    * copy is what the guest sees there.
    */
-  async populate(offset: number, bytes: Uint8Array): Promise<void> {
+  async populate(offset: number, bytes: Content): Promise<void> {
     const { clusterBytes, locks } = this.#state;
     const end = offset + bytes.length;
     for (let at = offset; at < end; ) {
@@ -147,7 +156,8 @@ export class Writer {
         while (at < next) {
           const m = await this.#lookup.mapping(guestOffset(at), next - at);
           const part = bytes.subarray(at - offset, at - offset + m.lengthBytes);
-          at += m.kind === 'unallocated' ? await this.#writeAllocating(at, part) : part.length;
+          at +=
+            m.kind === 'unallocated' ? await this.#writeAllocating(at, part, COPY) : part.length;
         }
       } finally {
         lock.release();
@@ -195,15 +205,11 @@ export class Writer {
     return bytes - (at % bytes);
   }
 
-  async #writeInPlace(
-    m: Mapping & { kind: 'data' },
-    guest: number,
-    bytes: Uint8Array,
-  ): Promise<void> {
+  async #writeInPlace(m: Mapping & { kind: 'data' }, guest: number, bytes: Content): Promise<void> {
     await this.#state.data.write({ guest, host: m.hostOffset }, bytes);
   }
 
-  async #writeLocked(offset: number, buffer: Uint8Array): Promise<void> {
+  async #writeLocked(offset: number, buffer: Content): Promise<void> {
     const { clusterBytes, locks } = this.#state;
     const start = alignDown(offset, clusterBytes);
     const lock = await locks.acquire({ start, end: alignUp(offset + buffer.length, clusterBytes) });
@@ -221,7 +227,7 @@ export class Writer {
   }
 
   /** Allocates for the clusters from `offset` on, as many as fit together; returns how many bytes were written. */
-  async #writeAllocating(offset: number, buffer: Uint8Array): Promise<number> {
+  async #writeAllocating(offset: number, buffer: Content, how: PublishHow = {}): Promise<number> {
     const { clusterBytes, map } = this.#state;
     const start = alignDown(offset, clusterBytes);
     const place = map.place(offset);
@@ -234,7 +240,7 @@ export class Writer {
     if (kept !== null) {
       const part = buffer.subarray(0, kept.filled.to - offset);
       await this.#fill(kept, offset, part);
-      await this.#publish(kept, null);
+      await this.#publish(kept, null, how);
       return part.length;
     }
     let clusters = 1;
@@ -253,7 +259,7 @@ export class Writer {
       await this.#fill(found, offset, part);
       return found;
     });
-    await this.#publish(target, allocation);
+    await this.#publish(target, allocation, how);
     return part.length;
   }
 
@@ -331,7 +337,7 @@ export class Writer {
       if (!asZeros && !isPlain)
         await this.#fill({ ...target, isFresh: false }, start, new Uint8Array(0));
     });
-    await this.#publish(target, allocation, asZeros && !isPlain);
+    await this.#publish(target, allocation, { asZeros: asZeros && !isPlain });
     return allocation.count * clusterBytes;
   }
 
@@ -375,7 +381,7 @@ export class Writer {
   }
 
   /** Writes the guest's bytes and what its clusters held around them. */
-  async #fill(target: Target, offset: number, guest: Uint8Array): Promise<void> {
+  async #fill(target: Target, offset: number, guest: Content): Promise<void> {
     const { data } = this.#state;
     // Encrypted, a hole would read as noise; and parts of sectors are not written.
     const isFresh = target.isFresh && !data.isEncrypted;
@@ -406,7 +412,8 @@ export class Writer {
   }
 
   /** Puts the whole of the clusters together and writes it at once: one read and one write cost less than three. */
-  async #fillAssembled(target: Target, offset: number, guest: Uint8Array): Promise<void> {
+  async #fillAssembled(target: Target, offset: number, guest: Content): Promise<void> {
+    if (guest instanceof HostRange) throw notCopied();
     const { data, lengthBytes, request } = this.#state;
     const { from: start, to: end } = target.filled;
     const hostOffset = target.hostOffset + start - target.start;
@@ -447,7 +454,11 @@ export class Writer {
   }
 
   /** Maps the target's clusters, tells who follows mappings, and journals. */
-  async #publish(target: Target, allocation: Allocation | null, asZeros = false): Promise<void> {
+  async #publish(
+    target: Target,
+    allocation: Allocation | null,
+    { asZeros = false, isCopy = false }: PublishHow = {},
+  ): Promise<void> {
     const { clusterBytes, map, request } = this.#state;
     const place = map.place(target.start);
     const load = (): Promise<CachedTable> => this.#tables.sliceFor(place);
@@ -463,6 +474,7 @@ export class Writer {
     request.mappingChanged({
       start: guestOffset(target.start),
       lengthBytes: target.clusters * clusterBytes,
+      staysReadable: isCopy,
     });
     await this.#state.record(changes);
   }

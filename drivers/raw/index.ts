@@ -8,6 +8,7 @@ import type {
   OpenRequest,
   WriteZeroesOptions,
 } from '../../src/block/driver.ts';
+import { type HostRange, notCopied } from '../../src/block/host-range.ts';
 import type { Node } from '../../src/block/node.ts';
 
 /** The part of the start that decides what an image is probed as. */
@@ -60,6 +61,12 @@ class RawImage implements DriverInstance {
     options: WriteZeroesOptions,
   ): Promise<void> {
     await this.#file.writeZeroes(offset, lengthBytes, options);
+  }
+
+  async copyIn(offset: GuestOffset, source: HostRange): Promise<void> {
+    // The guard of the first sector wants to see it.
+    if (this.#request.probeGuard !== null && offset < FIRST_SECTOR_BYTES) throw notCopied();
+    if (!(await this.#file.copyIn(offset, source, 'write'))) throw notCopied();
   }
 
   async discard(offset: GuestOffset, lengthBytes: number): Promise<void> {

@@ -32,6 +32,7 @@ interface TranslatedView {
   /** File nodes that its entries may name. */
   readonly files: Set<Node>;
   readonly chain: readonly Node[];
+  readonly isDraining: () => boolean;
   readonly onChange: (change: MappingChange) => void;
   /** Takes it out of the table; the next fault brings it back. */
   readonly close: () => Promise<void>;
@@ -43,6 +44,8 @@ export class NodeTranslations {
   /** Views that workers may still use, though they are out of the table. */
   readonly #closing = new Map<number, Promise<void>>();
   readonly #hostFiles = new Map<Node, HostFile>();
+  /** Ranges of pages that were taken away in this turn and may be read on. */
+  #refills: { readonly view: TranslatedView; readonly first: number; readonly last: number }[] = [];
   /** Views whose every request is to come to the control plane. */
   readonly #barred = new Set<number>();
 
@@ -135,6 +138,7 @@ export class NodeTranslations {
       writable: !entry.view.readOnly && !entry.view.detectsZeroes,
       files: new Set(),
       chain,
+      isDraining: () => entry.view.isDraining,
       onChange,
       close,
     };
@@ -171,11 +175,35 @@ export class NodeTranslations {
     const view = this.#views.get(number);
     if (view === undefined || change.lengthBytes === 0) return;
     const pageBytes = view.pageBits === ONE_PAGE ? Number.POSITIVE_INFINITY : 2 ** view.pageBits;
-    this.#table.revoke({
-      view: number,
-      firstPage: Math.floor(change.start / pageBytes),
-      lastPage: Math.floor((change.start + change.lengthBytes - 1) / pageBytes),
+    const firstPage = Math.floor(change.start / pageBytes);
+    const lastPage = Math.floor((change.start + change.lengthBytes - 1) / pageBytes);
+    this.#table.revoke({ view: number, firstPage, lastPage });
+    if (change.staysReadable === true) this.#refillLater(view, firstPage, lastPage);
+  }
+
+  // Not here: the change is journaled first, before anybody writes where it has led to.
+  #refillLater(view: TranslatedView, first: number, last: number): void {
+    if (view.pageBits !== ONE_PAGE && last - first >= ENTRIES_PER_SLICE) return;
+    this.#refills.push({ view, first, last });
+    if (this.#refills.length > 1) return;
+    queueMicrotask(() => {
+      const refills = this.#refills;
+      this.#refills = [];
+      for (const refill of refills) this.#refill(refill.view, refill.first, refill.last);
     });
+  }
+
+  #refill(view: TranslatedView, first: number, last: number): void {
+    const { number, root } = view;
+    // Taken out, or about to be: in a drained section the graph may be on the way to another one.
+    if (this.#views.get(number) !== view || view.isDraining() || this.#barred.has(number)) return;
+    if (!root.isOpen || view.clusterBytes !== root.driver.clusterBytes) return;
+    for (let page = first; page <= last; ) {
+      const next = page - (page % ENTRIES_PER_SLICE) + ENTRIES_PER_SLICE;
+      const end = Math.min(last + 1, next);
+      if (this.#table.isResident(number, page)) this.#fill(view, page, end - page);
+      page = end;
+    }
   }
 
   #fileOf(view: TranslatedView, file: Node): number | null {

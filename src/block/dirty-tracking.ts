@@ -265,7 +265,9 @@ export class DirtyTracking {
   clear(bitmap: TrackedBitmap, start: number, lengthBytes: number): void {
     bitmap.content.clear(start, lengthBytes);
     if (bitmap.recording && lengthBytes > 0) {
-      this.#node.notifyMappingChanged({ start: guestOffset(start), lengthBytes });
+      // Who only reads is not concerned.
+      const change = { start: guestOffset(start), lengthBytes, staysReadable: true };
+      this.#node.notifyMappingChanged(change);
     }
   }
 

@@ -16,6 +16,7 @@
 import type { Log } from '../base/log.ts';
 import type { GuestOffset, HostOffset } from '../base/units.ts';
 import type { BitmapStore, DirtyTracking } from './dirty-tracking.ts';
+import type { HostRange } from './host-range.ts';
 import type { CheckRequest, CheckResult } from './image-check.ts';
 import type { CreateOption, CreatePlan, CreateRequest, DataFilePlan } from './image-creation.ts';
 import type { BackingLink, DataFileLink, ImageDescription } from './image-description.ts';
@@ -204,6 +205,12 @@ export interface DriverInstance {
    */
   populate?(offset: GuestOffset, lengthBytes: number, bytes: Uint8Array | null): Promise<void>;
 
+  /**
+   * As `write` (or, `populate`, as that) of bytes that lie in a file of the host, which the host copies by itself. Errors: of
+   * kind unsupported where it cannot; any other just as well: the caller then does it with the bytes, and meets it again.
+   */
+  copyIn?(offset: GuestOffset, source: HostRange, how: CopyInHow): Promise<void>;
+
   /** As `write`, for a range that is to read as zeros and should take no space (a guest's discard or punch). */
   discard?(offset: GuestOffset, lengthBytes: number): Promise<void>;
 
@@ -249,6 +256,8 @@ export interface DriverInstance {
   /** Flushes what is pending, gives everything back. Called once, drained; also after errors. */
   close(): Promise<void>;
 }
+
+export type CopyInHow = 'write' | 'populate';
 
 /** What a driver knows of a remote file. */
 export interface RemoteState {
@@ -334,6 +343,11 @@ export interface OpenPathRequest {
 export interface MappingChange {
   readonly start: GuestOffset;
   readonly lengthBytes: number;
+  /**
+   * The bytes are what they were, and where they lie now is known, or will be at the end of this turn: whoever reads the range
+   * beside the engine need not come here first.
+   */
+  readonly staysReadable?: boolean;
 }
 
 /** Direct I/O has offset, length and memory in multiples of this: no disk in use has larger blocks. */

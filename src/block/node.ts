@@ -12,6 +12,7 @@ import { type ContentChange, type Interposer, interposed } from './content-chang
 import type { CopyOnRead } from './copy-on-read.ts';
 import { DirtyTracking } from './dirty-tracking.ts';
 import type {
+  CopyInHow,
   DriverDescriptor,
   DriverInstance,
   Mapping,
@@ -19,6 +20,7 @@ import type {
   WriteZeroesOptions,
 } from './driver.ts';
 import { Epochs } from './epochs.ts';
+import { HostRange } from './host-range.ts';
 import type { BackingLink } from './image-description.ts';
 import type { InternalSnapshots } from './internal-snapshots.ts';
 
@@ -173,6 +175,58 @@ export class Node {
     const inside = Math.max(0, Math.min(buffer.length, this.lengthBytes - offset));
     buffer.fill(0, inside);
     return buffer.subarray(0, inside);
+  }
+
+  /**
+   * Tells `use` where in a file of the host all of a range lies, as the reader of this node sees it; null where it is in
+   * several places, in none, or not as it is. It stays there until `use` has ended. Errors: of reading metadata; those of `use`.
+   */
+  async withPlace<T>(
+    offset: GuestOffset,
+    lengthBytes: number,
+    use: (place: HostRange | null) => Promise<T>,
+  ): Promise<T> {
+    if (lengthBytes === 0 || offset + lengthBytes > this.lengthBytes) return use(null);
+    const token = this.epochs.enter();
+    try {
+      const m = await this.driver.mapping(offset, lengthBytes);
+      if (m.lengthBytes < lengthBytes) return await use(null);
+      if (m.kind === 'data' && m.file.driver.hostFd !== undefined) {
+        const isInside = m.hostOffset + lengthBytes <= m.file.lengthBytes;
+        return await use(isInside ? new HostRange(m.file, m.hostOffset, lengthBytes) : null);
+      }
+      if (m.kind === 'unallocated' && this.#backing !== null) {
+        return await this.#backing.withPlace(offset, lengthBytes, use);
+      }
+      return await use(null);
+    } finally {
+      this.epochs.leave(token);
+    }
+  }
+
+  /**
+   * As `write` (or `populate`) of what lies in a file of the host. False: it was not done, or not wholly, and has to be done
+   * with the bytes; why, that will say.
+   */
+  async copyIn(offset: GuestOffset, source: HostRange, how: CopyInHow): Promise<boolean> {
+    const driver = this.#writable('write');
+    const { copyIn } = driver;
+    // Who takes part in changes wants to see the bytes.
+    if (copyIn === undefined || this.interposers.length > 0) return false;
+    const lengthBytes = source.length;
+    this.#checkRange('write', offset, lengthBytes, this.#writeLimit(driver));
+    const run = () => copyIn.call(driver, offset, source, how);
+    try {
+      if (how === 'populate') await this.#inFlight('populate', offset, run);
+      else await this.#change('write', { offset, lengthBytes, bytes: null }, run);
+    } catch {
+      return false;
+    }
+    if (how === 'write') {
+      this.statistics.writes++;
+      this.statistics.writtenBytes += lengthBytes;
+    }
+    return true;
   }
 
   /** Writes the whole buffer. See `DriverInstance.write`. Errors: EROFS, EINVAL, ENOSPC, EIO. */

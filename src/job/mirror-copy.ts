@@ -15,12 +15,15 @@ import { BitmapFile } from './bitmap-file.ts';
 import { Breather } from './breather.ts';
 import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';
+import { DIRECT_COPIES_AT_ONCE, DirectCopy } from './direct-copy.ts';
 import type { ErrorPolicy, JobControl } from './job.ts';
 import { JobCancelled } from './job-error.ts';
 import type { MirrorOptions } from './mirror-options.ts';
 
 const COPY_BYTES = 1 << 20;
 const COPIES_AT_ONCE = 16;
+/** What is shorter is read and written at once: another thread would take longer. */
+const LEAST_DIRECT_BYTES = 256 << 10;
 /** With a speed limit, pieces are as small as a tenth of a second allows. */
 const PIECES_PER_SECOND = 10;
 /** Zeros need no buffer. */
@@ -42,15 +45,18 @@ export type PolicyOf = (operation: 'read' | 'write') => ErrorPolicy;
 interface CopyRange {
   readonly start: number;
   readonly lengthBytes: number;
-  /** It was found to be zeros, may be longer than a buffer, and needs none. */
-  readonly isZero: boolean;
+  /** What is found to be zeros, or is copied by the host, may be longer than a buffer, and needs none. */
+  readonly how: 'zeros' | 'directly' | 'through memory';
 }
 
-interface Piece {
+interface CopiedRun {
   readonly start: number;
   readonly lengthBytes: number;
-  /** Null: zeros. */
-  readonly bytes: Uint8Array | null;
+}
+
+interface Piece extends CopiedRun {
+  /** Null: zeros. `copied`: it is in the target already. `left`: it is dirty again. */
+  readonly bytes: Uint8Array | null | 'copied' | 'left';
 }
 
 export class MirrorCopy {
@@ -61,8 +67,10 @@ export class MirrorCopy {
   readonly #bitmap: TrackedBitmap;
   readonly #policy: PolicyOf;
   readonly #copies: Copies;
+  readonly #directCopies = new Copies(() => DIRECT_COPIES_AT_ONCE);
   readonly #breather = new Breather();
   readonly #buffers: CopyBuffers;
+  readonly #direct: DirectCopy;
   #doneBytes = 0;
   /** The most that was reported as what there is to do. */
   #knownBytes = 0;
@@ -88,6 +96,7 @@ export class MirrorCopy {
     const buffers = new CopyBuffers(scene.control.copyMemory, pieceBytes);
     this.#copies = new Copies(() => Math.min(most, buffers.copiesAtOnce));
     this.#buffers = buffers;
+    this.#direct = new DirectCopy('write', scene.options.root, scene.options.target);
   }
 
   get dirtyBytes(): number {
@@ -127,13 +136,13 @@ export class MirrorCopy {
         await this.#control.pausePoint();
         const range = await this.#next(source, at);
         if (range === null) break;
-        await this.#control.throttle(range.isZero ? 0 : range.lengthBytes);
+        await this.#control.throttle(range.how === 'zeros' ? 0 : range.lengthBytes);
         await this.#begin(source, range);
         at = range.start + range.lengthBytes;
       }
-      await orAborted(this.#copies.finish(), signal);
+      await this.#finish(signal);
     } finally {
-      await orAborted(this.#copies.settled(), signal);
+      await this.#settled(signal);
     }
     await this.#control.pausePoint();
     this.#measure(begun);
@@ -166,13 +175,23 @@ export class MirrorCopy {
         await this.#begin(source, range);
         at = range.start + range.lengthBytes;
       }
-      await orAborted(this.#copies.finish(), signal);
+      await this.#finish(signal);
     } finally {
-      await orAborted(this.#copies.settled(), signal);
+      await this.#settled(signal);
     }
     // The guest is not held for a target that does not answer.
     if (signal.aborted) throw new JobCancelled();
     this.report();
+  }
+
+  #finish(signal: AbortSignal): Promise<unknown> {
+    const all = Promise.all([this.#copies.finish(), this.#directCopies.finish()]);
+    return orAborted(all, signal);
+  }
+
+  #settled(signal: AbortSignal): Promise<unknown> {
+    const all = Promise.all([this.#copies.settled(), this.#directCopies.settled()]);
+    return orAborted(all, signal);
   }
 
   /** What to copy next, from an offset on: whole granules; null for nothing. */
@@ -183,25 +202,30 @@ export class MirrorCopy {
     if (found === null) return null;
     const { start, lengthBytes } = found;
     const pieceBytes = copyBytes(this.#control.speed, content.granularityBytes);
-    if (lengthBytes <= pieceBytes) return { start, lengthBytes, isZero: false };
+    if (lengthBytes <= pieceBytes) return { start, lengthBytes, how: 'through memory' };
     const zeroBytes = await source((root) => zeroRun(root, start, lengthBytes)).catch(() => 0);
     const zeros = alignDown(Math.min(zeroBytes, MAX_ZERO_BYTES), content.granularityBytes);
-    if (zeros > pieceBytes) return { start, lengthBytes: zeros, isZero: true };
-    return { start, lengthBytes: pieceBytes, isZero: false };
+    if (zeros > pieceBytes) return { start, lengthBytes: zeros, how: 'zeros' };
+    const reach = this.#control.speed === 0 ? this.#direct.reachBytes(start) : 0;
+    if (reach > pieceBytes && reach % content.granularityBytes === 0) {
+      return { start, lengthBytes: Math.min(lengthBytes, reach), how: 'directly' };
+    }
+    return { start, lengthBytes: pieceBytes, how: 'through memory' };
   }
 
   /** As soon as there is room, or nobody wants it any more. */
   async #begin(source: SourceAccess, range: CopyRange): Promise<void> {
     const copy = (): Promise<void> =>
-      range.isZero
-        ? this.#copy(source, range, null)
-        : this.#buffers.with(range.lengthBytes, (buffer) => this.#copy(source, range, buffer));
-    await orAborted(this.#copies.begin(copy), this.#control.signal);
+      range.how === 'through memory'
+        ? this.#buffers.with(range.lengthBytes, (buffer) => this.#copy(source, range, buffer))
+        : this.#copy(source, range, null);
+    const copies = range.how === 'directly' ? this.#directCopies : this.#copies;
+    await orAborted(copies.begin(copy), this.#control.signal);
   }
 
   async #copy(
     source: SourceAccess,
-    { start, lengthBytes }: CopyRange,
+    { start, lengthBytes, how }: CopyRange,
     buffer: Uint8Array | null,
   ): Promise<void> {
     const granuleBytes = alignUp(lengthBytes, this.#bitmap.content.granularityBytes);
@@ -212,13 +236,13 @@ export class MirrorCopy {
       const pieces = await source(async (root) => {
         const lock = await this.locks.acquire({ start, end: start + granuleBytes });
         release = () => lock.release();
-        return this.#take(root, { start, lengthBytes }, buffer);
+        return this.#take(root, { start, lengthBytes, how }, buffer);
       });
       operation = 'write';
       for (const piece of pieces) await this.#write(piece);
       const { persistence, content } = this.#bitmap;
       if (persistence instanceof BitmapFile) persistence.clear(start, lengthBytes, content);
-      this.#doneBytes += granuleBytes;
+      this.#doneBytes += Math.max(0, granuleBytes - leftBytes(pieces));
     } catch (error) {
       // Nobody wants to know any more.
       if (this.#control.isCancelled) return;
@@ -234,10 +258,10 @@ export class MirrorCopy {
     }
   }
 
-  /** Takes a range out of the bitmap, and reads it. Without a buffer, what is not zeros is put back. */
+  /** Takes a range out of the bitmap, and reads it. Without a buffer, what would need one is put back. */
   async #take(
     root: Node,
-    { start, lengthBytes }: { readonly start: number; readonly lengthBytes: number },
+    { start, lengthBytes, how }: CopyRange,
     buffer: Uint8Array | null,
   ): Promise<readonly Piece[]> {
     root.dirtyBitmaps.clear(this.#bitmap, start, lengthBytes);
@@ -247,25 +271,50 @@ export class MirrorCopy {
     try {
       for (let at = start; at < end; ) {
         const run = await joinedRun(root, at, end);
-        if (run.zero) pieces.push(Promise.resolve({ ...run, start: at, bytes: null }));
-        else if (buffer === null) this.#bitmap.mark(at, run.lengthBytes);
-        else pieces.push(load(root, at, buffer.subarray(at - start, at - start + run.lengthBytes)));
+        const piece = { start: at, lengthBytes: run.lengthBytes };
+        const inRange = at - start;
+        const bytes = buffer?.subarray(inRange, inRange + run.lengthBytes) ?? null;
+        if (run.zero) pieces.push(Promise.resolve({ ...piece, bytes: null }));
+        else if (how === 'zeros') pieces.push(Promise.resolve(this.#putBack(piece)));
+        else pieces.push(this.#load(root, piece, bytes));
         at += run.lengthBytes;
       }
     } catch (error) {
       await Promise.allSettled(pieces);
       throw error;
     }
-    const loaded = await Promise.allSettled(pieces);
-    return loaded.map((piece) => {
+    const loads = Promise.allSettled(pieces);
+    // The host may hang in a copy to the target: no guest waits for that with a job that nobody wants any more.
+    const { signal } = this.#control;
+    if (buffer === null) await orAborted(loads, signal);
+    if (buffer === null && signal.aborted) throw new JobCancelled();
+    return (await loads).map((piece) => {
       if (piece.status === 'rejected') throw piece.reason;
       return piece.value;
     });
   }
 
+  async #load(root: Node, piece: CopiedRun, bytes: Uint8Array | null): Promise<Piece> {
+    const { start, lengthBytes } = piece;
+    const { target } = this.#options;
+    if (lengthBytes >= LEAST_DIRECT_BYTES || bytes === null) {
+      const isCopied = await this.#direct.copy(root, target, start, lengthBytes);
+      if (isCopied) return { ...piece, bytes: 'copied' };
+    }
+    if (bytes === null) return this.#putBack(piece);
+    await root.readForCopy(guestOffset(start), bytes);
+    return { ...piece, bytes: isAllZero(bytes) ? null : bytes };
+  }
+
+  #putBack(piece: CopiedRun): Piece {
+    this.#bitmap.mark(piece.start, piece.lengthBytes);
+    return { ...piece, bytes: 'left' };
+  }
+
   async #write({ start, lengthBytes, bytes }: Piece): Promise<void> {
     const { target, unmap } = this.#options;
     const at = guestOffset(start);
+    if (bytes === 'copied' || bytes === 'left') return;
     if (bytes !== null) {
       await target.write(at, bytes);
       return;
@@ -275,6 +324,9 @@ export class MirrorCopy {
     await target.writeZeroes(at, lengthBytes, { unmap });
   }
 }
+
+const leftBytes = (pieces: readonly Piece[]): number =>
+  pieces.reduce((sum, piece) => sum + (piece.bytes === 'left' ? piece.lengthBytes : 0), 0);
 
 interface Run {
   readonly lengthBytes: number;
@@ -303,11 +355,6 @@ const joinedRun = async (root: Node, start: number, end: number): Promise<Run> =
     at += next.lengthBytes;
   }
   return { lengthBytes: at - start, zero: first.zero };
-};
-
-const load = async (root: Node, start: number, bytes: Uint8Array): Promise<Piece> => {
-  await root.readForCopy(guestOffset(start), bytes);
-  return { start, lengthBytes: bytes.length, bytes: isAllZero(bytes) ? null : bytes };
 };
 
 const copyBytes = (speed: number, granularityBytes: number): number => {

@@ -14,6 +14,7 @@ import type { View } from '../block/view.ts';
 import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';
 import { CopyFailures } from './copy-failures.ts';
+import { DIRECT_COPIES_AT_ONCE, DirectCopy } from './direct-copy.ts';
 import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
 
 const COPY_BYTES = 1 << 20;
@@ -55,10 +56,12 @@ export class Stream implements JobWork {
   #chainChanged = false;
   /** Up to here it is done. */
   #endBytes = 0;
+  readonly #direct: DirectCopy;
 
   constructor(options: StreamOptions) {
     this.#options = options;
     this.#failures = new CopyFailures(options.onError);
+    this.#direct = new DirectCopy('populate', options.root.backing, options.root);
   }
 
   async run(control: JobControl): Promise<void> {
@@ -71,6 +74,7 @@ export class Stream implements JobWork {
     }
     const buffers = new CopyBuffers(control.copyMemory, COPY_BYTES);
     const copies = new Copies(() => Math.min(COPIES_AT_ONCE, buffers.copiesAtOnce));
+    const directCopies = new Copies(() => DIRECT_COPIES_AT_ONCE);
     try {
       for (let at = 0; at < root.lengthBytes; this.#endBytes = at) {
         await control.pausePoint();
@@ -81,12 +85,14 @@ export class Stream implements JobWork {
         if (piece.what === 'skip') this.#done(control, piece.lengthBytes);
         else {
           await control.throttle(piece.what === 'copy' ? piece.lengthBytes : 0);
-          await copies.begin(() => this.#copy({ control, buffers }, from, piece));
+          const isLong = piece.lengthBytes > COPY_BYTES;
+          const begin = (): Promise<void> => this.#copy({ control, buffers }, from, piece);
+          await (isLong ? directCopies : copies).begin(begin);
         }
       }
-      await copies.finish();
+      await Promise.all([copies.finish(), directCopies.finish()]);
     } finally {
-      await copies.settled();
+      await Promise.all([copies.settled(), directCopies.settled()]);
     }
     this.#failures.throwIgnored();
     await view.withRoot((now) => now.flush());
@@ -156,7 +162,7 @@ export class Stream implements JobWork {
     const status = await root.blockStatus(guestOffset(at), m.lengthBytes, this.#options.base);
     const what = this.#whatOf(status, at);
     const isEnd = status.lengthBytes === m.lengthBytes;
-    const wanted = what === 'skip' ? m.lengthBytes : copyBytes(speed, clusterBytes);
+    const wanted = what === 'skip' ? m.lengthBytes : this.#wanted(at, speed, what);
     const run = Math.min(status.lengthBytes, wanted);
     if (what === 'copy') {
       return { lengthBytes: Math.min(alignUp(run, clusterBytes), m.lengthBytes), what };
@@ -165,6 +171,13 @@ export class Stream implements JobWork {
     // Only a part of the cluster is zero, or missing below: the cluster is copied as it is read.
     if (whole === 0) return { lengthBytes: Math.min(clusterBytes, m.lengthBytes), what: 'copy' };
     return { lengthBytes: whole, what };
+  }
+
+  #wanted(at: number, speed: number, what: Piece['what']): number {
+    const { clusterBytes } = this.#options.root.driver;
+    const bytes = copyBytes(speed, clusterBytes);
+    const isDirect = what === 'copy' && speed === 0 && at % clusterBytes === 0;
+    return isDirect ? Math.max(bytes, alignDown(this.#direct.reachBytes(at), clusterBytes)) : bytes;
   }
 
   #whatOf(
@@ -195,13 +208,22 @@ export class Stream implements JobWork {
             await root.populate(guestOffset(at), length, null);
             return;
           }
-          await buffers.with(length, async (bytes) => {
-            await backing.readClipped(guestOffset(at), bytes);
-            operation = 'write';
-            const isZero = isAllZero(bytes);
-            if (isZero && this.#options.base === null) return;
-            await root.populate(guestOffset(at), length, isZero ? null : bytes);
-          });
+          if (await this.#direct.copy(backing, root, at, length)) return;
+          const stepBytes = copyBytes(0, root.driver.clusterBytes);
+          for (let done = 0; done < length; done += stepBytes) {
+            const step = { at: at + done, lengthBytes: Math.min(stepBytes, length - done) };
+            const isPart = step.lengthBytes < length;
+            if (isPart && (await this.#direct.copy(backing, root, step.at, step.lengthBytes)))
+              continue;
+            operation = 'read';
+            await buffers.with(step.lengthBytes, async (bytes) => {
+              await backing.readClipped(guestOffset(step.at), bytes);
+              operation = 'write';
+              const content = isAllZero(bytes) ? null : bytes;
+              if (content === null && this.#options.base === null) return;
+              await root.populate(guestOffset(step.at), step.lengthBytes, content);
+            });
+          }
         });
         break;
       } catch (error) {

@@ -203,6 +203,27 @@ export const readCached = (
   return got < 0 ? -koffi.errno() : got;
 };
 
+const copyCall = libc.func(
+  'int64_t copy_file_range(int from, _In_ int64_t *fromOffset, int to, _In_ int64_t *toOffset, size_t length, uint flags)',
+);
+
+/**
+ * copy_file_range(2) on a thread of its own: bytes go from file to file inside the kernel. Returns how many did, fewer than
+ * asked at times, 0 at the end of the first file; -1 where it cannot: between file systems, say.
+ */
+export const copyFileRange = (
+  from: { readonly fd: number; readonly offset: number },
+  to: { readonly fd: number; readonly offset: number },
+  lengthBytes: number,
+): Promise<number> =>
+  new Promise((resolve, reject) => {
+    const args = [from.fd, [from.offset], to.fd, [to.offset], lengthBytes, 0];
+    copyCall.async(...args, (error: unknown, copied: number) => {
+      if (error === null) resolve(Number(copied));
+      else reject(error);
+    });
+  });
+
 const ioctlCall = libc.func('int ioctl(int fd, ulong request, _In_ uint8_t *argument)');
 const FUSE_DEV_IOC_BACKING_OPEN = 0x4010e501;
 const FUSE_DEV_IOC_BACKING_CLOSE = 0x4004e502;

@@ -14,6 +14,7 @@ import { measureContest } from './contests.ts';
 import { Disks } from './disks.ts';
 import { directWritersThroughLoop } from './loop-writers.ts';
 import { type Measured, measureRow } from './measure.ts';
+import { MIRRORING } from './mirroring.ts';
 import { tool } from './programs.ts';
 import { REMOTE } from './remote-base.ts';
 import { machine, markdown, tableLine } from './report.ts';
@@ -75,7 +76,7 @@ const main = async (): Promise<boolean> => {
     };
     for (const row of ROWS.filter(wanted))
       await measure(row.name, () => measureRow(row, places[row.place], scratch, pairs));
-    for (const contest of [...STREAMING, ...REMOTE].filter(wanted))
+    for (const contest of [...STREAMING, ...MIRRORING, ...REMOTE].filter(wanted))
       await measure(contest.name, () => measureContest(contest, memory, pairs));
     const loop = values.only.length === 0 ? await correctness(places.tmpfs, scratch) : {};
     const report = { machine: about, pairs, rows: measured, directWritersThroughLoop: loop };

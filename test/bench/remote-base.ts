@@ -2,17 +2,16 @@
  * A base on a web server that takes 20 ms for each answer, beside QEMU's curl driver: a boot that reads it with copy-on-read, once
  * and again, and a stream of it.
  */
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { seededRandom } from '../../src/base/random.ts';
 import { HttpOrigin } from '../support/http-origin.ts';
 import { qemuImg } from '../support/qemu-img.ts';
-import { QmpConnection } from '../support/qmp.ts';
-import { vdiskfs } from '../support/vdiskfs.ts';
 import type { Contest } from './contests.ts';
 import { MIB } from './disks.ts';
 import { tool } from './programs.ts';
 import type { Metrics } from './rounds.ts';
+import { completed, type Running, startVdiskfs } from './running.ts';
 import { startStorageDaemon } from './storage-daemon.ts';
 
 const BASE_BYTES = 128 * MIB;
@@ -59,48 +58,18 @@ interface Remote {
   readonly overlay: string;
 }
 
-interface Running {
-  readonly path: string;
-  readonly qmp: QmpConnection;
-  readonly close: () => Promise<void>;
-}
-
-const startVdiskfs = async (remote: Remote, args: readonly string[]): Promise<Running> => {
-  const mountpoint = join(remote.directory, 'mnt');
-  const socket = join(remote.directory, 'vdiskfs.sock');
-  await mkdir(mountpoint, { recursive: true });
-  const own = ['--socket', socket, '--state-dir', join(remote.directory, 'state')];
-  const gate = ['--backing-dir', remote.origin.base];
-  const done = await vdiskfs([
-    'mount',
-    ...own,
-    ...gate,
-    ...args,
-    `top=${remote.overlay}`,
-    mountpoint,
-  ]);
-  if (done.status !== 0) throw new Error(done.stderr);
-  const qmp = await QmpConnection.open(socket);
-  const close = async (): Promise<void> => {
-    qmp.close();
-    const ended = await vdiskfs(['umount', mountpoint], { timeoutMs: 60_000 });
-    if (ended.status !== 0) throw new Error(ended.stderr);
-  };
-  return { path: join(mountpoint, 'top.raw'), qmp, close };
-};
-
 const startQemu = (remote: Remote, copyOnRead: boolean): Promise<Running> =>
-  startStorageDaemon(
-    remote.directory,
-    [
+  startStorageDaemon({
+    scratch: remote.directory,
+    blockdevs: [
       `driver=file,node-name=file,filename=${remote.overlay}`,
       `driver=http,node-name=base,read-only=on,url=${remote.origin.url('base.raw')}`,
       'driver=raw,node-name=raw,read-only=on,file=base',
       'driver=qcow2,node-name=top,file=file,backing=raw',
       ...(copyOnRead ? ['driver=copy-on-read,node-name=cor,file=top'] : []),
     ],
-    copyOnRead ? 'cor' : 'top',
-  );
+    top: copyOnRead ? 'cor' : 'top',
+  });
 
 /** The same work on both sides, with a new overlay for each. */
 const contest = (
@@ -134,7 +103,12 @@ const contest = (
       }
     };
     return {
-      ours: side(() => startVdiskfs(remote, how.copyOnRead ? ['--copy-on-read'] : [])),
+      ours: side(() =>
+        startVdiskfs(directory, remote.overlay, [
+          ...['--backing-dir', origin.base],
+          ...(how.copyOnRead ? ['--copy-on-read'] : []),
+        ]),
+      ),
       theirs: side(() => startQemu(remote, how.copyOnRead)),
       close: () => origin.stop(),
     };
@@ -160,8 +134,7 @@ const streamed = async ({ qmp }: Running, { origin }: Remote): Promise<Metrics> 
   origin.asked.length = 0;
   const began = performance.now();
   await qmp.execute('block-stream', { 'job-id': 'stream', device: 'top' });
-  const { data } = await qmp.event('BLOCK_JOB_COMPLETED', JOB_MS);
-  if (data?.['error'] !== undefined) throw new Error(String(data['error']));
+  await completed(qmp, JOB_MS);
   const seconds = (performance.now() - began) / 1000;
   return new Map([
     ['bytesPerSecond', BASE_BYTES / seconds],

@@ -70,7 +70,7 @@ test('clearing a range takes the permissions for it away, in the same turn', asy
   await node.write(guestOffset(0), new Uint8Array(64 * K));
   changes.length = 0;
   node.dirtyBitmaps.clear(bitmap, 8 * K, 16 * K);
-  assert.deepEqual(changes, [{ start: 8 * K, lengthBytes: 16 * K }]);
+  assert.deepEqual(changes, [{ start: 8 * K, lengthBytes: 16 * K, staysReadable: true }]);
   assert.deepEqual(
     [...bitmap.content.dirtyRanges()].map((r) => [r.start / K, r.lengthBytes / K]),
     [

@@ -1,0 +1,68 @@
+/**
+ * Copies that the host makes from file to file, without the bytes in memory of ours: where source and target lie as they are in
+ * files of this host. What it cannot copy, and what may be zeros, is left to whoever reads and writes.
+ */
+import { isAllZero } from '../base/range.ts';
+import { guestOffset } from '../base/units.ts';
+import type { CopyInHow } from '../block/driver.ts';
+import type { HostRange } from '../block/host-range.ts';
+import type { Node } from '../block/node.ts';
+
+/** They take no memory of ours, so they are longer than others; a guest's write to the range waits for one. */
+const STRETCH_BYTES = 4 << 20;
+/** The host's threads that copy keep the cores busy: more would only make guests wait. */
+export const DIRECT_COPIES_AT_ONCE = 4;
+
+/** Zeros in front are a sign of zeros behind them: then all is looked at. */
+const LOOK_BYTES = 4096;
+
+export class DirectCopy {
+  readonly #how: CopyInHow;
+  /** The host has refused; it is not asked again. */
+  #isRefused: boolean;
+  /** Stretches, by number, in which something has to go through memory. */
+  readonly #others = new Set<number>();
+
+  /** Of what is read at `source` to `target`, as they are when it begins. */
+  constructor(how: CopyInHow, source: Node | null, target: Node) {
+    this.#how = how;
+    this.#isRefused = target.driver.copyIn === undefined || !isLocal(target) || !isAllLocal(source);
+  }
+
+  /** How far a copy from an offset on may reach; 0: through memory, as far as that allows. */
+  reachBytes(start: number): number {
+    if (this.#isRefused || this.#others.has(Math.floor(start / STRETCH_BYTES))) return 0;
+    return STRETCH_BYTES - (start % STRETCH_BYTES);
+  }
+
+  /**
+   * False: nothing is copied, or not all of it. The range is the same in both. Nobody changes what the source's mapping stands
+   * for before this resolves. Errors: none; who reads and writes meets them again.
+   */
+  async copy(source: Node, target: Node, start: number, lengthBytes: number): Promise<boolean> {
+    if (this.#isRefused) return false;
+    const copy = async (place: HostRange | null): Promise<boolean> => {
+      if (place === null || !(await hasData(place))) return false;
+      if (await target.copyIn(guestOffset(start), place, this.#how)) return true;
+      this.#isRefused = true;
+      return false;
+    };
+    const isDone = await source.withPlace(guestOffset(start), lengthBytes, copy).catch(() => false);
+    if (!isDone) this.#others.add(Math.floor(start / STRETCH_BYTES));
+    return isDone;
+  }
+}
+
+/** It lies in a file of this host. */
+const isLocal = ({ file }: Node): boolean => file?.driver.hostFd !== undefined;
+
+const isAllLocal = (top: Node | null): boolean => {
+  for (let node = top; node !== null; node = node.backing) if (!isLocal(node)) return false;
+  return true;
+};
+
+const hasData = async ({ file, offset, length }: HostRange): Promise<boolean> => {
+  const look = new Uint8Array(Math.min(LOOK_BYTES, length));
+  await file.read(guestOffset(offset), look);
+  return !isAllZero(look);
+};

@@ -1,0 +1,135 @@
+/**
+ * Mirrors of a local disk beside QEMU's blockdev-mirror, to a new file.
+ *
+ * QEMU's export as a file refuses to be writable under a mirror. Its reads come from a read-only one; for the guest's writes it
+ * has a writable NBD export at a Unix socket, which fio drives with its NBD engine: no kernel in between, where ours is a
+ * file in a mount.
+ */
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { qemuImg } from '../support/qemu-img.ts';
+import { JOB_DISK_BYTES, makeJobDisk, smallRequests, throughFile } from './beside-jobs.ts';
+import type { Contest } from './contests.ts';
+import type { Metrics } from './rounds.ts';
+import { completed, type Running, startVdiskfs } from './running.ts';
+import { startNbdDaemon, startStorageDaemon } from './storage-daemon.ts';
+
+const JOB_MS = 120_000;
+const READS_SECONDS = 1;
+const WRITES_SECONDS = 4;
+
+type Format = 'raw' | 'qcow2';
+
+/** A disk, and a mirror of it that can be started. */
+interface Mirroring extends Running {
+  /** Resolves when the job runs. */
+  readonly begin: () => Promise<void>;
+  readonly guest: readonly string[];
+}
+
+const ready = async (qmp: Running['qmp']): Promise<void> => {
+  await qmp.event('BLOCK_JOB_READY', JOB_MS);
+};
+
+const end = async (qmp: Running['qmp']): Promise<void> => {
+  await qmp.execute('block-job-cancel', { device: 'mirror' });
+  await completed(qmp, JOB_MS).catch(() => undefined);
+};
+
+/** Bytes per second until both sides are the same and the target is flushed. */
+const mirrored = async ({ begin, qmp }: Mirroring): Promise<Metrics> => {
+  const began = performance.now();
+  await begin();
+  await ready(qmp);
+  const seconds = (performance.now() - began) / 1000;
+  await end(qmp);
+  return new Map([['bytesPerSecond', JOB_DISK_BYTES / seconds]]);
+};
+
+/** Latency of 4k reads at depth 1 by a guest until the job is ready. */
+const readsBeside = async (mirroring: Mirroring, scratch: string): Promise<Metrics> => {
+  const { begin, guest, qmp } = mirroring;
+  await begin();
+  const read = await smallRequests(scratch, 'randread', READS_SECONDS, guest);
+  const wasReady = qmp.events.some(({ event }) => event === 'BLOCK_JOB_READY');
+  await ready(qmp);
+  await end(qmp);
+  if (wasReady) throw new Error('the job was ready before the guest had ended');
+  return new Map([['p99', read.p99Us]]);
+};
+
+/** 4k writes at depth 1 by a guest while the job is ready and copies what it writes. */
+const writesBeside = async (mirroring: Mirroring, scratch: string): Promise<Metrics> => {
+  const { begin, guest, qmp } = mirroring;
+  await begin();
+  await ready(qmp);
+  const written = await smallRequests(scratch, 'randwrite', WRITES_SECONDS, guest);
+  await end(qmp);
+  return new Map([['iops', written.iops]]);
+};
+
+const contest = (
+  name: string,
+  format: Format,
+  measure: (mirroring: Mirroring, scratch: string) => Promise<Metrics>,
+  targets: Contest['targets'],
+): Contest => ({
+  name,
+  targets,
+  prepare: async (directory) => {
+    const image = await makeJobDisk(directory);
+    const target = join(directory, `target.${format}`);
+    const side = (start: () => Promise<Mirroring>) => async (): Promise<Metrics> => {
+      await qemuImg(['create', '-q', '-f', format, target, String(JOB_DISK_BYTES)]);
+      const mirroring = await start();
+      try {
+        return await measure(mirroring, directory);
+      } finally {
+        await mirroring.close();
+        await rm(target);
+      }
+    };
+    const job = { 'job-id': 'mirror', device: 'top', sync: 'full' };
+    const ours = async (): Promise<Mirroring> => {
+      const running = await startVdiskfs(directory, image);
+      const begin = async (): Promise<void> => {
+        const how = { ...job, target, format, mode: 'existing' };
+        await running.qmp.execute('drive-mirror', how);
+      };
+      return { ...running, begin, guest: throughFile(running.path) };
+    };
+    const theirs = async (): Promise<Mirroring> => {
+      const options = {
+        scratch: directory,
+        blockdevs: [
+          `driver=file,node-name=file,filename=${image}`,
+          'driver=qcow2,node-name=top,file=file',
+          `driver=file,node-name=target-file,filename=${target}`,
+          `driver=${format},node-name=target,file=target-file`,
+        ],
+        top: 'top',
+      };
+      const isWritten = measure === writesBeside;
+      const running = await (isWritten ? startNbdDaemon : startStorageDaemon)(options);
+      const begin = async (): Promise<void> => {
+        await running.qmp.execute('blockdev-mirror', { ...job, target: 'target' });
+      };
+      const nbd = ['ioengine=nbd', `uri=${running.path}`];
+      return { ...running, begin, guest: isWritten ? nbd : throughFile(running.path) };
+    };
+    return { ours: side(ours), theirs: side(theirs), close: () => rm(image) };
+  },
+});
+
+export const MIRRORING: readonly Contest[] = [
+  contest('mirror of 2 GiB to raw', 'raw', mirrored, [{ metric: 'bytesPerSecond', atLeast: 1.2 }]),
+  contest('mirror of 2 GiB to qcow2', 'qcow2', mirrored, [
+    { metric: 'bytesPerSecond', atLeast: 1.2 },
+  ]),
+  contest('4k reads at depth 1 during phase 1 of a mirror', 'raw', readsBeside, [
+    { metric: 'p99', atMost: 0.6 },
+  ]),
+  contest('4k writes at depth 1 under a ready mirror (QEMU: NBD export)', 'qcow2', writesBeside, [
+    { metric: 'iops', atLeast: 1.5 },
+  ]),
+];
