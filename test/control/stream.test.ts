@@ -214,11 +214,11 @@ test('copy-on-read and a stream at once: a reader that is killed blocks nobody, 
   const m = await controlMount(t, { mounted: false });
   const before = await contentSha256(m.overlay, join(m.root, 'before'));
   await m.mount(['--copy-on-read', '--stream=1M']);
+  const jobs = await extendedAttribute(m.view, 'user.vdiskfs.jobs');
+  assert.match(jobs ?? '', /"type":"stream"/);
   const reader = [`if=${m.view}`, 'of=/dev/null', 'bs=64k', 'iflag=direct'];
   await run('dd', reader, { timeoutMs: 200 });
   const whole = run('dd', reader, { timeoutMs: 60_000 });
-  const jobs = await extendedAttribute(m.view, 'user.vdiskfs.jobs');
-  assert.match(jobs ?? '', /"type":"stream"/);
   // The readers may have made everything local by then, and the job be at its end.
   const faster = await vdiskfs(['job', 'speed', m.view, '0']);
   const isOver = /no job|not found|in state '(?:waiting|pending|concluded)'/i.test(faster.stderr);
