@@ -214,8 +214,9 @@ test('copy-on-read and a stream at once: a reader that is killed blocks nobody, 
   const m = await controlMount(t, { mounted: false });
   const before = await contentSha256(m.overlay, join(m.root, 'before'));
   await m.mount(['--copy-on-read', '--stream=1M']);
-  const jobs = await extendedAttribute(m.view, 'user.vdiskfs.jobs');
-  assert.match(jobs ?? '', /"type":"stream"/);
+  await eventually('the stream is seen', async () =>
+    /"type":"stream"/.test((await extendedAttribute(m.view, 'user.vdiskfs.jobs')) ?? ''),
+  );
   const reader = [`if=${m.view}`, 'of=/dev/null', 'bs=64k', 'iflag=direct'];
   await run('dd', reader, { timeoutMs: 200 });
   const whole = run('dd', reader, { timeoutMs: 60_000 });
