@@ -24,6 +24,7 @@ export const createOptions: readonly CreateOption[] = [
     name: 'image_file',
     type: 'string',
     help: 'The file that will hold the data, named from the new file; it must be there',
+    isNeeded: true,
   },
   { name: 'image_fmt', type: 'string', help: 'Its format [raw]' },
   { name: 'cluster_size', type: 'size', help: 'Cluster size, a power of two from 4k to 2M [64k]' },

@@ -9,6 +9,8 @@ export interface CreateOption {
   readonly type: 'size' | 'number' | 'string' | 'boolean' | 'choice';
   readonly choices?: readonly string[];
   readonly help: string;
+  /** No image can be made without. */
+  readonly isNeeded?: boolean;
 }
 
 /** What is to be made. */

@@ -204,9 +204,14 @@ export class JobTargets implements Targets {
     const { graph, registry, locks, secrets, backingDirectories } = this.#options;
     const isThere = !isUrl(path) && (await exists(path));
     if (isThere) await graph.refuseOpen(path);
+    const made = registry.format(format ?? 'raw');
+    if (made.createOptions?.some(({ isNeeded }) => isNeeded === true) === true) {
+      const how = 'one that was made beforehand can be copied to (--existing)';
+      throw new JobError(`Images of format '${made.name}' are not made by a job: ${how}`);
+    }
     const request = {
       path,
-      format: format ?? 'raw',
+      format: made.name,
       virtualSizeBytes: create.virtualSizeBytes,
       options: new Map<string, string>(),
       backing: create.backing,
