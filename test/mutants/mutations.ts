@@ -3,6 +3,8 @@
  * its place, and the tests of which one must fail.
  */
 
+import { JOB_MUTATIONS } from './job-mutations.ts';
+
 export interface Mutation {
   /** The step that is left out. */
   readonly step: string;
@@ -409,4 +411,5 @@ export const MUTATIONS: readonly Mutation[] = [
     image.pivoted(candidate, inspection);`,
     tests: ['test/unit/mount/pivot.test.js'],
   },
+  ...JOB_MUTATIONS,
 ];

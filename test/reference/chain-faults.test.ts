@@ -3,6 +3,8 @@ import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { present } from '../../src/base/assert.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { View } from '../../src/block/view.ts';
 import { chainOf } from '../../src/control/context.ts';
@@ -25,21 +27,25 @@ interface Scene {
   readonly path: (name: string) => string;
 }
 
-/** `base` and `top` with a write of the guest that its image has not seen when it is closed. */
-const chainScene = async (t: Cleanup): Promise<Scene> => {
+/** A chain of these images, with a write of the guest that has not reached the disk. */
+const chainScene = async (t: Cleanup, names = ['base', 'top']): Promise<Scene> => {
+  const opened: EngineStand[] = [];
+  t.after(async () => {
+    for (const stand of opened) await stand.close();
+  });
   const directory = await scratchDirectory(t);
   const images = imagesOf(directory);
   await mkdir(images);
   const layer = { format: 'qcow2', lengthBytes: BYTES, clusterBytes: 64 * KIB } as const;
-  const content = [{ kind: 'write', offset: 60 * KIB, lengthBytes: 100 * KIB }] as const;
-  const layers = ['base', 'top'].map((name) => ({ ...layer, name, content }));
+  const layers = names.map((name, index) => ({
+    ...layer,
+    name,
+    content: [{ kind: 'write', offset: 60 * (index + 1) * KIB, lengthBytes: 90 * KIB }] as const,
+  }));
   const model = await makeLayers(images, layers);
   const faults = new InjectedFaults(1);
   const stand = await EngineStand.open({ directory, file: faults.file });
-  t.after(async () => {
-    faults.arm(null);
-    await stand.close();
-  });
+  opened.push(stand);
   const view = await stand.view('top.raw');
   await view.write(guestOffset(200 * KIB), Buffer.alloc(KIB, 7));
   model.bytes.fill(7, 200 * KIB, 201 * KIB);
@@ -77,3 +83,43 @@ test('a view that can neither go on over its overlay nor go back at once does so
   faults.arm(null);
   await assertUnharmed(scene, ['top', 'base']);
 });
+
+const JOBS = [
+  { command: 'block-commit', given: {}, faulty: 'base.qcow2', kind: 'write' },
+  { command: 'block-commit', given: {}, faulty: 'base.qcow2', kind: 'flush' },
+  { command: 'block-commit', given: { top: 'mid.qcow2' }, faulty: 'base.qcow2', kind: 'write' },
+  { command: 'block-commit', given: { top: 'mid.qcow2' }, faulty: 'base.qcow2', kind: 'flush' },
+  { command: 'block-stream', given: {}, faulty: 'mid.qcow2', kind: 'read' },
+  { command: 'block-stream', given: {}, faulty: 'top.qcow2', kind: 'write' },
+  { command: 'block-stream', given: {}, faulty: 'top.qcow2', kind: 'flush' },
+  { command: 'drive-backup', given: { sync: 'full' }, faulty: 'copy.qcow2', kind: 'write' },
+  { command: 'drive-backup', given: { sync: 'full' }, faulty: 'copy.qcow2', kind: 'flush' },
+] as const;
+
+for (const { command, given, faulty, kind } of JOBS) {
+  for (const policy of ['report', 'ignore']) {
+    const of = Object.hasOwn(given, 'top') ? ' of a layer' : '';
+    test(`${command}${of}: a ${kind} of ${faulty} that fails, ${policy}: an error, and the chain stays`, async (t) => {
+      const scene = await chainScene(t, ['base', 'mid', 'top']);
+      const { stand, faults, path } = scene;
+      const onError =
+        command === 'drive-backup'
+          ? { 'on-source-error': policy, 'on-target-error': policy, target: path('copy.qcow2') }
+          : { 'on-error': policy };
+      const common = { device: 'top', 'job-id': 'job', 'auto-dismiss': false, speed: 1 };
+      await stand.execute(command, { ...common, ...onError, ...given });
+      faults.arm({ path: path(faulty), kind, ...ALL });
+      const job = present(stand.job('job'), 'the job has begun');
+      job.setSpeed(0);
+      // One that ignores what fails tries it again for ever, when it has to get there.
+      if (command === 'block-commit' && of === '' && kind === 'write' && policy === 'ignore') {
+        await sleep(200);
+        job.cancel({ force: true });
+      }
+      await job.concluded;
+      faults.arm(null);
+      assert.match(job.error ?? '', /the fault of this test|Operation canceled/);
+      await assertUnharmed(scene, ['top', 'mid', 'base']);
+    });
+  }
+}
