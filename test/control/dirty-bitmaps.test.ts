@@ -114,3 +114,47 @@ test('what cannot be done with a bitmap is refused, and nothing is changed', asy
   await refused('add', base, /read-only/);
   assert.deepEqual(Object.keys(await countsOf(c)), ['b']);
 });
+
+test('vdiskfs bitmap works on a view while it is used; with the image itself it names the view', async (t) => {
+  const m = await controlMount(t);
+  const bitmap = async (...args: readonly string[]): Promise<void> => {
+    const done = await vdiskfs(['bitmap', ...args]);
+    assert.equal(done.status, 0, done.stderr);
+  };
+  const refused = async (reason: RegExp, ...args: readonly string[]): Promise<void> => {
+    const done = await vdiskfs(['bitmap', ...args]);
+    assert.equal(done.status, 1, done.stdout);
+    assert.match(done.stderr, reason);
+  };
+  // As long as it is open, its image is not closed.
+  const guest = await open(m.view, 'r+');
+  await bitmap('--add', '-g', '4k', m.view, 'day1');
+  await write(m.view, 64 * KIB, 8 * KIB);
+  await bitmap('--add', '-g', '4k', '--disable', m.view, 'all');
+  await write(m.view, 128 * KIB, 4 * KIB);
+  await bitmap('--merge', 'day1', m.view, 'all');
+  await bitmap('--clear', m.view, 'day1');
+  await write(m.view, 256 * KIB, 4 * KIB);
+  await bitmap('--add', m.view, 'gone');
+  await bitmap('--remove', m.view, 'gone');
+  await bitmap('--merge', 'day1', '-b', m.view, m.view, 'all');
+  await refused(/vm\.raw: .*Bitmap already exists: day1/, '--add', m.view, 'day1');
+  await refused(/'nothing'/, '--clear', m.view, 'nothing');
+  await refused(/is no view of a vdiskfs mount/, '--merge', 'x', '-b', m.root, m.view, 'all');
+  await refused(/use its view .*vm\.raw/, '--clear', m.overlay, 'day1');
+  await guest.close();
+  assert.equal((await vdiskfs(['umount', m.mountpoint])).status, 0);
+  const listed = (await listedBitmaps(m.overlay)).map((b) => [b.name, b.granularity, b.flags]);
+  assert.deepEqual(listed.sort(), [
+    ['all', 4 * KIB, []],
+    ['day1', 4 * KIB, ['auto']],
+  ]);
+  const ranges = (name: string) => dirtyRanges(m.root, m.overlay, name);
+  assert.deepEqual(await ranges('day1'), [[256 * KIB, 260 * KIB]]);
+  assert.deepEqual(await ranges('all'), [
+    [64 * KIB, 72 * KIB],
+    [128 * KIB, 132 * KIB],
+    [256 * KIB, 260 * KIB],
+  ]);
+  await assertClean(m.overlay);
+});
