@@ -481,7 +481,7 @@ export class Catalog implements Directory {
         const inspection = await this.#inspector.inspect(candidate, { format, patient });
         return 'ignored' in inspection ? null : inspection;
       },
-      writerBelow: (inspection) => this.#writerBelow(inspection),
+      writerBelow: (inspection, name) => this.#writerBelow(inspection, name),
       opened: (root) => this.#options.opened?.(root),
       noteRead: (name, offset, length) => this.#options.noteRead?.(name, offset, length),
       jobsOf: (view) => this.#options.jobsOf?.(view) ?? [],
@@ -505,10 +505,12 @@ export class Catalog implements Directory {
     await this.#refresh();
   }
 
-  async #writerBelow({ chain }: Inspection): Promise<ImageEntry | null> {
+  async #writerBelow({ chain }: Inspection, name: string): Promise<ImageEntry | null> {
     for (const layer of chain.slice(1)) {
       const below = this.#table.byIdentity(layer.identity);
       if (below === null || below.readOnlyReason !== null) continue;
+      // The last scan may not have been able to see it.
+      below.usedBy ??= name;
       await below.settle();
       if (below.readOnlyReason === null) return below;
     }

@@ -29,8 +29,8 @@ export interface EntryContext {
   /** See `CatalogOptions`. */
   readonly begin: CatalogOptions['begin'];
   readonly activity: Activity;
-  /** The image below this one that has handles which may write it; null for none. */
-  writerBelow(inspection: Inspection): Promise<OtherImage | null>;
+  /** The image below the one of this name that has handles which may write it; null for none: from then on they are only read. */
+  writerBelow(inspection: Inspection, name: string): Promise<OtherImage | null>;
   /** See `CatalogOptions.opened`. */
   opened(root: Node): void;
   /** See `CatalogOptions.noteRead`. */

@@ -288,7 +288,13 @@ export class ImageEntry implements Entry {
     const host = await tryStatHostFile(this.host.path);
     if (host?.identity !== this.host.identity) return;
     const inspection = await this.#context.inspect({ ...this.candidate, host }, true);
-    if (inspection !== null) this.inspection = inspection;
+    if (inspection !== null) this.#learn(inspection);
+  }
+
+  // What cannot be read for the moment is still made of what it was made of: nobody else is to write that.
+  #learn(inspection: Inspection): void {
+    const isRead = inspection.error === null;
+    this.inspection = isRead ? inspection : { ...inspection, chain: this.inspection.chain };
   }
 
   /**
@@ -508,7 +514,7 @@ export class ImageEntry implements Entry {
     if (this.error !== null) await this.#reinspect(host, true);
     const refusal = this.inspection.error ?? this.#hold.refusal;
     if (refusal !== null) throw refusal;
-    const writer = await this.#context.writerBelow(this.inspection);
+    const writer = await this.#context.writerBelow(this.inspection, this.name);
     if (writer !== null) throw backingIsWritten(this.host.path, writer.name);
   }
 
@@ -524,7 +530,7 @@ export class ImageEntry implements Entry {
     this.#lookedAtMs = performance.now();
     const inspection = await this.#context.inspect(this.candidate, patient);
     if (inspection === null) throw this.#stale();
-    this.inspection = inspection;
+    this.#learn(inspection);
     await this.settle();
   }
 

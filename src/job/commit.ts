@@ -4,6 +4,7 @@
  *
  * Begun anew, it copies all of it again, to the same end. The header of the overlay is changed last, when the base is durable.
  */
+import { BlockError } from '../base/block-error.ts';
 import { alignDown } from '../base/range.ts';
 import { guestOffset } from '../base/units.ts';
 import type { BackingLink } from '../block/image-description.ts';
@@ -94,7 +95,7 @@ export class Commit implements JobWork {
       await this.#zeroGrowth();
       await overlay.changeBacking(link);
       // The header says so from here on. What keeps the chain from being opened now is met by the next request, which tries again.
-      await this.#reopen().catch(() => undefined);
+      await this.#reopen().catch(ignoreFailure);
     });
   }
 
@@ -187,6 +188,10 @@ export class Commit implements JobWork {
     control.progress(this.#doneBytes, this.#endBytes);
   }
 }
+
+const ignoreFailure = (error: unknown): void => {
+  if (!(error instanceof BlockError)) throw error;
+};
 
 const copyBytes = (speed: number): number =>
   speed === 0
