@@ -7,6 +7,7 @@ import { constants, fstatSync } from 'node:fs';
 import { type FileHandle, open, statfs } from 'node:fs/promises';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { type GuestOffset, type HostOffset, hostOffset } from '../../src/base/units.ts';
+import { SHORT_BYTES } from '../../src/block/at-once.ts';
 import type {
   DriverDescriptor,
   DriverInstance,
@@ -121,8 +122,34 @@ class HostFile implements DriverInstance {
     buffer.fill(0, done);
   }
 
+  get worksAtOnce(): boolean {
+    return this.#quick?.isRested === true;
+  }
+
+  readAtOnce(offset: GuestOffset, buffer: Uint8Array): boolean {
+    return this.#quick?.read(buffer, offset) === true;
+  }
+
+  writeAtOnce(offset: GuestOffset, buffer: Uint8Array): boolean {
+    if (this.#quick?.write(buffer, offset) !== true) return false;
+    this.#lengthBytes = Math.max(this.#lengthBytes, offset + buffer.length);
+    return true;
+  }
+
   async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
-    let done = this.#quick?.write(buffer, offset) === true ? buffer.length : 0;
+    if (buffer.length <= SHORT_BYTES && this.writeAtOnce(offset, buffer)) return;
+    try {
+      await this.#writeWaiting(offset, buffer);
+    } catch (error) {
+      // Part of it may have made the file longer.
+      this.noticeGrowth();
+      throw error;
+    }
+    this.#lengthBytes = Math.max(this.#lengthBytes, offset + buffer.length);
+  }
+
+  async #writeWaiting(offset: number, buffer: Uint8Array): Promise<void> {
+    let done = 0;
     if (this.#direct !== null) {
       await this.#direct.write(buffer, offset);
       done = buffer.length;
@@ -138,7 +165,6 @@ class HostFile implements DriverInstance {
         throw this.#error('io', `wrote nothing of ${buffer.length - done} bytes`, offset);
       done += bytesWritten;
     }
-    this.#lengthBytes = Math.max(this.#lengthBytes, offset + buffer.length);
   }
 
   // Of files on this machine alone: a server may take any time for it.

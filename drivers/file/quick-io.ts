@@ -8,15 +8,17 @@
  */
 import { readSync, writeSync } from 'node:fs';
 import { QuickPace } from '../../src/base/quick-pace.ts';
+import { SHORT_BYTES } from '../../src/block/at-once.ts';
 import { addressOf, readCached } from '../../src/os/linux.ts';
 import { isMemoryFileSystem } from '../../src/os/local-file-systems.ts';
 
 const RESTS = { firstRestMs: 100, lastRestMs: 10_000 } as const;
 const PAGE_BYTES = 4096;
-export const MAX_QUICK_BYTES = 128 << 10;
+/** Of what somebody asks to have done at once: as long as a request can be. */
+const MAX_ASKED_BYTES = 1 << 20;
 
 /** Memory that does not move, for reads of cached pages. */
-const bounce = new Uint8Array(new SharedArrayBuffer(MAX_QUICK_BYTES));
+const bounce = new Uint8Array(new SharedArrayBuffer(SHORT_BYTES));
 const bounceAddress = addressOf(bounce);
 
 export class QuickIo {
@@ -30,10 +32,15 @@ export class QuickIo {
     this.#isMemory = isMemoryFileSystem(fileSystem);
   }
 
+  /** It was not slow lately. */
+  get isRested(): boolean {
+    return this.#pace.mayTry();
+  }
+
   /** Fills the buffer. False: nothing is known of it, read it the long way. Errors: those of read(2). */
   read(buffer: Uint8Array, offset: number): boolean {
     const { length } = buffer;
-    if (!this.#mayTry(length)) return false;
+    if (length > SHORT_BYTES || !this.#mayTry(length)) return false;
     if (this.#isMemory)
       return this.#pace.timed(() => readSync(this.#fd, buffer, 0, length, offset)) === length;
     if (this.#pace.timed(() => readCached(this.#fd, bounceAddress, length, offset)) !== length)
@@ -53,6 +60,6 @@ export class QuickIo {
   }
 
   #mayTry(lengthBytes: number): boolean {
-    return lengthBytes > 0 && lengthBytes <= MAX_QUICK_BYTES && this.#pace.mayTry();
+    return lengthBytes > 0 && lengthBytes <= MAX_ASKED_BYTES && this.isRested;
   }
 }

@@ -38,6 +38,8 @@ export interface AllocatorOptions {
   readonly metadata: MetadataClusters;
   /** Brings what is dirty to disk, before the refcount table moves. */
   readonly checkpoint: () => Promise<void>;
+  /** Makes changes survive SIGKILL; false when it cannot. See `ImageState.journal`. */
+  readonly journal: (changes: readonly Change[]) => boolean;
   /** The header's refcount table fields, durably. */
   readonly moveRefcountTable: (offset: number, clusters: number) => Promise<void>;
   /** Clusters that nothing uses any more, once what says so is on disk. */
@@ -56,7 +58,7 @@ export class Allocator {
   /** Nothing is taken until it resolves. */
   #pause: Promise<void> | null = null;
   #top = 0;
-  /** What has changed and no allocation carries yet: blocks that were made, clusters that were given back. */
+  /** What the journal did not take and no allocation carries yet. */
   #unjournaled: Change[] = [];
 
   constructor(options: AllocatorOptions) {
@@ -76,6 +78,13 @@ export class Allocator {
       else if (typeof found === 'number') await this.#options.refcounts.loadBlockOf(found);
       else return found;
     }
+  }
+
+  /** `allocate`, when there is nothing to wait for; else null. Errors: EIO. */
+  allocateAtOnce(want: number): Allocation | null {
+    if (this.#pause !== null) return null;
+    const found = this.#take(want);
+    return typeof found === 'object' ? found : null;
   }
 
   /** Exactly `count` neighbouring clusters, from the end of what is known to be used: for tables. */
@@ -112,18 +121,36 @@ export class Allocator {
   /** Takes an allocation back whose write failed: nothing maps to it. */
   async giveBack(allocation: Allocation): Promise<void> {
     const { refcounts } = this.#options;
-    this.#unjournaled.push(...allocation.changes);
+    this.#journal(allocation.changes);
     const end = allocation.first + allocation.count;
     for (let cluster = allocation.first; cluster < end; cluster++) {
-      let block = refcounts.residentBlock(cluster);
-      while (block === null) {
-        await refcounts.loadBlockOf(cluster);
-        block = refcounts.residentBlock(cluster);
-      }
-      assert(block !== 'none', 'a counted cluster has a refcount block');
-      this.#unjournaled.push(refcounts.set(block, cluster, 0));
+      while (refcounts.residentBlock(cluster) === null) await refcounts.loadBlockOf(cluster);
+      this.#uncount(cluster);
     }
     this.free(allocation);
+  }
+
+  /** `giveBack` in the turn in which it was taken: what counts it is in memory. */
+  giveBackAtOnce(allocation: Allocation): void {
+    this.#journal(allocation.changes);
+    const end = allocation.first + allocation.count;
+    for (let cluster = allocation.first; cluster < end; cluster++) this.#uncount(cluster);
+    this.free(allocation);
+  }
+
+  #uncount(cluster: number): void {
+    const { refcounts } = this.#options;
+    const block = refcounts.residentBlock(cluster);
+    assert(block !== null && block !== 'none', 'a counted cluster has its block in memory');
+    this.#journal([refcounts.set(block, cluster, 0)]);
+  }
+
+  /**
+   * At once, not with the allocation that came upon it: another one, which counts clusters in the same block, or takes what was given
+   * back, may come to its end before, and a journal that tells only of the later change cannot be taken up.
+   */
+  #journal(changes: readonly Change[]): void {
+    if (!this.#options.journal(changes)) this.#unjournaled.push(...changes);
   }
 
   /** Gives back clusters whose refcount has become 0. */
@@ -169,7 +196,7 @@ export class Allocator {
     this.#refuseMetadata(first);
     const made = refcounts.addBlock(index, first * clusterBytes);
     metadata.add(first, 'other');
-    this.#unjournaled.push(...made.changes, refcounts.set(made.block, first, 1));
+    this.#journal([...made.changes, refcounts.set(made.block, first, 1)]);
   }
 
   /** From the cursor on, within its block; moves the cursor past what is in use. */
@@ -179,13 +206,7 @@ export class Allocator {
     assert(block !== null && block !== 'none', 'the block at the cursor is in memory');
     const end = (refcounts.blockIndexOf(this.#cursor) + 1) * refcounts.blockEntries;
     while (this.#cursor < end && refcounts.read(block, this.#cursor) !== 0) this.#cursor++;
-    let count = 0;
-    while (
-      count < want &&
-      this.#cursor + count < end &&
-      refcounts.read(block, this.#cursor + count) === 0
-    )
-      count++;
+    const count = this.#cursor < end ? refcounts.freeRun(block, this.#cursor, want) : 0;
     return { first: this.#cursor, count };
   }
 
@@ -226,15 +247,17 @@ export class Allocator {
   #count(run: ClusterRun): Allocation {
     const { refcounts, file, clusterBytes } = this.#options;
     const changes: Change[] = [...this.#unjournaled];
-    for (let cluster = run.first; cluster < run.first + run.count; cluster++) {
-      this.#refuseMetadata(cluster);
-      const block = refcounts.residentBlock(cluster);
+    const end = run.first + run.count;
+    for (let at = run.first; at < end; at++) this.#refuseMetadata(at);
+    for (let at = run.first; at < end; ) {
+      const block = refcounts.residentBlock(at);
       assert(
         block !== null && block !== 'none',
         'clusters are counted in blocks that are in memory',
       );
-      assert(refcounts.read(block, cluster) === 0, 'only free clusters are taken');
-      changes.push(refcounts.set(block, cluster, 1));
+      const inBlock = Math.min(end - at, refcounts.blockEntries - (at % refcounts.blockEntries));
+      changes.push(refcounts.take(block, at, inBlock));
+      at += inBlock;
     }
     this.#unjournaled = [];
     this.#top = Math.max(this.#top, run.first + run.count);

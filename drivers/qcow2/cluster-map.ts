@@ -8,12 +8,20 @@
 
 import { invalidImage } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
-import { isAligned } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import { readAtOnce } from '../../src/block/at-once.ts';
 import type { Node } from '../../src/block/node.ts';
 import { type CachedTable, TableCache } from '../../src/block/table-cache.ts';
 import { corruption } from './corruption.ts';
-import { entryHex, entryOffset, isCopied, type L2Entry, type TableEntry } from './entry.ts';
+import {
+  copiedEntry,
+  entryHex,
+  entryOffset,
+  hasSameFlags,
+  isCopied,
+  type L2Entry,
+  type TableEntry,
+} from './entry.ts';
 import { bytesPerL1Entry, type Qcow2Header } from './header.ts';
 import type { Change } from './journal-records.ts';
 import { ENTRY_BYTES } from './layout.ts';
@@ -77,6 +85,7 @@ export class ClusterMap {
     this.slices = new TableCache({
       maxBytes: Math.max(cacheBytes, 4 * this.sliceBytes),
       load: (offset) => this.#loadSlice(offset),
+      loadAtOnce: (offset) => this.#loadSliceAtOnce(offset),
     });
   }
 
@@ -115,21 +124,16 @@ export class ClusterMap {
     if (offset === 0) return 0;
     const { file, path, metadata } = this.#options;
     if (this.newTables.has(offset)) return offset;
-    const value = entryHex(high, low);
+    const cluster = offset / this.#clusterBytes;
+    const isPastEnd = offset >= file.lengthBytes;
+    if (Number.isInteger(cluster) && !isPastEnd && metadata.kindOf(cluster) !== 'other')
+      return offset;
+    const entry = `L1 entry ${l1Index} is ${entryHex(high, low)}`;
     const context = { path, offset: this.#l1Offset + l1Index * ENTRY_BYTES };
-    if (!isAligned(offset, this.#clusterBytes)) {
-      throw corruption(
-        `L1 entry ${l1Index} is ${value}, not a multiple of the cluster size`,
-        context,
-      );
-    }
-    if (offset >= file.lengthBytes) {
-      throw invalidImage(`L1 entry ${l1Index} is ${value}, past the end of the file`, context);
-    }
-    if (metadata.kindOf(offset / this.#clusterBytes) === 'other') {
-      throw corruption(`L1 entry ${l1Index} is ${value}, where other metadata lies`, context);
-    }
-    return offset;
+    if (!Number.isInteger(cluster))
+      throw corruption(`${entry}, not a multiple of the cluster size`, context);
+    if (isPastEnd) throw invalidImage(`${entry}, past the end of the file`, context);
+    throw corruption(`${entry}, where other metadata lies`, context);
   }
 
   /** Whether the active table alone uses the L2 table, so that it may be changed in place. */
@@ -172,17 +176,70 @@ export class ClusterMap {
       this.slices.drop(tableOffset + start);
   }
 
+  /** How many entries from `index` on, `limit` at most, say nothing at all: unallocated, without a place. */
+  emptyRun({ view }: CachedTable, index: number, limit: number): number {
+    const words = this.entryBytes / 4;
+    const from = index * words;
+    const end = Math.min(index + limit, this.sliceEntries) * words;
+    let word = from;
+    while (word < end && view.getUint32(word * 4) === 0) word++;
+    return Math.floor((word - from) / words);
+  }
+
+  /** What `mapRun` would change. */
+  runChange(slice: CachedTable, index: number, count: number, hostOffset: number): Change {
+    const at = slice.key + index * ENTRY_BYTES;
+    return { kind: 'mapped', at, count, hostOffset, clusterBytes: this.#clusterBytes };
+  }
+
+  /** Maps neighbouring entries that were empty to clusters side by side; of an image without subclusters. */
+  mapRun(slice: CachedTable, index: number, count: number, hostOffset: number): Change {
+    for (let i = 0; i < count; i++) {
+      const { high, low } = copiedEntry(hostOffset + i * this.#clusterBytes);
+      slice.view.setUint32((index + i) * ENTRY_BYTES, high);
+      slice.view.setUint32((index + i) * ENTRY_BYTES + 4, low);
+    }
+    this.slices.changed(slice);
+    return this.runChange(slice, index, count, hostOffset);
+  }
+
+  /**
+   * How many entries from `index` on, `limit` at most, say the same as the first, each of the cluster that follows the one before on the
+   * host; of an image without subclusters, and a first entry that has a place.
+   */
+  contiguousRun({ view }: CachedTable, index: number, limit: number): number {
+    const high = view.getUint32(index * ENTRY_BYTES);
+    const low = view.getUint32(index * ENTRY_BYTES + 4);
+    const first = entryOffset(high, low);
+    const end = Math.min(limit, this.sliceEntries - index);
+    let count = 1;
+    for (; count < end; count++) {
+      const at = (index + count) * ENTRY_BYTES;
+      const [nextHigh, nextLow] = [view.getUint32(at), view.getUint32(at + 4)];
+      if (entryOffset(nextHigh, nextLow) !== first + count * this.#clusterBytes) break;
+      if (!hasSameFlags(nextHigh, nextLow, high, low)) break;
+    }
+    return count;
+  }
+
+  /** What `setEntry` would change. */
+  entryChange(slice: CachedTable, index: number, now: L2Entry): Change {
+    const at = slice.key + index * this.entryBytes;
+    const old = this.entry(slice, index);
+    return { kind: this.hasSubclusters ? 'extended' : 'word', at, old, now };
+  }
+
   /** One entry of a slice that was got in this turn. */
   setEntry(slice: CachedTable, index: number, now: L2Entry): Change {
     const at = index * this.entryBytes;
-    const old = this.entry(slice, index);
+    const change = this.entryChange(slice, index, now);
     slice.view.setUint32(at, now.high);
     slice.view.setUint32(at + 4, now.low);
     this.slices.changed(slice);
-    if (!this.hasSubclusters) return { kind: 'word', at: slice.key + at, old, now };
+    if (!this.hasSubclusters) return change;
     slice.view.setUint32(at + 8, now.zeroes);
     slice.view.setUint32(at + 12, now.allocated);
-    return { kind: 'extended', at: slice.key + at, old, now };
+    return change;
   }
 
   /** The dirty L1 words as they are now. They stay dirty until `l1Written`. */
@@ -219,12 +276,25 @@ export class ClusterMap {
 
   async #loadSlice(offset: number): Promise<Uint8Array> {
     const bytes = new Uint8Array(this.sliceBytes);
+    if (!this.#fillFromNew(offset, bytes))
+      await this.#options.file.readClipped(guestOffset(offset), bytes);
+    return bytes;
+  }
+
+  #loadSliceAtOnce(offset: number): Uint8Array | null {
+    const bytes = new Uint8Array(this.sliceBytes);
+    const isThere =
+      this.#fillFromNew(offset, bytes) || readAtOnce(this.#options.file, offset, bytes);
+    return isThere ? bytes : null;
+  }
+
+  /** A slice, zeros so far, of a table that is not on disk yet. False: it is. */
+  #fillFromNew(offset: number, bytes: Uint8Array): boolean {
     const tableOffset = offset - (offset % this.#clusterBytes);
     const content = this.newTables.get(tableOffset);
-    if (content === null) return bytes;
-    if (content !== undefined)
-      bytes.set(content.subarray(offset - tableOffset, offset - tableOffset + bytes.length));
-    else await this.#options.file.readClipped(guestOffset(offset), bytes);
-    return bytes;
+    if (content === undefined) return false;
+    const inTable = offset - tableOffset;
+    if (content !== null) bytes.set(content.subarray(inTable, inTable + bytes.length));
+    return true;
   }
 }

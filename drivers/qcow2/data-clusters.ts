@@ -46,11 +46,27 @@ export class DataClusters {
 
   /** 1 to `want` neighbouring clusters for the guest's clusters from `start` on. Errors: as `Allocator.allocate`. */
   async allocate(start: number, want: number): Promise<Allocation> {
-    const { dataFile, clusterBytes } = this.#state;
+    const { dataFile } = this.#state;
     if (dataFile === null) return this.#allocator.allocate(want);
+    return this.#inDataFile(dataFile, start, want);
+  }
+
+  /** `allocate`, when there is nothing to wait for; else null. */
+  allocateAtOnce(start: number, want: number): Allocation | null {
+    return this.#state.dataFile === null
+      ? this.#allocator.allocateAtOnce(want)
+      : this.#inDataFile(this.#state.dataFile, start, want);
+  }
+
+  /** See `Allocator.giveBackAtOnce`. */
+  giveBackAtOnce(allocation: Allocation): void {
+    if (this.#state.dataFile === null) this.#allocator.giveBackAtOnce(allocation);
+  }
+
+  #inDataFile(dataFile: Node, start: number, count: number): Allocation {
     // What lies there from an earlier life of the cluster is to be written over.
     const isFresh = start >= dataFile.lengthBytes;
-    return { first: start / clusterBytes, count: want, isFresh, changes: [] };
+    return { first: start / this.#state.clusterBytes, count, isFresh, changes: [] };
   }
 
   /** See `Allocator.giveBack`. */

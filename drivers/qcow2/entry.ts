@@ -48,6 +48,10 @@ export const isCompressed = (high: number): boolean => (high & COMPRESSED_HIGH) 
 export const entryOffset = (high: number, low: number): number =>
   (high & HIGH_OFFSET_MASK) * TWO_32 + ((low & LOW_OFFSET_MASK) >>> 0);
 
+/** Everything but the offset is the same. */
+export const hasSameFlags = (highA: number, lowA: number, highB: number, lowB: number): boolean =>
+  ((highA ^ highB) & ~HIGH_OFFSET_MASK) === 0 && ((lowA ^ lowB) & ~LOW_OFFSET_MASK) === 0;
+
 /** The entry of a cluster or table at a host offset with refcount one. */
 export const copiedEntry = (hostOffset: number, isZero = false): TableEntry => ({
   high: (COPIED_HIGH | Math.floor(hostOffset / TWO_32)) >>> 0,

@@ -130,6 +130,7 @@ export class Qcow2Image implements DriverInstance {
   readonly #resizer: Resizer;
   readonly #flat: FlatFile;
   #prepared: Promise<void> | null = null;
+  #isPrepared = false;
   #autoclear: Promise<void> | null = null;
   #preallocated: Promise<boolean> | null = null;
 
@@ -148,6 +149,7 @@ export class Qcow2Image implements DriverInstance {
       refcounts: state.refcounts,
       metadata: state.metadata,
       checkpoint: () => state.schedule.request(),
+      journal: (changes) => state.journal(changes),
       moveRefcountTable: (offset, clusters) => this.#moveRefcountTable(offset, clusters),
       unmapped: (run) => state.unmapped.push(run),
     });
@@ -264,6 +266,11 @@ export class Qcow2Image implements DriverInstance {
     const cluster = await this.#compressed.read(entry);
     const inCluster = at % clusterBytes;
     piece.set(cluster.subarray(inCluster, inCluster + piece.length));
+  }
+
+  writeAtOnce(offset: GuestOffset, buffer: Uint8Array): boolean {
+    if (!this.#isPrepared || this.#corrupt.isSet || !this.#state.admitsAtOnce()) return false;
+    return this.#writer.writeAtOnce(offset, buffer);
   }
 
   async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
@@ -427,6 +434,7 @@ export class Qcow2Image implements DriverInstance {
     await this.#clearAutoclear();
     await this.#bitmaps.holdRecording();
     this.#allowInPlace(true);
+    this.#isPrepared = true;
   }
 
   #allowInPlace(isAllowed: boolean): void {

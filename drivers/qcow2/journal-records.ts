@@ -7,12 +7,17 @@
  *       REFCOUNT  host cluster f64, old f64, new f64
  *       TABLE     file offset f64, source offset f64 (0: zeros)                          a cluster-sized table is new
  *       EXTENDED  file offset f64, old: high, low, zeroes, allocated u32, new: the same   a 16-byte L2 entry
+ *       COUNTED   first host cluster f64, clusters u32                                   refcounts that go from 0 to 1
+ *       MAPPED    file offset f64, entries u32, host offset f64, cluster bytes u32        8-byte entries that were 0, of
+ *                                                                                        clusters side by side
  */
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
-import type { L2Entry, TableEntry } from './entry.ts';
+import { copiedEntry, type L2Entry, type TableEntry } from './entry.ts';
+import { ENTRY_BYTES } from './layout.ts';
 
-export type Change =
+/** Of one entry, refcount or table. */
+export type SingleChange =
   | {
       readonly kind: 'word';
       readonly at: number;
@@ -33,88 +38,135 @@ export type Change =
       readonly now: L2Entry;
     };
 
-const KIND = { word: 1, refcount: 2, table: 3, extended: 4 } as const;
-const BYTES = { word: 25, refcount: 25, table: 17, extended: 41 } as const;
+/** Of many at once, as an allocating write makes them. */
+export type RunChange =
+  | { readonly kind: 'counted'; readonly first: number; readonly count: number }
+  | {
+      readonly kind: 'mapped';
+      readonly at: number;
+      readonly count: number;
+      readonly hostOffset: number;
+      readonly clusterBytes: number;
+    };
+
+export type Change = SingleChange | RunChange;
+
+const KIND = { word: 1, refcount: 2, table: 3, extended: 4, counted: 5, mapped: 6 } as const;
+const BYTES = { word: 25, refcount: 25, table: 17, extended: 41, counted: 13, mapped: 25 } as const;
+const KIND_OF = new Map<number, Change['kind']>(
+  Object.entries(KIND).map(([name, code]) => [code, name as Change['kind']]),
+);
 
 export const encodeChanges = (changes: readonly Change[]): Uint8Array => {
-  const bytes = new Uint8Array(changes.reduce((sum, c) => sum + BYTES[c.kind], 0));
+  let length = 0;
+  for (const { kind } of changes) length += BYTES[kind];
+  const bytes = new Uint8Array(length);
   const view = viewOf(bytes);
   let at = 0;
-  for (const c of changes) {
-    view.setUint8(at, KIND[c.kind]);
-    if (c.kind === 'word') {
-      view.setFloat64(at + 1, c.at);
-      view.setUint32(at + 9, c.old.high);
-      view.setUint32(at + 13, c.old.low);
-      view.setUint32(at + 17, c.now.high);
-      view.setUint32(at + 21, c.now.low);
-    } else if (c.kind === 'refcount') {
-      view.setFloat64(at + 1, c.cluster);
-      view.setFloat64(at + 9, c.old);
-      view.setFloat64(at + 17, c.now);
-    } else if (c.kind === 'extended') {
-      view.setFloat64(at + 1, c.at);
-      putEntry(view, at + 9, c.old);
-      putEntry(view, at + 25, c.now);
-    } else {
-      view.setFloat64(at + 1, c.at);
-      view.setFloat64(at + 9, c.source);
-    }
-    at += BYTES[c.kind];
+  for (const change of changes) {
+    view.setUint8(at, KIND[change.kind]);
+    encodeChange(view, at + 1, change);
+    at += BYTES[change.kind];
   }
   return bytes;
 };
 
+const encodeChange = (view: DataView, at: number, c: Change): void => {
+  switch (c.kind) {
+    case 'word':
+      view.setFloat64(at, c.at);
+      putWord(view, at + 8, c.old);
+      putWord(view, at + 16, c.now);
+      return;
+    case 'refcount':
+      view.setFloat64(at, c.cluster);
+      view.setFloat64(at + 8, c.old);
+      view.setFloat64(at + 16, c.now);
+      return;
+    case 'table':
+      view.setFloat64(at, c.at);
+      view.setFloat64(at + 8, c.source);
+      return;
+    case 'extended':
+      view.setFloat64(at, c.at);
+      putEntry(view, at + 8, c.old);
+      putEntry(view, at + 24, c.now);
+      return;
+    case 'counted':
+      view.setFloat64(at, c.first);
+      view.setUint32(at + 8, c.count);
+      return;
+    case 'mapped':
+      view.setFloat64(at, c.at);
+      view.setUint32(at + 8, c.count);
+      view.setFloat64(at + 12, c.hostOffset);
+      view.setUint32(at + 20, c.clusterBytes);
+  }
+};
+
+const putWord = (view: DataView, at: number, { high, low }: TableEntry): void => {
+  view.setUint32(at, high);
+  view.setUint32(at + 4, low);
+};
+
 const putEntry = (view: DataView, at: number, entry: L2Entry): void => {
-  view.setUint32(at, entry.high);
-  view.setUint32(at + 4, entry.low);
+  putWord(view, at, entry);
   view.setUint32(at + 8, entry.zeroes);
   view.setUint32(at + 12, entry.allocated);
 };
 
-const takeEntry = (view: DataView, at: number): L2Entry => ({
+const takeWord = (view: DataView, at: number): TableEntry => ({
   high: view.getUint32(at),
   low: view.getUint32(at + 4),
+});
+
+const takeEntry = (view: DataView, at: number): L2Entry => ({
+  ...takeWord(view, at),
   zeroes: view.getUint32(at + 8),
   allocated: view.getUint32(at + 12),
 });
 
-/** Errors: EIO for a record that this version did not write. */
-export const decodeChanges = (record: Uint8Array): Change[] => {
+/** Runs come as what they consist of. Errors: EIO for a record that this version did not write. */
+export const decodeChanges = (record: Uint8Array): SingleChange[] => {
   const view = viewOf(record);
-  const changes: Change[] = [];
+  const changes: SingleChange[] = [];
   for (let at = 0; at < record.length; ) {
-    const change = decodeChange(view, at, record.length - at);
-    changes.push(change);
-    at += BYTES[change.kind];
+    const kind = KIND_OF.get(view.getUint8(at));
+    if (kind === undefined || record.length - at < BYTES[kind])
+      throw unknownChange(view.getUint8(at));
+    for (const change of decodeChange(view, at + 1, kind)) changes.push(change);
+    at += BYTES[kind];
   }
   return changes;
 };
 
-const decodeChange = (view: DataView, at: number, left: number): Change => {
-  const kind = view.getUint8(at);
-  if (kind === KIND.word && left >= BYTES.word) {
-    const entry = (field: number): TableEntry => ({
-      high: view.getUint32(at + field),
-      low: view.getUint32(at + field + 4),
-    });
-    return { kind: 'word', at: view.getFloat64(at + 1), old: entry(9), now: entry(17) };
+const unknownChange = (kind: number): BlockError =>
+  new BlockError({ kind: 'io', message: `the restart journal has a change of kind ${kind}` });
+
+const decodeChange = (view: DataView, at: number, kind: Change['kind']): SingleChange[] => {
+  const first = view.getFloat64(at);
+  switch (kind) {
+    case 'word':
+      return [{ kind, at: first, old: takeWord(view, at + 8), now: takeWord(view, at + 16) }];
+    case 'refcount':
+      return [
+        { kind, cluster: first, old: view.getFloat64(at + 8), now: view.getFloat64(at + 16) },
+      ];
+    case 'table':
+      return [{ kind, at: first, source: view.getFloat64(at + 8) }];
+    case 'extended':
+      return [{ kind, at: first, old: takeEntry(view, at + 8), now: takeEntry(view, at + 24) }];
+    case 'counted':
+      return Array.from({ length: view.getUint32(at + 8) }, (_, i) => {
+        return { kind: 'refcount', cluster: first + i, old: 0, now: 1 };
+      });
+    case 'mapped': {
+      const hostOffset = view.getFloat64(at + 12);
+      const clusterBytes = view.getUint32(at + 20);
+      return Array.from({ length: view.getUint32(at + 8) }, (_, i) => {
+        const now = copiedEntry(hostOffset + i * clusterBytes);
+        return { kind: 'word', at: first + i * ENTRY_BYTES, old: { high: 0, low: 0 }, now };
+      });
+    }
   }
-  if (kind === KIND.refcount && left >= BYTES.refcount) {
-    const cluster = view.getFloat64(at + 1);
-    return {
-      kind: 'refcount',
-      cluster,
-      old: view.getFloat64(at + 9),
-      now: view.getFloat64(at + 17),
-    };
-  }
-  if (kind === KIND.extended && left >= BYTES.extended) {
-    const now = takeEntry(view, at + 25);
-    return { kind: 'extended', at: view.getFloat64(at + 1), old: takeEntry(view, at + 9), now };
-  }
-  if (kind === KIND.table && left >= BYTES.table) {
-    return { kind: 'table', at: view.getFloat64(at + 1), source: view.getFloat64(at + 9) };
-  }
-  throw new BlockError({ kind: 'io', message: `the restart journal has a change of kind ${kind}` });
 };

@@ -44,7 +44,7 @@ export class EntryLookup {
     const { l1Index, sliceStart, index } = map.place(offset);
     const table = map.tableOffset(l1Index);
     if (table === 0) return this.#withoutTable(offset, lengthBytes, l1Index);
-    const slice = map.slices.peek(table + sliceStart);
+    const slice = map.slices.getAtOnce(table + sliceStart);
     if (slice === undefined) {
       return map.slices.get(table + sliceStart).then(() => this.mapping(offset, lengthBytes));
     }
@@ -168,13 +168,7 @@ export class EntryLookup {
     if (map.hasSubclusters)
       runEnd = this.#subclustersEnd({ slice, index, kind, subcluster, limit });
     else {
-      let clusters = 1;
-      while (
-        clusters < limit &&
-        this.#continues(slice, index + clusters, kind, first + clusters * clusterBytes, copied)
-      )
-        clusters++;
-      runEnd = clusters * clusterBytes;
+      runEnd = this.#clustersAlike({ slice, index, kind, limit }, first) * clusterBytes;
     }
     const run = { lengthBytes: Math.min(lengthBytes, runEnd - inCluster) };
     const at = hostOffset(first + inCluster);
@@ -218,29 +212,33 @@ export class EntryLookup {
     return end * subclusterBytes;
   }
 
-  // A bad entry ends the run before it: only the request that reaches it fails.
-  #continues(
-    slice: CachedTable,
-    index: number,
-    kind: EntryKind,
-    expected: number,
-    copied: boolean,
-  ): boolean {
-    if (kind === 'compressed') return false;
-    const { high, low } = this.#state.map.entry(slice, index);
-    if (kind === 'unallocated') return high === 0 && low === 0;
-    if (isCompressed(high)) return false;
-    if (kind === 'zero')
-      return entryOffset(high, low) === 0 && (low & ZERO_LOW) !== 0 && !isCopied(high);
-    if (entryOffset(high, low) !== expected || isCopied(high) !== copied) return false;
-    const isZero = (low & ZERO_LOW) !== 0;
-    if (isZero !== (kind === 'zero-allocated')) return false;
-    const { clusterBytes, file, metadata, dataFile } = this.#state;
-    if (dataFile !== null) return true;
-    return (
-      (expected < file.lengthBytes || this.#isAllocatedHere(expected)) &&
-      !metadata.isAny(expected / clusterBytes)
-    );
+  /** How many entries from the first on go on as it does: most images are long runs of data, or of nothing. */
+  #clustersAlike({ slice, index, kind, limit }: EntryRun, first: number): number {
+    const { map, clusterBytes, dataFile, file, metadata } = this.#state;
+    if (kind === 'compressed' || limit === 1) return 1;
+    if (kind === 'unallocated') return Math.max(1, map.emptyRun(slice, index, limit));
+    if (kind === 'zero') return this.#zeroRun(slice, index, limit);
+    const clusters = map.contiguousRun(slice, index, limit);
+    if (dataFile !== null) return clusters;
+    // A bad entry ends the run before it: only the request that reaches it fails.
+    const end = file.lengthBytes;
+    for (let i = 1; i < clusters; i++) {
+      const offset = first + i * clusterBytes;
+      if (metadata.isAny(offset / clusterBytes)) return i;
+      if (offset >= end && !this.#isAllocatedHere(offset)) return i;
+    }
+    return clusters;
+  }
+
+  #zeroRun(slice: CachedTable, index: number, limit: number): number {
+    let clusters = 1;
+    while (clusters < limit) {
+      const { high, low } = this.#state.map.entry(slice, index + clusters);
+      if (isCompressed(high) || isCopied(high) || entryOffset(high, low) !== 0) break;
+      if ((low & ZERO_LOW) === 0) break;
+      clusters++;
+    }
+    return clusters;
   }
 
   /** A cluster that was taken without being written lies past the end of the file until the file grows. */
@@ -264,12 +262,15 @@ export class EntryLookup {
   }
 }
 
-interface SubclusterRun {
+interface EntryRun {
   readonly slice: CachedTable;
   readonly index: number;
   readonly kind: EntryKind;
-  /** The first one. */
-  readonly subcluster: number;
   /** Clusters to look at. */
   readonly limit: number;
+}
+
+interface SubclusterRun extends EntryRun {
+  /** The first one. */
+  readonly subcluster: number;
 }

@@ -141,6 +141,27 @@ export class Refcounts {
     }
   }
 
+  /** How many clusters from this one on are free: `limit` at most, and no further than the block. */
+  freeRun(block: CachedTable, cluster: number, limit: number): number {
+    const index = cluster % this.blockEntries;
+    const most = Math.min(limit, this.blockEntries - index);
+    let count = 0;
+    if (this.#bits === 16) {
+      const { view } = block;
+      while (count < most && view.getUint16((index + count) * 2) === 0) count++;
+    } else while (count < most && this.read(block, cluster + count) === 0) count++;
+    return count;
+  }
+
+  /** Counts neighbouring free clusters of one block once; says so, for the journal. */
+  take(block: CachedTable, first: number, count: number): Change {
+    assert(this.freeRun(block, first, count) === count, 'only free clusters are taken');
+    const index = first % this.blockEntries;
+    for (let i = 0; i < count; i++) this.#write(block, index + i, 1);
+    this.cache.changed(block);
+    return { kind: 'counted', first, count };
+  }
+
   /** Changes one refcount in memory; says what it did, for the journal. Errors: EFBIG kind invalid-image past the width. */
   set(block: CachedTable, cluster: number, now: number): Change {
     const old = this.read(block, cluster);

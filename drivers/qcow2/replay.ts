@@ -20,7 +20,7 @@ import {
   plainEntry,
   type TableEntry,
 } from './entry.ts';
-import { type Change, decodeChanges } from './journal-records.ts';
+import { decodeChanges, type SingleChange } from './journal-records.ts';
 import { ENTRY_BYTES, EXTENDED_ENTRY_BYTES } from './layout.ts';
 import type { ImageState } from './state.ts';
 
@@ -31,7 +31,7 @@ interface WordChange {
   readonly now: L2Entry;
   readonly lengthBytes: number;
 }
-type RefcountChange = Change & { kind: 'refcount' };
+type RefcountChange = SingleChange & { kind: 'refcount' };
 
 interface Folded {
   readonly words: ReadonlyMap<number, readonly WordChange[]>;
@@ -60,7 +60,7 @@ export const replayJournal = async (state: ImageState): Promise<boolean> => {
   return true;
 };
 
-const fold = (changes: readonly Change[]): Folded => {
+const fold = (changes: readonly SingleChange[]): Folded => {
   const words = new Map<number, WordChange[]>();
   const refcounts = new Map<number, RefcountChange[]>();
   const tables = new Map<number, number>();
@@ -74,7 +74,7 @@ const fold = (changes: readonly Change[]): Folded => {
   return { words, refcounts, tables };
 };
 
-const wordChange = ({ at, old, now }: Change & { kind: 'word' }): WordChange => ({
+const wordChange = ({ at, old, now }: SingleChange & { kind: 'word' }): WordChange => ({
   at,
   old: plainEntry(old),
   now: plainEntry(now),

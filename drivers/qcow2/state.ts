@@ -156,18 +156,33 @@ export class ImageState {
    * Called without locks.
    */
   async admit(): Promise<void> {
+    if (!this.admitsAtOnce()) await this.schedule.request();
+  }
+
+  /** False: too much is dirty. */
+  admitsAtOnce(): boolean {
     const dirty = this.map.slices.dirtyBytes + this.refcounts.cache.dirtyBytes;
-    if (dirty > this.#maxDirtyBytes) await this.schedule.request();
-    else if (dirty > this.#maxDirtyBytes / 2) this.schedule.requestInBackground();
+    if (dirty > this.#maxDirtyBytes) return false;
+    if (dirty > this.#maxDirtyBytes / 2) this.schedule.requestInBackground();
+    return true;
   }
 
   /**
    * Makes changes survive SIGKILL: they are in the journal when it returns, or on disk where the journal is full.
    */
   async record(changes: readonly Change[]): Promise<void> {
+    if (this.journal(changes)) this.limitJournal();
+    else await this.schedule.request();
+  }
+
+  /**
+   * Makes changes survive SIGKILL that are made in this turn of the event loop, before or after; `limitJournal` follows them. False
+   * when the journal cannot be written: a checkpoint has to take its place.
+   */
+  journal(changes: readonly Change[]): boolean {
     const { journal, log, path } = this.request;
     this.schedule.changed();
-    if (journal === null || changes.length === 0) return;
+    if (journal === null || changes.length === 0) return true;
     try {
       for (let from = 0; from < changes.length; from += CHANGES_PER_RECORD) {
         journal.append(encodeChanges(changes.slice(from, from + CHANGES_PER_RECORD)));
@@ -177,10 +192,15 @@ export class ImageState {
         path,
         `the restart journal cannot be written (${String(error)}): a checkpoint takes its place`,
       );
-      await this.schedule.request();
-      return;
+      return false;
     }
-    if (journal.pendingBytes > CHECKPOINT_JOURNAL_BYTES) this.schedule.requestInBackground();
+    return true;
+  }
+
+  /** A checkpoint when the journal has become long. It takes up what is changed at this moment, and forgets all that is journaled. */
+  limitJournal(): void {
+    const pendingBytes = this.request.journal?.pendingBytes ?? 0;
+    if (pendingBytes > CHECKPOINT_JOURNAL_BYTES) this.schedule.requestInBackground();
   }
 
   /** What an entry stood for is not used by it any more: its clusters are given back after the next checkpoint. */

@@ -31,10 +31,19 @@ export class OwnTables {
         await this.#make(place.l1Index, table);
         continue;
       }
-      const slice = map.slices.peek(table + place.sliceStart);
+      const slice = map.slices.getAtOnce(table + place.sliceStart);
       if (slice !== undefined) return slice;
       await map.slices.get(table + place.sliceStart);
     }
+  }
+
+  /** `sliceFor`, when there is nothing to wait for; else null. Errors: EIO. */
+  sliceAtOnce(place: EntryPlace): CachedTable | null {
+    const { map } = this.#state;
+    const table = map.tableOffset(place.l1Index);
+    this.#refuseSaved(place.l1Index, table);
+    if (table === 0 || !map.isTableOwned(place.l1Index)) return null;
+    return map.slices.getAtOnce(table + place.sliceStart) ?? null;
   }
 
   /** What a snapshot keeps may be copied, when it is a table, and never be written. */

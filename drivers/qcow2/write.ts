@@ -22,6 +22,7 @@ import { type EntryLookup, hasPlace } from './lookup.ts';
 import type { ImageState } from './state.ts';
 import { runsOf } from './subclusters.ts';
 import type { OwnTables } from './tables.ts';
+import { WriterAtOnce } from './write-at-once.ts';
 import {
   filledMask,
   keptMask,
@@ -67,6 +68,7 @@ export class Writer {
   readonly #tables: OwnTables;
   readonly #compressed: CompressedWriter;
   readonly #buffers = new BufferPool();
+  readonly #atOnce: WriterAtOnce;
 
   constructor(state: ImageState, lookup: EntryLookup, allocator: Allocator, tables: OwnTables) {
     this.#state = state;
@@ -74,7 +76,14 @@ export class Writer {
     this.#clusters = new DataClusters(state, allocator);
     this.#tables = tables;
     this.#compressed = new CompressedWriter(state, allocator);
+    const { clusters, buffers } = { clusters: this.#clusters, buffers: this.#buffers };
+    this.#atOnce = new WriterAtOnce({ state, lookup, clusters, tables, buffers });
     state.compressedUnmapped = (first, last) => this.#compressed.forget(first, last);
+  }
+
+  /** See `DriverInstance.writeAtOnce`. */
+  writeAtOnce(offset: number, buffer: Uint8Array): boolean {
+    return this.#atOnce.write(offset, buffer);
   }
 
   /** See `DriverInstance.write`. */
@@ -243,7 +252,7 @@ export class Writer {
       await this.#publish(kept, null, how);
       return part.length;
     }
-    let clusters = 1;
+    let clusters = Math.max(1, map.emptyRun(slice, place.index, wanted));
     while (clusters < wanted && this.#needsCluster(slice, place.index + clusters)) clusters++;
     const allocation = await this.#clusters.allocate(start, clusters);
     const part = buffer.subarray(
@@ -464,13 +473,18 @@ export class Writer {
     const load = (): Promise<CachedTable> => this.#tables.sliceFor(place);
     const slice = await (allocation === null ? load() : this.#undoingOnFailure(allocation, load));
     const changes: Change[] = [...(allocation?.changes ?? [])];
-    for (let i = 0; i < target.clusters; i++) {
-      const old = map.entry(slice, place.index + i);
-      const now = targetEntry(this.#state, target, i, old, asZeros);
-      if (entryOffset(old.high, old.low) !== entryOffset(now.high, now.low))
-        this.#state.unmapEntry(old);
-      changes.push(map.setEntry(slice, place.index + i, now));
-    }
+    const { clusters, hostOffset } = target;
+    const isRun = clusters > 1 && !asZeros && !map.hasSubclusters;
+    if (isRun && map.emptyRun(slice, place.index, clusters) === clusters)
+      changes.push(map.mapRun(slice, place.index, clusters, hostOffset));
+    else
+      for (let i = 0; i < clusters; i++) {
+        const old = map.entry(slice, place.index + i);
+        const now = targetEntry(this.#state, target, i, old, asZeros);
+        if (entryOffset(old.high, old.low) !== entryOffset(now.high, now.low))
+          this.#state.unmapEntry(old);
+        changes.push(map.setEntry(slice, place.index + i, now));
+      }
     request.mappingChanged({
       start: guestOffset(target.start),
       lengthBytes: target.clusters * clusterBytes,

@@ -36,29 +36,62 @@ const offsetField = (request: FuseRequest, field: number): number => {
   return offset;
 };
 
-export const read: Handler = async (request, context) => {
+/** A READ or a WRITE, and what it is of. */
+interface Transfer {
+  readonly request: FuseRequest;
+  readonly entry: Entry;
+  readonly offset: number;
+  readonly size: number;
+}
+
+export const read: Handler = (request, context) => {
   const entry = entryOf(request, context);
   const offset = offsetField(request, READ_IN.offset);
   const size = Math.min(request.u32(READ_IN.size), context.maxTransferBytes);
   request.makeRoom(size);
+  const got = entry.view.readAtOnce(guestOffset(offset), request.payload(size));
+  if (got === null) return readWaiting({ request, entry, offset, size }, context);
+  context.translations?.filled(entry, offset, got);
+  return got;
+};
+
+const readWaiting = async (
+  { request, entry, offset, size }: Transfer,
+  context: HandlerContext,
+): Promise<number> => {
   const got = await entry.view.read(guestOffset(offset), request.payload(size));
   context.translations?.filled(entry, offset, got);
   return got;
 };
 
-export const write: Handler = async (request, context) => {
+export const write: Handler = (request, context) => {
   const entry = entryOf(request, context);
   const offset = offsetField(request, WRITE_IN.offset);
   const size = request.u32(WRITE_IN.size);
+  const transfer = { request, entry, offset, size };
+  if (!entry.view.writeAtOnce(guestOffset(offset), request.payload(size)))
+    return writeWaiting(transfer, context);
+  return written(transfer, context);
+};
+
+const writeWaiting = async (transfer: Transfer, context: HandlerContext): Promise<number> => {
+  const { request, entry, offset, size } = transfer;
   const cached = (request.u32(WRITE_IN.writeFlags) & WRITE_CACHE) !== 0;
   try {
     await entry.view.write(guestOffset(offset), request.payload(size));
   } catch (error) {
     const failure = toBlockError(error);
     if (!cached || failure.kind !== 'no-space') throw failure;
-    await writeWhenSpaceIsBack(request, context, entry, offset, size);
+    await writeWhenSpaceIsBack(transfer, context);
   }
-  context.translations?.filled(entry, offset, size);
+  return written(transfer, context);
+};
+
+const written = (
+  { request, entry, offset, size }: Transfer,
+  { translations }: HandlerContext,
+): number => {
+  translations?.filled(entry, offset, size);
   request.reply.setUint32(REPLY_BODY_AT, size, true);
   request.reply.setUint32(REPLY_BODY_AT + 4, 0, true);
   return WRITE_OUT_BYTES;
@@ -67,11 +100,8 @@ export const write: Handler = async (request, context) => {
 // A failed write from the page cache is told to one fsync and then forgotten, and the data is gone: it is held and
 // tried again until there is space, or the mount ends.
 const writeWhenSpaceIsBack = async (
-  request: FuseRequest,
+  { request, entry, offset, size }: Transfer,
   context: HandlerContext,
-  entry: Entry,
-  offset: number,
-  size: number,
 ): Promise<void> => {
   context.release(request);
   const { log, starved } = context;

@@ -112,6 +112,15 @@ export interface DriverInstance {
    */
   read?(offset: GuestOffset, buffer: Uint8Array): Promise<void>;
 
+  /** Protocol drivers: whether what is tried at once has a chance now, so that nobody prepares it in vain. */
+  readonly worksAtOnce?: boolean;
+
+  /**
+   * Protocol drivers: `read` in this turn of the event loop, waiting for nothing. False: it cannot be told that this is possible, or it
+   * has failed, and the buffer holds anything.
+   */
+  readAtOnce?(offset: GuestOffset, buffer: Uint8Array): boolean;
+
   /**
    * Protocol drivers that know: whether the storage keeps bytes for the start of a range (false: a hole), and
    * for how many bytes that holds. Cheap enough for block status, not for every request.
@@ -173,6 +182,13 @@ export interface DriverInstance {
    * The buffer is the caller's again only after the promise ends; a driver never writes to it.
    */
   write?(offset: GuestOffset, buffer: Uint8Array): Promise<void>;
+
+  /**
+   * `write` in this turn of the event loop, waiting for nothing: no disk, no lock, no checkpoint. False: it is not possible, or has
+   * failed; the range holds what it did or what was to be written, a part of each or of a protocol driver anything, and `write` follows. Errors: none that `write`
+   * would not meet too.
+   */
+  writeAtOnce?(offset: GuestOffset, buffer: Uint8Array): boolean;
 
   /**
    * As `write`, of one whole cluster (at the image's end: what there is of it), packed where that makes it smaller.
@@ -311,6 +327,8 @@ export interface OpenRequest {
    * opaque and backing ranges are read together; the node does.
    */
   readonly readGuest: (offset: GuestOffset, buffer: Uint8Array) => Promise<void>;
+  /** `readGuest` in this turn of the event loop; false when that would have to wait, or has failed. */
+  readonly readGuestAtOnce: (offset: GuestOffset, buffer: Uint8Array) => boolean;
   /** Says that the guest range maps elsewhere now; see `MappingChange`. */
   readonly mappingChanged: (change: MappingChange) => void;
   /** The node's dirty bitmaps: a format that keeps some puts them there in `open`, and saves those that are persistent. */

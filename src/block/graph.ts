@@ -5,6 +5,7 @@
 import { assert, present } from '../base/assert.ts';
 import { BlockError, invalidImage, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
+import { readForCopyAtOnce } from './at-once.ts';
 import { CopyOnRead } from './copy-on-read.ts';
 import { ExclusiveFiles, type ExclusiveUse } from './exclusive-files.ts';
 import { type FileIdentity, identify, keyOf } from './file-identity.ts';
@@ -422,6 +423,7 @@ export class Graph {
         return dataFile;
       },
       readGuest: (offset, buffer) => node.readForCopy(offset, buffer),
+      readGuestAtOnce: (offset, buffer) => readForCopyAtOnce(node, offset, buffer),
       mappingChanged: (change) => node.notifyMappingChanged(change),
       dirtyBitmaps: node.dirtyBitmaps,
       quiesce: () => node.quiesce(),

@@ -7,6 +7,7 @@
 import { assert } from '../base/assert.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { type GuestOffset, guestOffset, MAX_OFFSET } from '../base/units.ts';
+import { SHORT_BYTES, writeAtOnce } from './at-once.ts';
 import { type BlockStatus, blockStatusOf } from './block-status.ts';
 import { type ContentChange, type Interposer, interposed } from './content-change.ts';
 import type { CopyOnRead } from './copy-on-read.ts';
@@ -232,6 +233,8 @@ export class Node {
   /** Writes the whole buffer. See `DriverInstance.write`. Errors: EROFS, EINVAL, ENOSPC, EIO. */
   async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
     if (buffer.length === 0) return;
+    // What is longer is better done by another thread, unless somebody waits for it here.
+    if (buffer.length <= SHORT_BYTES && writeAtOnce(this, offset, buffer)) return;
     const driver = this.#writable('write');
     const write = driver.write;
     if (write === undefined) throw this.#cannot('write');

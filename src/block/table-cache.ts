@@ -29,6 +29,8 @@ export interface TableCacheOptions {
   /** Of clean and dirty tables together; dirty ones alone may pass it. */
   readonly maxBytes: number;
   readonly load: (key: number) => Promise<Uint8Array>;
+  /** `load` without waiting; null when it has to. */
+  readonly loadAtOnce?: (key: number) => Uint8Array | null;
 }
 
 export class TableCache {
@@ -58,6 +60,18 @@ export class TableCache {
   /** The table when it is in memory. */
   peek(key: number): CachedTable | undefined {
     return this.#dirty.get(key) ?? this.#clean.get(key);
+  }
+
+  /** The table when it is in memory, or can be read without waiting. */
+  getAtOnce(key: number): CachedTable | undefined {
+    const known = this.peek(key);
+    // What is being loaded is put there by who loads it.
+    if (known !== undefined || this.#loading.has(key)) return known;
+    const bytes = this.#options.loadAtOnce?.(key) ?? null;
+    if (bytes === null) return undefined;
+    const table: CachedTable = { key, bytes, view: viewOf(bytes), changes: 0 };
+    this.#clean.set(key, table);
+    return table;
   }
 
   /** Errors: those of `load`, for every caller that waited; the next one tries again. */

@@ -13,6 +13,7 @@ import { BlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import { isAllZero } from '../base/range.ts';
 import { type GuestOffset, guestOffset, MAX_OFFSET } from '../base/units.ts';
+import { readAtOnce, writeAtOnce } from './at-once.ts';
 import type { Node } from './node.ts';
 
 /** `on`: a write of nothing but zeros is a write-zeroes; `unmap`: one that also gives its space back. As QEMU has it. */
@@ -212,6 +213,25 @@ export class View {
     await this.#request((root) =>
       isZero ? root.writeZeroes(offset, buffer.length, { unmap }) : root.write(offset, buffer),
     );
+  }
+
+  /** `read`, waiting for nothing; null when it has to. */
+  readAtOnce(offset: GuestOffset, buffer: Uint8Array): number | null {
+    const root = this.#root;
+    if (root === null || this.#wait !== null) return null;
+    const inside = Math.max(0, Math.min(buffer.length, root.lengthBytes - offset));
+    if (!readAtOnce(root, offset, buffer.subarray(0, inside))) return null;
+    if (inside > 0) this.#options.noteRead?.(offset, inside);
+    return inside;
+  }
+
+  /** `write`, waiting for nothing, inside of the image's length; false when it has to wait, or has failed: nothing was done. */
+  writeAtOnce(offset: GuestOffset, buffer: Uint8Array): boolean {
+    const root = this.#root;
+    if (root === null || this.#wait !== null || this.readOnly) return false;
+    if (this.#isWrittenBeside || this.detectsZeroes) return false;
+    if (offset + buffer.length > root.lengthBytes) return false;
+    return writeAtOnce(root, offset, buffer);
   }
 
   /** fallocate PUNCH_HOLE|KEEP_SIZE: what lies inside the file reads as zeros and gives its space back. */

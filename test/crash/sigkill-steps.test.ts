@@ -49,6 +49,16 @@ class Steps {
     return result;
   }
 
+  changeAtOnce(run: () => boolean): boolean {
+    this.#keep();
+    const isDone = run();
+    if (!isDone) return false;
+    this.#begun++;
+    this.#ended++;
+    this.#keep();
+    return true;
+  }
+
   // Only when nothing is in flight: of what is, the host may have any part.
   #keep(): void {
     if (this.#ended !== this.#begun) return;
@@ -69,6 +79,10 @@ class SteppedLog extends FileLog {
 
   override change<T>(change: Change, run: () => Promise<T>): Promise<T> {
     return this.#steps.around(true, () => super.change(change, run));
+  }
+
+  override changeAtOnce(change: Change, run: () => boolean): boolean {
+    return this.#steps.changeAtOnce(() => super.changeAtOnce(change, run));
   }
 
   override flush(run: () => Promise<void>): Promise<void> {

@@ -26,6 +26,7 @@ const SNAPSHOTS = ['test/crash/snapshot-power-cut.test.js'];
 const ADD_COW = ['test/crash/add-cow-power-cut.test.js'];
 const OVERLAP = ['test/qemu/run-time-corruption.test.js'];
 const SIGKILL = ['test/crash/sigkill.test.js'];
+const AT_ONCE = ['test/unit/drivers/qcow2/write-at-once.test.js', ...SIGKILL];
 const HISTORIES = ['test/reference/qcow2-concurrency.test.js'];
 const CONCURRENCY = ['test/conformance/qcow2-concurrency.test.js', ...HISTORIES, ...SIGKILL];
 const BACKUP = [
@@ -348,6 +349,42 @@ export const MUTATIONS: readonly Mutation[] = [
             return;`,
     replace: '        return;',
     tests: ['test/crash/add-cow-sigkill.test.js'],
+  },
+  {
+    step: 'a write at once keeps off clusters that somebody is changing',
+    file: 'drivers/qcow2/write-at-once.js',
+    find: 'if (locks.isBusy({ start, end: alignUp(end, clusterBytes) }))',
+    replace: 'if (false)',
+    tests: AT_ONCE,
+  },
+  {
+    step: 'a cluster that is written at once is journaled before the write is answered',
+    file: 'drivers/qcow2/write-at-once.js',
+    find: 'if (!state.journal([...allocated, map.entryChange(slice, place.index, now)]))',
+    replace: 'if (false)',
+    tests: AT_ONCE,
+  },
+  {
+    step: 'clusters that are written at once are journaled before the write is answered',
+    file: 'drivers/qcow2/write-at-once.js',
+    find: 'state.journal([...allocation.changes, map.runChange(slice, place.index, count, host)]);',
+    replace: 'true;',
+    tests: AT_ONCE,
+  },
+  {
+    step: 'a cluster whose write at once has failed is given back',
+    file: 'drivers/qcow2/write-at-once.js',
+    find: `        if (!isDone)
+            clusters.giveBackAtOnce(allocation);`,
+    replace: '',
+    tests: AT_ONCE,
+  },
+  {
+    step: 'a new refcount block is journaled before anything that it counts',
+    file: 'drivers/qcow2/allocator.js',
+    find: 'this.#journal([...made.changes, refcounts.set(made.block, first, 1)]);',
+    replace: 'this.#unjournaled.push(...made.changes, refcounts.set(made.block, first, 1));',
+    tests: ['test/crash/sigkill-order.test.js'],
   },
   {
     step: 'a mirror waits for the writes that a range has been taken out of the bitmap for',

@@ -13,6 +13,8 @@ export interface Interference {
     lengthBytes: number,
     path: string,
   ) => Promise<void>;
+  /** Whether what is tried at once is done; without, nothing is. */
+  atOnce?: (operation: 'read' | 'write', offset: number, lengthBytes: number) => boolean;
 }
 
 /** `path` null: every file. `below`: what opens the file, another of these perhaps. */
@@ -45,6 +47,13 @@ const interfered = (
       return inner.lengthBytes;
     },
     mapping: (offset, length) => inner.mapping(offset, length),
+    worksAtOnce: interference.atOnce !== undefined,
+    readAtOnce: (offset, buffer) =>
+      interference.atOnce?.('read', offset, buffer.length) === true &&
+      has(inner.readAtOnce).call(inner, offset, buffer),
+    writeAtOnce: (offset, buffer) =>
+      interference.atOnce?.('write', offset, buffer.length) === true &&
+      has(inner.writeAtOnce).call(inner, offset, buffer),
     stores: (offset, length) => has(inner.stores).call(inner, offset, length),
     read: async (offset, buffer) => {
       await before('read', offset, buffer.length);

@@ -53,6 +53,13 @@ export class FileLog {
     return result;
   }
 
+  /** One that begins and ends in the same turn; not logged when `run` says that nothing was done. */
+  changeAtOnce(change: Change, run: () => boolean): boolean {
+    if (!run()) return false;
+    this.changes.push({ change, begun: this.events++, ended: this.events++ });
+    return true;
+  }
+
   async flush(run: () => Promise<void>): Promise<void> {
     const logged: LoggedFlush = { begun: this.events++, ended: NEVER };
     this.flushes.push(logged);
@@ -95,6 +102,15 @@ const recording = (inner: DriverInstance, options: RecordingOptions): DriverInst
     },
     mapping: (offset, length) => inner.mapping(offset, length),
     read: (offset, buffer) => has(inner.read).call(inner, offset, buffer),
+    get worksAtOnce() {
+      return inner.worksAtOnce === true;
+    },
+    readAtOnce: (offset, buffer) => inner.readAtOnce?.(offset, buffer) === true,
+    writeAtOnce: (offset, buffer) =>
+      log.changeAtOnce(
+        { kind: 'write', offset, bytes: Uint8Array.from(buffer) },
+        () => inner.writeAtOnce?.(offset, buffer) === true,
+      ),
     stores: (offset, length) => has(inner.stores).call(inner, offset, length),
     write: (offset, buffer) =>
       log.change({ kind: 'write', offset, bytes: Uint8Array.from(buffer) }, () =>
