@@ -184,6 +184,8 @@ export class NodeTranslations {
   // Not here: the change is journaled first, before anybody writes where it has led to.
   #refillLater(view: TranslatedView, first: number, last: number): void {
     if (view.pageBits !== ONE_PAGE && last - first >= ENTRIES_PER_SLICE) return;
+    // Who reads in advance for a reader has to see how far that one is.
+    if (view.root.copyOnRead !== null) return;
     this.#refills.push({ view, first, last });
     if (this.#refills.length > 1) return;
     queueMicrotask(() => {

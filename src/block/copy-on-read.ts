@@ -15,12 +15,16 @@ import type { Node } from './node.ts';
 
 /** One fetch; a longer read is several. */
 const MAX_FETCH_BYTES = 1 << 20;
-const FIRST_WINDOW_BYTES = 128 << 10;
-const MAX_WINDOW_BYTES = 4 << 20;
+const FIRST_WINDOW_BYTES = 256 << 10;
+const MAX_WINDOW_BYTES = 8 << 20;
 /** Fetched, or waiting to be written. With more, nothing is read in advance, and readers wait for their copies. */
 const MAX_PENDING_BYTES = 32 << 20;
 /** Sequential readers that are followed at the same time. */
 const MAX_READERS = 8;
+/** Of the readers that came lately, so many have to have read on for the next one to be read for in advance at once. */
+const READS_ON_SHARE = 0.25;
+/** How much the last reader counts. */
+const READER_WEIGHT = 1 / 8;
 
 interface Fetch {
   readonly start: number;
@@ -34,6 +38,10 @@ interface Fetch {
 /** Where a sequential reader is expected next, and how far in advance it is read for. */
 interface Reader {
   next: number;
+  /** It has come to another cluster than its first. */
+  readsOn: boolean;
+  /** Something that it read was not there yet: for who reads what is, nothing is fetched. */
+  needsBacking: boolean;
   /** Read one after the other so far. */
   sequentialBytes: number;
   windowBytes: number;
@@ -56,6 +64,8 @@ export class CopyOnRead {
   /** Looks ahead that have not ended. */
   readonly #looks = new Set<Promise<void>>();
   #pendingBytes = 0;
+  /** Of the readers that came lately, how many read on past their first cluster: files do, databases do not. */
+  #readsOn = 0;
 
   constructor({ node, failed }: CopyOnReadOptions) {
     this.#node = node;
@@ -147,6 +157,10 @@ export class CopyOnRead {
     this.#looks.add(look);
   }
 
+  #judge({ readsOn }: Reader): void {
+    this.#readsOn += ((readsOn ? 1 : 0) - this.#readsOn) * READER_WEIGHT;
+  }
+
   async #readAhead(start: number, end: number): Promise<void> {
     const { lengthBytes, driver } = this.#node;
     // Its clusters are fetched whole: the rest of the last one is read by workers, and the reader comes back behind it.
@@ -154,23 +168,43 @@ export class CopyOnRead {
     const index = this.#readers.findIndex((r) => start >= r.next && start <= r.fetchedTo);
     const reader =
       index < 0
-        ? { next: end, sequentialBytes: 0, windowBytes: 0, fetchedTo: wholeEnd }
+        ? {
+            next: end,
+            readsOn: false,
+            needsBacking: false,
+            sequentialBytes: 0,
+            windowBytes: 0,
+            fetchedTo: wholeEnd,
+          }
         : (this.#readers.splice(index, 1)[0] as Reader);
     this.#readers.push(reader);
-    if (this.#readers.length > MAX_READERS) this.#readers.shift();
+    if (this.#readers.length > MAX_READERS) this.#judge(this.#readers.shift() as Reader);
     reader.sequentialBytes += index < 0 ? end - start : end - reader.next;
+    if (index >= 0 && wholeEnd > alignUp(reader.next, driver.clusterBytes)) reader.readsOn = true;
     reader.next = end;
     reader.fetchedTo = Math.max(reader.fetchedTo, wholeEnd);
+    const { kind } = await driver.mapping(guestOffset(start), end - start);
+    reader.needsBacking ||= kind === 'unallocated';
+    if (!reader.needsBacking) return;
+    const isExpectedOn = index < 0 && this.#readsOn > READS_ON_SHARE;
+    if (isExpectedOn) return this.#fetchUnallocated(reader, wholeEnd + driver.clusterBytes);
     if (reader.sequentialBytes <= driver.clusterBytes) return;
     // Half of the window is used up before more is asked for, so that pieces are large.
-    let at = reader.fetchedTo;
+    const at = reader.fetchedTo;
     const isAhead = reader.windowBytes > 0 && at - end > reader.windowBytes / 2;
     if (isAhead || at >= lengthBytes) return;
     reader.windowBytes = Math.min(
       MAX_WINDOW_BYTES,
       Math.max(FIRST_WINDOW_BYTES, reader.windowBytes * 2),
     );
-    const target = Math.min(lengthBytes, end + reader.windowBytes);
+    await this.#fetchUnallocated(reader, end + reader.windowBytes);
+  }
+
+  /** Fetches in advance, as far as `to`, what the node does not have. */
+  async #fetchUnallocated(reader: Reader, to: number): Promise<void> {
+    const { lengthBytes, driver } = this.#node;
+    const target = Math.min(lengthBytes, to);
+    let at = reader.fetchedTo;
     while (at < target && this.#pendingBytes < MAX_PENDING_BYTES) {
       const m = await driver.mapping(guestOffset(at), target - at);
       const runEnd = at + m.lengthBytes;

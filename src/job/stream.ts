@@ -16,8 +16,9 @@ import { CopyBuffers } from './copy-buffers.ts';
 import { CopyFailures } from './copy-failures.ts';
 import { DIRECT_COPIES_AT_ONCE, DirectCopy } from './direct-copy.ts';
 import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
+import { LEAST_PIECE_BYTES, MOST_PIECE_BYTES, PieceSize } from './piece-size.ts';
 
-const COPY_BYTES = 1 << 20;
+const COPY_BYTES = LEAST_PIECE_BYTES;
 /** As many as there are connections to a web server. */
 const COPIES_AT_ONCE = 8;
 /** With a speed limit, pieces are as small as a tenth of a second allows. */
@@ -57,11 +58,14 @@ export class Stream implements JobWork {
   /** Up to here it is done. */
   #endBytes = 0;
   readonly #direct: DirectCopy;
+  /** Of what comes from a server; null where nothing does. */
+  readonly #remotePieces: PieceSize | null;
 
   constructor(options: StreamOptions) {
     this.#options = options;
     this.#failures = new CopyFailures(options.onError);
     this.#direct = new DirectCopy('populate', options.root.backing, options.root);
+    this.#remotePieces = isRemote(options.root.backing) ? new PieceSize() : null;
   }
 
   async run(control: JobControl): Promise<void> {
@@ -72,7 +76,8 @@ export class Stream implements JobWork {
       control.progress(root.lengthBytes, root.lengthBytes);
       return;
     }
-    const buffers = new CopyBuffers(control.copyMemory, COPY_BYTES);
+    const bufferBytes = this.#remotePieces === null ? COPY_BYTES : MOST_PIECE_BYTES;
+    const buffers = new CopyBuffers(control.copyMemory, bufferBytes);
     const copies = new Copies(() => Math.min(COPIES_AT_ONCE, buffers.copiesAtOnce));
     const directCopies = new Copies(() => DIRECT_COPIES_AT_ONCE);
     try {
@@ -85,7 +90,7 @@ export class Stream implements JobWork {
         if (piece.what === 'skip') this.#done(control, piece.lengthBytes);
         else {
           await control.throttle(piece.what === 'copy' ? piece.lengthBytes : 0);
-          const isLong = piece.lengthBytes > COPY_BYTES;
+          const isLong = this.#remotePieces === null && piece.lengthBytes > COPY_BYTES;
           const begin = (): Promise<void> => this.#copy({ control, buffers }, from, piece);
           await (isLong ? directCopies : copies).begin(begin);
         }
@@ -175,7 +180,7 @@ export class Stream implements JobWork {
 
   #wanted(at: number, speed: number, what: Piece['what']): number {
     const { clusterBytes } = this.#options.root.driver;
-    const bytes = copyBytes(speed, clusterBytes);
+    const bytes = copyBytes(speed, clusterBytes, this.#remotePieces?.bytes);
     const isDirect = what === 'copy' && speed === 0 && at % clusterBytes === 0;
     return isDirect ? Math.max(bytes, alignDown(this.#direct.reachBytes(at), clusterBytes)) : bytes;
   }
@@ -209,7 +214,7 @@ export class Stream implements JobWork {
             return;
           }
           if (await this.#direct.copy(backing, root, at, length)) return;
-          const stepBytes = copyBytes(0, root.driver.clusterBytes);
+          const stepBytes = this.#stepBytes(root, length);
           for (let done = 0; done < length; done += stepBytes) {
             const step = { at: at + done, lengthBytes: Math.min(stepBytes, length - done) };
             const isPart = step.lengthBytes < length;
@@ -217,7 +222,9 @@ export class Stream implements JobWork {
               continue;
             operation = 'read';
             await buffers.with(step.lengthBytes, async (bytes) => {
+              const begunMs = performance.now();
               await backing.readClipped(guestOffset(step.at), bytes);
+              this.#remotePieces?.took(bytes.length, performance.now() - begunMs);
               operation = 'write';
               const content = isAllZero(bytes) ? null : bytes;
               if (content === null && this.#options.base === null) return;
@@ -233,13 +240,25 @@ export class Stream implements JobWork {
     this.#done(control, piece.lengthBytes);
   }
 
+  #stepBytes({ driver }: Node, lengthBytes: number): number {
+    return this.#remotePieces === null ? copyBytes(0, driver.clusterBytes) : lengthBytes;
+  }
+
   #done(control: JobControl, lengthBytes: number): void {
     this.#doneBytes += lengthBytes;
     control.progress(this.#doneBytes, this.#options.root.lengthBytes);
   }
 }
 
-const copyBytes = (speed: number, clusterBytes: number): number => {
-  const limited = speed === 0 ? COPY_BYTES : Math.min(COPY_BYTES, speed / PIECES_PER_SECOND);
+/** Some layer lies on a server. */
+const isRemote = (top: Node | null): boolean => {
+  for (let node = top; node !== null; node = node.backing) {
+    if (node.file?.driver.remote !== undefined) return true;
+  }
+  return false;
+};
+
+const copyBytes = (speed: number, clusterBytes: number, wanted = COPY_BYTES): number => {
+  const limited = speed === 0 ? wanted : Math.min(wanted, speed / PIECES_PER_SECOND);
   return Math.max(clusterBytes, alignDown(limited, clusterBytes));
 };

@@ -11,11 +11,15 @@ export interface FioResult {
   readonly bytesPerSecond: number;
   readonly p99Us: number;
   readonly p999Us: number;
+  /** What the requests took, without the start of fio. */
+  readonly seconds: number;
 }
 
 interface FioDirection {
   readonly iops: number;
   readonly bw_bytes: number;
+  /** In ms. */
+  readonly runtime: number;
   readonly clat_ns: { readonly percentile?: Record<string, number> };
 }
 
@@ -51,6 +55,7 @@ const resultOf = (read: FioDirection, write: FioDirection): FioResult => {
     bytesPerSecond: read.bw_bytes + write.bw_bytes,
     p99Us: percentile('99.000000'),
     p999Us: percentile('99.900000'),
+    seconds: Math.max(read.runtime, write.runtime) / 1000,
   };
 };
 
