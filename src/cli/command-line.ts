@@ -5,16 +5,15 @@ import { type AnyCommand, UsageError } from './command.ts';
 import { COMMANDS } from './command-table.ts';
 import { EXIT } from './exit-codes.ts';
 import { withMount } from './mount-form.ts';
-import { expandMountLine } from './mount-options.ts';
 
 /**
  * The line with its command in front: `vdiskfs SOURCE MOUNTPOINT [-o …]`, the form mount(8) and fstab use, is
  * `vdiskfs mount …`. A command's name always wins; a first word that is no path, no URL and no NAME=SOURCE and does
  * not exist is a mistyped command.
  */
-export const withCommand = (line: readonly string[]): readonly string[] => {
+export const withCommand = async (line: readonly string[]): Promise<readonly string[]> => {
   const full = withMount(line);
-  if (full[0] === 'mount') return expandMountLine(full);
+  if (full[0] === 'mount') return (await import('./mount-options.ts')).expandMountLine(full);
   // A size to take off looks like options in one word; with a blank in front it is an argument.
   if (full[0] === 'resize') return full.map((word) => (/^-\d/.test(word) ? ` ${word}` : word));
   return full;
@@ -63,6 +62,9 @@ const frame = (yargs: Argv): Argv =>
       throw error ?? new UsageError(usageMessage(message));
     });
 
+/** It takes longest to load of all that a command needs. */
+export const yargsModule = (): Promise<typeof import('yargs')> => import('yargs');
+
 /**
  * Parses the line and runs its command; the exit status. `name` and `command` are null when the line names none (it
  * is `--help` or wrong then). Errors: UsageError, and what the command throws.
@@ -72,7 +74,7 @@ export const parseAndRun = async (
   name: string | null,
   command: AnyCommand | null,
 ): Promise<number> => {
-  const { default: yargs } = await import('yargs');
+  const { default: yargs } = await yargsModule();
   // The command of a line is all that yargs is told of: the others would only be in its help.
   if (name === null || command === null) {
     const parser = frame(yargs([...line]) as Argv);

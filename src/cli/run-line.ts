@@ -1,7 +1,7 @@
 /** One command line: finds the command, loads it alone, and turns the outcome into one line and an exit status. */
 import { readFileSync } from 'node:fs';
 import { type AnyCommand, UsageError } from './command.ts';
-import { parseAndRun, withCommand } from './command-line.ts';
+import { parseAndRun, withCommand, yargsModule } from './command-line.ts';
 import { COMMANDS } from './command-table.ts';
 import { EXIT } from './exit-codes.ts';
 import { describeFailure } from './failure.ts';
@@ -17,7 +17,7 @@ export const runLine = async (given: readonly string[]): Promise<number> => {
   let name: string | null = null;
   let command: AnyCommand | null = null;
   try {
-    const line = withCommand(given);
+    const line = await withCommand(given);
     const first = line[0];
     name = first !== undefined && Object.hasOwn(COMMANDS, first) ? first : null;
     if (first === '--version') {
@@ -27,7 +27,11 @@ export const runLine = async (given: readonly string[]): Promise<number> => {
     if (first !== undefined && name === null && !first.startsWith('-')) {
       throw new UsageError('is no command', first);
     }
-    command = (name === null ? null : await COMMANDS[name]?.load()) ?? null;
+    const [loaded] = await Promise.all([
+      name === null ? null : COMMANDS[name]?.load(),
+      yargsModule(),
+    ]);
+    command = loaded ?? null;
     return await parseAndRun(line, name, command);
   } catch (thrown) {
     process.stderr.write(`${describeFailure(thrown, name)}\n`);

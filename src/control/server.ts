@@ -29,13 +29,20 @@ export interface Monitor {
   listen(sink: (event: EventMessage) => void): () => void;
 }
 
+/** A monitor that is there when somebody wants it. */
+export interface LateMonitor {
+  readonly monitor: Promise<Monitor>;
+  /** Somebody has connected. */
+  readonly wanted: () => void;
+}
+
 /**
  * Listens on a socket of mode 0600; returns what closes it. A socket that a dead engine left is replaced. Who connects before
  * the monitor is there waits for it.
  */
 export const serveMonitor = async (
   socketPath: string,
-  monitor: Promise<Monitor>,
+  { monitor, wanted }: LateMonitor,
   log: Log,
 ): Promise<() => void> => {
   rmSync(socketPath, { force: true });
@@ -46,6 +53,7 @@ export const serveMonitor = async (
       socket.destroy();
       return;
     }
+    wanted();
     const client = new Conversation(socket, monitor, log);
     clients.add(client);
     socket.once('close', () => clients.delete(client));

@@ -5,8 +5,8 @@ import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { BlockJobInfo } from '../job/job.ts';
 import { queryStatus } from './control-client.ts';
 import { describeHolders, holdersOf } from './holders.ts';
-import { mountedAt } from './mount-table.ts';
-import { FILE_SYSTEM_TYPE, unmountFuse } from './mounting.ts';
+import { FILE_SYSTEM_TYPE, mountedAt } from './mount-table.ts';
+import { unmountFuse } from './mounting.ts';
 import { startTimeOf } from './process-identity.ts';
 
 /** A loop device that is just going, or a process that is ending, gets this long. */

@@ -13,7 +13,7 @@ import type { MetricsSource } from './metrics.ts';
 const JOBS_PATIENCE_MS = 2000;
 
 export interface EngineServers {
-  /** The mount is usable: what was left out until now is loaded. */
+  /** What was left out until now is loaded, which a client wants at once. */
   loadRest(): void;
   /** Ends the jobs, keeping what a later engine needs to go on, and closes control socket and metrics. */
   close(how: { readonly mountEnds: boolean }): Promise<void>;
@@ -22,10 +22,16 @@ export interface EngineServers {
 /** Opens control socket and metrics; jobs that go on are taken up before. Errors: those of a first engine's sockets. */
 export const startServers = async (scene: ControlScene): Promise<EngineServers> => {
   const { config, log, store } = scene;
-  let loadRest: () => void = () => undefined;
+  let begin: () => void = () => undefined;
   const isTime = new Promise<void>((resolve) => {
-    loadRest = resolve;
+    begin = resolve;
   });
+  let stage: 'waits' | 'begun' | 'closed' = 'waits';
+  const loadRest = (): void => {
+    if (stage !== 'waits') return;
+    stage = 'begun';
+    begin();
+  };
   const control = isTime
     .then(() => import('./engine-control.ts'))
     .then(({ beginControl }) => beginControl(scene));
@@ -37,22 +43,25 @@ export const startServers = async (scene: ControlScene): Promise<EngineServers> 
     await Promise.race([takenUp, sleep(JOBS_PATIENCE_MS, undefined, { ref: false })]);
   }
   const monitor = control.then((begun) => begun.monitor);
-  const closeSocket = await serveMonitor(config.socketPath, monitor, log).catch(
-    (error: unknown) => {
-      if (config.generation === 0) throw error;
-      // The mount is in use: it goes on without being asked.
-      log.error('control socket', toBlockError(error, { path: config.socketPath }).describe());
-      return () => undefined;
-    },
-  );
+  const closeSocket = await serveMonitor(
+    config.socketPath,
+    { monitor, wanted: loadRest },
+    log,
+  ).catch((error: unknown) => {
+    if (config.generation === 0) throw error;
+    // The mount is in use: it goes on without being asked.
+    log.error('control socket', toBlockError(error, { path: config.socketPath }).describe());
+    return () => undefined;
+  });
   const closeMetrics = await startMetrics(config, scene);
   return {
     loadRest,
     close: async (how) => {
       closeSocket();
       closeMetrics();
-      loadRest();
-      await (await control.catch(() => null))?.close(how);
+      const hasBegun = stage === 'begun';
+      stage = 'closed';
+      if (hasBegun) await (await control.catch(() => null))?.close(how);
     },
   };
 };

@@ -46,6 +46,8 @@ const TABLE_SHARE = 1 / 2;
 /** And that each image gets for its own tables. */
 const IMAGE_SHARE = 1 - TABLE_SHARE;
 
+/** What is needed later is loaded this long after the mount is usable, or when it is needed. */
+const REST_AFTER_MS = 200;
 /** Who has not been told to begin after this time waits for another's death. */
 const SPARE_AFTER_MS = 500;
 
@@ -215,8 +217,11 @@ const serve = async (
   const engine = await start(config, link, log);
   began(engine);
   send({ type: 'ready', warnings: engine.catalog.failures.map((e) => e.describe()) });
-  engine.servers.loadRest();
-  loadDrivers();
+  // Workers, and who has waited for the mount, come first.
+  setTimeout(() => {
+    engine.servers.loadRest();
+    loadDrivers();
+  }, REST_AFTER_MS).unref();
   // A worker that has died may hold a request for which an orderly end would wait for ever: its engine ends as if it was killed.
   await engine.backend.ended;
   await closeServers(engine, { mountEnds: true });

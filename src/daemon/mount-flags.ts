@@ -1,5 +1,5 @@
 /** The words of mount(8) that become flags of the mount: the one list of them. */
-import { MS } from '../os/linux.ts';
+import { MS } from '../os/mount-bits.ts';
 
 interface FlagWord {
   readonly set: number;

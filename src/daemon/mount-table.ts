@@ -1,7 +1,9 @@
 /** The mounts of this machine, as /proc/self/mountinfo says. */
 import { readFileSync } from 'node:fs';
 import { realpath } from 'node:fs/promises';
-import { FILE_SYSTEM_TYPE } from './mounting.ts';
+
+/** Of our mounts. */
+export const FILE_SYSTEM_TYPE = 'fuse.vdiskfs';
 
 export interface MountedFileSystem {
   readonly source: string;

@@ -3,10 +3,11 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, constants, openSync } from 'node:fs';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { receiveDescriptors, socketPair } from '../os/descriptor-passing.ts';
-import { MS, mountFileSystem } from '../os/linux.ts';
+import { mountFileSystem } from '../os/linux.ts';
+import { MS } from '../os/mount-bits.ts';
 import { wordsOfFlags } from './mount-flags.ts';
+import { FILE_SYSTEM_TYPE } from './mount-table.ts';
 
-export const FILE_SYSTEM_TYPE = 'fuse.vdiskfs';
 /**
  * Longer reads come in two pieces, which two workers answer at the same time. A pipe of 1 MiB, the largest that is had
  * without privilege, holds one of them with its header.

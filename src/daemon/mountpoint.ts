@@ -2,8 +2,7 @@
 import { realpathSync, statSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { BlockError, toBlockError } from '../base/block-error.ts';
-import { mountedAt } from './mount-table.ts';
-import { FILE_SYSTEM_TYPE, unmountFuse } from './mounting.ts';
+import { FILE_SYSTEM_TYPE, mountedAt } from './mount-table.ts';
 
 /** Its real path. Errors: ENOENT, ENOTDIR, EBUSY when one of our mounts is there already. */
 export const requireFreeMountpoint = (path: string): string => {
@@ -42,6 +41,7 @@ export const cleanDeadMount = async (absolutePath: string): Promise<void> => {
     () => null,
     (error: NodeJS.ErrnoException) => error.code ?? null,
   );
-  if (code === 'ENOTCONN' || code === 'ECONNABORTED')
-    await unmountFuse(absolutePath, { lazy: true });
+  if (code !== 'ENOTCONN' && code !== 'ECONNABORTED') return;
+  const { unmountFuse } = await import('./mounting.ts');
+  await unmountFuse(absolutePath, { lazy: true });
 };

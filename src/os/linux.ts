@@ -129,21 +129,6 @@ export const splice = (
   return moved < 0 ? -koffi.errno() : moved;
 };
 
-/** Flags of mount(2). */
-export const MS = {
-  RDONLY: 1,
-  NOSUID: 2,
-  NODEV: 4,
-  NOEXEC: 8,
-  SYNCHRONOUS: 16,
-  DIRSYNC: 128,
-  NOATIME: 1024,
-  NODIRATIME: 2048,
-  RELATIME: 1 << 21,
-  STRICTATIME: 1 << 24,
-  LAZYTIME: 1 << 25,
-} as const;
-
 /** mount(2). Needs CAP_SYS_ADMIN. Errors: those of the host, with the mountpoint as path. */
 export const mountFileSystem = (options: {
   readonly source: string;

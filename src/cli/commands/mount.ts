@@ -2,17 +2,17 @@
 import { existsSync, realpathSync, statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { BlockError, toBlockError } from '../../base/block-error.ts';
-import { createLog } from '../../base/log.ts';
+import { createLog, type Log } from '../../base/log.ts';
 import { type RemoteCredential, splitCredential } from '../../block/remote-access.ts';
 import { isUrl } from '../../block/remote-url.ts';
 import { type SecretSource, Secrets } from '../../block/secrets.ts';
 import type { DetectZeroes } from '../../block/view.ts';
-import { takeOver } from '../../daemon/kept-state.ts';
+import type { TakenOver } from '../../daemon/kept-state.ts';
 import { startDaemon, stayInForeground } from '../../daemon/launch.ts';
 import { flagsOf } from '../../daemon/mount-flags.ts';
 import { cleanDeadMount, requireFreeMountpoint } from '../../daemon/mountpoint.ts';
 import { prepareRuntime, stateDirectory } from '../../daemon/runtime-directory.ts';
-import { Service } from '../../daemon/service.ts';
+import type { Service } from '../../daemon/service.ts';
 import type { SupervisorConfig } from '../../daemon/supervisor.ts';
 import { defineCommand, UsageError } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
@@ -57,9 +57,8 @@ export const command = defineCommand({
     const sources = given.map(parseSource);
     const allowed = allowedPlaces(options['backing-dir']);
     const log = createLog({ level: options['log-level'] });
-    const service = new Service(options.foreground ? process.env : {}, log);
-    const taken = takeOver(service, log);
-    const mountpoint = taken?.mountpoint ?? (await freeMountpoint(mountpointGiven));
+    const service = options.foreground ? await serviceOf(log) : null;
+    const mountpoint = service?.taken?.mountpoint ?? (await freeMountpoint(mountpointGiven));
     const runtime = prepareRuntime(mountpoint);
     const config: SupervisorConfig = {
       mountpoint,
@@ -100,10 +99,8 @@ export const command = defineCommand({
       streamSpeed: options.stream === undefined ? null : parseSize(options.stream, '--stream'),
       logLevel: options['log-level'],
     };
-    if (options.foreground) {
-      await stayInForeground(config, { service, taken }, (warnings) =>
-        announce(mountpointGiven, warnings),
-      );
+    if (service !== null) {
+      await stayInForeground(config, service, (warnings) => announce(mountpointGiven, warnings));
       return EXIT.success;
     }
     const { warnings } = await startDaemon(config, runtime.log);
@@ -111,6 +108,16 @@ export const command = defineCommand({
     return EXIT.success;
   },
 });
+
+/** The manager that has started this process, perhaps, and what it has kept of an earlier one. */
+const serviceOf = async (log: Log): Promise<{ service: Service; taken: TakenOver | null }> => {
+  const [{ Service }, { takeOver }] = await Promise.all([
+    import('../../daemon/service.ts'),
+    import('../../daemon/kept-state.ts'),
+  ]);
+  const service = new Service(process.env, log);
+  return { service, taken: takeOver(service, log) };
+};
 
 /** Of a mount whose daemon is dead, what is left is taken away. */
 const freeMountpoint = async (given: string): Promise<string> => {
