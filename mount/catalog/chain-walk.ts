@@ -10,8 +10,7 @@ import type {
   DataFileLink,
   ImageDescription,
 } from '../../src/block/image-description.ts';
-import type { OpenGate } from '../../src/block/open-gate.ts';
-import { type HostFile, statHostFile } from './host-file.ts';
+import type { HostFile } from './host-file.ts';
 
 /** A file of a chain, the image itself first. */
 export interface ChainLayer {
@@ -43,6 +42,14 @@ export interface Layer {
 
 type Look = (host: HostFile, format: string | null) => Promise<Layer>;
 
+/** The file that a link of `referrer` names, and its declared format. Errors: those of the gate and the host. */
+type Find = (link: BackingLink | DataFileLink, referrer: string) => Promise<FoundFile>;
+
+export interface FoundFile {
+  readonly host: HostFile;
+  readonly format: string | null;
+}
+
 const BLOCK_BYTES = 512;
 
 export class ChainWalk {
@@ -52,12 +59,12 @@ export class ChainWalk {
   readonly dataFiles: DataFile[] = [];
   /** Of the image; 0 where that cannot be told. */
   virtualSizeBytes = 0;
-  readonly #gate: OpenGate;
+  readonly #find: Find;
   readonly #look: Look;
 
-  constructor(gate: OpenGate, first: ChainLayer, look: Look) {
+  constructor(first: ChainLayer, find: Find, look: Look) {
     this.chain = [first];
-    this.#gate = gate;
+    this.#find = find;
     this.#look = look;
   }
 
@@ -112,10 +119,9 @@ export class ChainWalk {
     above: readonly string[],
   ): Promise<{ host: HostFile; file: ChainLayer; description: ImageDescription }> {
     try {
-      const { path, format } = await this.#gate.resolveLink(link, referrer);
-      const host = await statHostFile(path);
+      const { host, format } = await this.#find(link, referrer);
       if (above.includes(host.identity))
-        throw chainError(referrer, `its backing chain loops: '${path}' is above itself`);
+        throw chainError(referrer, `its backing chain loops: '${host.path}' is above itself`);
       if (above.length > MAX_CHAIN_DEPTH)
         throw chainError(referrer, `its backing chain is deeper than ${MAX_CHAIN_DEPTH}`);
       const { driver, description, remote } = await this.#look(host, format);

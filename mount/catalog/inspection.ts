@@ -27,6 +27,7 @@ import {
 import type { HostFile } from './host-file.ts';
 import type { Candidate } from './listing.ts';
 import { RemoteLooks } from './remote-looks.ts';
+import { SharedFinds } from './shared-finds.ts';
 
 /** Extensions of files that count as raw images when no format claims their content. */
 const RAW_EXTENSIONS: ReadonlySet<string> = new Set(['.raw', '.img', '.iso', '.dd']);
@@ -87,10 +88,12 @@ export class Inspector {
   /** Backing layers by stamp, declared format and path; promises, so that two who ask at once share one look. */
   readonly #layers = new Map<string, Promise<Layer>>();
   readonly #remoteLooks: RemoteLooks;
+  readonly #finds: SharedFinds;
 
   constructor(options: InspectorOptions) {
     this.#options = options;
     this.#remoteLooks = new RemoteLooks({ answered: options.answered });
+    this.#finds = new SharedFinds(options.gate);
   }
 
   /** What servers have said lately may not be true any more. */
@@ -141,8 +144,10 @@ export class Inspector {
       if (layer === null) return { ignored: noImageReason() };
       const { remote } = layer;
       const first = { ...fileOf(host), format: layer.driver.name, remote };
-      const walk = new ChainWalk(this.#options.gate, first, (h, f) =>
-        this.#sharedLayer(h, f, patient),
+      const walk = new ChainWalk(
+        first,
+        (link, referrer) => this.#finds.find(link, referrer),
+        (h, f) => this.#sharedLayer(h, f, patient),
       );
       const error = await walk.follow(layer.description);
       const { chain, dataFiles, virtualSizeBytes } = walk;

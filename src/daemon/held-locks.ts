@@ -2,7 +2,9 @@
  * The image locks of a mount, by number: engines ask for them, and those of an engine that died, or gives its work away, are
  * kept until the next one serves, so that no other program gets in between.
  */
-import type { ImageLock, ImageLocks, LockMode } from '../block/image-locks.ts';
+import { toBlockError } from '../base/block-error.ts';
+import type { ImageLock, ImageLocks } from '../block/image-locks.ts';
+import type { LockAsked, LockOutcome } from './messages.ts';
 
 export class HeldLocks {
   readonly #locks: ImageLocks;
@@ -13,12 +15,19 @@ export class HeldLocks {
     this.#locks = locks;
   }
 
-  /** Errors: those of `ImageLocks.acquire`. */
-  async acquire(path: string, mode: LockMode, generation: number): Promise<number> {
-    const lock = await this.#locks.acquire(path, mode);
-    const number = this.#next++;
-    this.#held.set(number, { lock, generation });
-    return number;
+  /** One after the other. Never rejects: why a lock is not had is its outcome. */
+  async acquireAll(asked: readonly LockAsked[], generation: number): Promise<LockOutcome[]> {
+    const outcomes: LockOutcome[] = [];
+    for (const { path, mode } of asked) {
+      try {
+        const lock = await this.#locks.acquire(path, mode);
+        this.#held.set(this.#next, { lock, generation });
+        outcomes.push(this.#next++);
+      } catch (error) {
+        outcomes.push(toBlockError(error).toWire());
+      }
+    }
+    return outcomes;
   }
 
   async release(number: number): Promise<void> {

@@ -23,7 +23,7 @@ import { HeldLocks } from './held-locks.ts';
 import { describeHolders, holdersOf } from './holders.ts';
 import { KeptState, type TakenOver } from './kept-state.ts';
 import { protectFromPressure } from './memory-pressure.ts';
-import type { EngineConfig, EngineMessage, LockOutcome } from './messages.ts';
+import type { EngineConfig, EngineMessage } from './messages.ts';
 import { handshake, makeRuntimeDirectories, widenReadAhead } from './mount-preparation.ts';
 import { FILE_SYSTEM_TYPE, mountedAt } from './mount-table.ts';
 import { mountFuse, unmountFuse } from './mounting.ts';
@@ -300,9 +300,11 @@ export class Supervisor {
         engine.send({ type: 'node-ids', request: message.request, ids });
         return;
       }
-      case 'lock':
-        await this.#lock(engine, message);
+      case 'lock': {
+        const outcomes = await this.#locks.acquireAll(message.asked, this.#generation);
+        engine.send({ type: 'lock', request: message.request, outcomes });
         return;
+      }
       case 'unlock':
         // One that hands over closes everything: the next one takes the locks from here.
         if (!engine.handsOver) for (const lock of message.locks) await this.#locks.release(lock);
@@ -331,18 +333,6 @@ export class Supervisor {
       case 'unmounted':
         engine.unmounted = true;
     }
-  }
-
-  async #lock(
-    engine: EngineProcess,
-    { request, asked }: Extract<EngineMessage, { type: 'lock' }>,
-  ): Promise<void> {
-    const outcomes: LockOutcome[] = [];
-    for (const { path, mode } of asked) {
-      const lock = this.#locks.acquire(path, mode, this.#generation);
-      outcomes.push(await lock.catch((error: unknown) => toBlockError(error).toWire()));
-    }
-    engine.send({ type: 'lock', request, outcomes });
   }
 
   #engineReady(engine: EngineProcess): void {

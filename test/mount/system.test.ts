@@ -8,6 +8,7 @@ import { before, suite, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { CleanupStack } from '../support/cleanup-stack.ts';
+import { eventually } from '../support/mounted.ts';
 import { assertClean, qemuImg } from '../support/qemu-img.ts';
 import { type Cleanup, scratchDirectory, suiteDirectory } from '../support/scratch.ts';
 import { StandInManager } from '../support/stand-in-manager.ts';
@@ -129,6 +130,10 @@ suite('installed below a prefix', () => {
     assert.match(done.stdout, /^only\.raw\nrw,nosuid,nodev,relatime/m);
     assert.match(done.stderr, /-o purple: is no mount option/);
     assert.equal(lines.at(-1), 'done');
+    // umount(8) does not wait for the daemon, which holds the lock until everything is flushed.
+    const isFree = async (): Promise<boolean> =>
+      (await run('qemu-img', ['info', image])).status === 0;
+    await eventually('the image is free', isFree);
     await assertClean(image);
   });
 

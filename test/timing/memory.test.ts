@@ -1,16 +1,22 @@
 /** What a mount takes: memory when idle, time until it is usable; and a huge image with little memory for its metadata. */
 import assert from 'node:assert/strict';
 import { copyFile, mkdir, open, readFile } from 'node:fs/promises';
+import { getPriority, setPriority } from 'node:os';
 import { test } from 'node:test';
 import { type Place, placeOf, KERNEL as subject } from '../mount/suite/subject.ts';
 import { assertClean, qemuImg } from '../support/qemu-img.ts';
 import { vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';
 
 const MAX_IDLE_PSS_KIB = 150 << 10;
-/** Twice what is promised (0.5 s and 2 s, on an idle machine): this one may be busy. */
-const MAX_SMALL_MOUNT_MS = 1000;
-const MAX_LARGE_MOUNT_MS = 4000;
-const TRIES = 3;
+/**
+ * What is promised for an idle machine is 0.5 s and 2 s, and the best of some tries counts. The large one holds with room to
+ * spare. The small one is three processes that start, a good 0.4 s, so it is given half as much again: this machine may be busy.
+ */
+const MAX_SMALL_MOUNT_MS = 750;
+const MAX_LARGE_MOUNT_MS = 2000;
+const TRIES = 5;
+/** Before whatever else is running, where that is allowed. */
+const FIRST_PRIORITY = -20;
 
 const pidsOf = async (mountpoint: string): Promise<readonly [number, number]> => {
   const { pid } = (await vdiskfsJson(['status', mountpoint])) as { readonly pid: number };
@@ -44,7 +50,20 @@ test('an idle mount of 100 images takes less than 150 MiB', async (t) => {
   assert.ok(kib < MAX_IDLE_PSS_KIB, `${kib} KiB`);
 });
 
-/** The best of some tries: the machine may be busy. */
+const withPriority = async <T>(run: () => Promise<T>): Promise<T> => {
+  const before = getPriority();
+  try {
+    setPriority(FIRST_PRIORITY);
+  } catch {
+    // An ordinary user's is measured as it is.
+  }
+  try {
+    return await run();
+  } finally {
+    setPriority(before);
+  }
+};
+
 const mountMs = async (place: Place, limitMs: number): Promise<number> => {
   let best = Number.POSITIVE_INFINITY;
   for (let i = 0; i < TRIES && best > limitMs; i++) {
@@ -66,7 +85,7 @@ for (const { images, limitMs } of [
   test(`a mount of ${images} images is usable within ${limitMs} ms`, async (t) => {
     const place = await placeOf(t, subject);
     await makeImages(place, images);
-    const ms = await mountMs(place, limitMs);
+    const ms = await withPriority(() => mountMs(place, limitMs));
     t.diagnostic(`${Math.round(ms)} ms`);
     assert.ok(ms <= limitMs, `${Math.round(ms)} ms`);
   });
