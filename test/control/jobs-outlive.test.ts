@@ -1,0 +1,198 @@
+/** Jobs of each kind and the end of their mount, or the death of their engine: no image is harmed, and each is told of. */
+import assert from 'node:assert/strict';
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { type Place, placeOf, KERNEL as subject } from '../mount/suite/subject.ts';
+import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
+import { eventually } from '../support/mounted.ts';
+import { assertClean, contentSha256, qemuImg, qemuIo } from '../support/qemu-img.ts';
+import { QmpConnection } from '../support/qmp.ts';
+import type { Cleanup } from '../support/scratch.ts';
+
+const PATIENCE_MS = 30_000;
+const NAMES = ['stream', 'mirror', 'active', 'layers', 'backup', 'kept'];
+/** Of the images that go on with the next mount. */
+const GO_ON = ['stream', 'mirror', 'active', 'layers'];
+
+interface Info {
+  readonly device: string;
+  readonly ready: boolean;
+}
+
+interface Ended {
+  readonly id: string;
+  readonly status: string;
+  readonly error?: string;
+}
+
+interface Scene {
+  readonly place: Place;
+  /** Options of its mounts. */
+  readonly kept: readonly string[];
+  readonly socket: string;
+  readonly state: string;
+  /** What all views show. */
+  readonly before: string;
+  content(path: string): Promise<string>;
+  target(name: string): string;
+}
+
+/** A chain of three images for each of the names, all with the same content. */
+const sceneOf = async (t: Cleanup): Promise<Scene> => {
+  const place = await placeOf(t, subject);
+  const make = async (name: string, below: string | null, data: string): Promise<void> => {
+    const link = below === null ? [] : ['-b', below, '-F', 'qcow2'];
+    await qemuImg(['create', '-q', '-f', 'qcow2', ...link, place.image(name), '8M']);
+    await qemuIo(place.image(name), [`write -q -P ${data}`]);
+  };
+  for (const name of NAMES) {
+    await make(`${name}-base.qcow2`, null, '7 0 6M');
+    await make(`${name}-mid.qcow2`, `${name}-base.qcow2`, '8 1M 2M');
+    await make(`${name}.qcow2`, `${name}-mid.qcow2`, '9 2M 2M');
+  }
+  const [socket, state] = [join(place.root, 'socket'), join(place.root, 'state')];
+  const content = (path: string): Promise<string> => contentSha256(path, join(place.root, 'flat'));
+  return {
+    place,
+    kept: ['--socket', socket, '--state-dir', state],
+    socket,
+    state,
+    before: await content(place.image('stream.qcow2')),
+    content,
+    target: (name) => join(place.root, `${name}-copy.qcow2`),
+  };
+};
+
+/** A job on each image, too slow to end. */
+const startAll = async (
+  c: QmpConnection,
+  { target }: Scene,
+  dismissal: (name: string) => boolean,
+): Promise<void> => {
+  const of = (device: string): object => ({
+    device,
+    speed: 1000,
+    'auto-dismiss': dismissal(device),
+  });
+  const copied = (name: string): object => ({ ...of(name), sync: 'full', target: target(name) });
+  await c.execute('block-stream', of('stream'));
+  await c.execute('drive-mirror', copied('mirror'));
+  await c.execute('block-commit', { ...of('active'), base: 'active-base.qcow2' });
+  await c.execute('block-commit', { ...of('layers'), top: 'layers-mid.qcow2' });
+  await c.execute('drive-backup', copied('backup'));
+  await c.execute('drive-backup', copied('kept'));
+};
+
+const jobsOf = async (c: QmpConnection): Promise<readonly Info[]> =>
+  (await c.execute('query-block-jobs')) as readonly Info[];
+
+/** Lets them come to their end. */
+const finish = async (c: QmpConnection, names: readonly string[]): Promise<void> => {
+  for (const device of names) await c.execute('block-job-set-speed', { device, speed: 0 });
+  for (const device of ['mirror', 'active']) {
+    const isReady = async (): Promise<boolean> =>
+      (await jobsOf(c)).some((job) => job.device === device && job.ready);
+    await eventually(`${device} is ready`, isReady, PATIENCE_MS);
+    await c.execute('block-job-complete', { device });
+  }
+};
+
+const assertContent = async (
+  { place, content, before, target }: Scene,
+  copies: readonly string[],
+): Promise<void> => {
+  for (const path of [...copies.map(target), place.image('active-base.qcow2')]) {
+    await assertClean(path);
+    assert.equal(await content(path), before, path);
+  }
+};
+
+test('jobs go on with the next mount, or are cancelled; both mounts say so, and no image is harmed', async (t) => {
+  const scene = await sceneOf(t);
+  const { place, kept, socket, state, before, content } = scene;
+
+  const first = await place.mount(kept);
+  let c = await QmpConnection.open(socket);
+  await startAll(c, scene, (name) => name !== 'kept');
+  c.close();
+  const done = await vdiskfs(['umount', first.mountpoint]);
+  assert.equal(done.status, 0, done.stderr);
+  for (const name of GO_ON) {
+    assert.match(done.stderr, new RegExp(`job ${name} \\(.*\\) waits for the next mount`));
+    assert.match(first.log, new RegExp(`${name}: the next mount goes on`));
+  }
+  for (const name of ['backup', 'kept']) {
+    assert.match(done.stderr, new RegExp(`job ${name} \\(backup\\) is cancelled`));
+    assert.match(first.log, new RegExp(`${name}: cancelled, because the mount ends`));
+  }
+  for (const name of NAMES) {
+    assert.equal(await content(place.image(`${name}.qcow2`)), before, `${name} is unharmed`);
+    for (const layer of ['', '-mid', '-base'])
+      await assertClean(place.image(`${name}${layer}.qcow2`));
+  }
+
+  const second = await place.mount(kept);
+  c = await QmpConnection.open(socket);
+  const said = [
+    /stream: goes on/,
+    /mirror: begins again: what its target lacks was known/,
+    /active: begins again/,
+    /layers: begins again/,
+    /backup: was cancelled when the mount before ended: '.*backup-copy/,
+  ];
+  for (const line of said)
+    await eventually(String(line), async () => line.test(second.log), PATIENCE_MS);
+  const devices = (await jobsOf(c)).map(({ device }) => device);
+  assert.deepEqual(devices.sort(), [...GO_ON, 'kept'].sort());
+  const all = (await c.execute('query-jobs')) as readonly Ended[];
+  const ended = all.find(({ id }) => id === 'kept');
+  assert.deepEqual([ended?.status, ended?.error], ['concluded', 'Operation canceled']);
+  await c.execute('job-dismiss', { id: 'kept' });
+  await finish(c, GO_ON);
+  await eventually('all end', async () => (await jobsOf(c)).length === 0, PATIENCE_MS);
+  for (const name of GO_ON) assert.equal(await content(second.path(`${name}.raw`)), before, name);
+  await second.unmount();
+  await assertContent(scene, ['mirror']);
+  const names = await readdir(state);
+  assert.ok(!names.some((name) => name.endsWith('.job')), String(names));
+});
+
+test('an engine that dies: jobs of each kind go on in the next, and their results survive its death as well', async (t) => {
+  const scene = await sceneOf(t);
+  const { place, kept, socket, before, content } = scene;
+  const mounted = await place.mount(kept);
+  let c = await QmpConnection.open(socket);
+  const pidOf = async (): Promise<number> =>
+    ((await vdiskfsJson(['status', mounted.mountpoint])) as { pid: number }).pid;
+  const kill = async (): Promise<void> => {
+    const pid = await pidOf();
+    c.close();
+    process.kill(pid, 'SIGKILL');
+    const isOther = async (): Promise<boolean> => (await pidOf().catch(() => pid)) !== pid;
+    await eventually('another engine serves', isOther, PATIENCE_MS);
+    c = await QmpConnection.open(socket);
+  };
+  await startAll(c, scene, () => false);
+  await kill();
+  const isThere = async (): Promise<boolean> => (await jobsOf(c)).length === NAMES.length;
+  await eventually('all go on', isThere, PATIENCE_MS);
+  for (const name of NAMES) assert.equal(await content(mounted.path(`${name}.raw`)), before, name);
+  await finish(c, NAMES);
+  const results = async (): Promise<readonly Ended[]> =>
+    (await c.execute('query-jobs')) as readonly Ended[];
+  const areEnded = async (): Promise<boolean> =>
+    (await results()).every(({ status }) => status === 'concluded');
+  await eventually('all end', areEnded, PATIENCE_MS);
+  await kill();
+  const areKept = async (): Promise<boolean> => (await results()).length === NAMES.length;
+  await eventually('all results are there', areKept, PATIENCE_MS);
+  for (const { id, status, error } of await results()) {
+    assert.deepEqual([status, error], ['concluded', undefined], id);
+    await c.execute('job-dismiss', { id });
+  }
+  c.close();
+  for (const name of NAMES) assert.equal(await content(mounted.path(`${name}.raw`)), before, name);
+  await mounted.unmount();
+  await assertContent(scene, ['mirror', 'backup', 'kept']);
+});
