@@ -118,6 +118,12 @@ export const deviceNamed = async (context: ControlContext, name: string): Promis
   throw new JobError(`Cannot find device='${name}' nor node-name='${name}'`, 'DeviceNotFound');
 };
 
+/** Errors: JobError when a view goes on over another image than it did when a command began; another command came first. */
+export const refuseChanged = (view: View, root: Node): void => {
+  if (view.root === root) return;
+  throw new JobError(`The chain of '${view.name}' has changed meanwhile`);
+};
+
 /** The nodes below a root, top first. */
 export const layersOf = (root: Node): readonly Node[] => chainOf(root).slice(1);
 

@@ -1,6 +1,6 @@
 /** Many jobs of one mount: at once, in turn, and those that would be in each other's way. */
 import assert from 'node:assert/strict';
-import { mkdir, readdir, readFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
@@ -169,7 +169,7 @@ test('what would change the chain of a job is refused, with the node and the job
     ['block-commit', { ...slow, top: 'one.qcow2', base: 'vm.qcow2' }],
     ['block-commit', slow],
     ['drive-mirror', { ...slow, target, sync: 'full' }],
-    ['drive-backup', { ...slow, target, sync: 'full', mode: 'existing' }],
+    ['drive-backup', { ...slow, target: join(m.root, 'backup.qcow2'), sync: 'full' }],
   ];
   const c = await m.qmp();
   for (const [command, given] of jobs) {
@@ -192,4 +192,46 @@ test('what would change the chain of a job is refused, with the node and the job
     await assert.rejects(c.execute(other, others), /busy: job 'slow' \(stream\) uses/, other);
   }
   assert.deepEqual(await readdir(m.images), before);
+});
+
+test('of two commands that would change the same chain at the same moment one is refused, and leaves nothing', async (t) => {
+  const m = await controlMount(t, { sizeMib: 16 });
+  const [one, other] = [await m.qmp(), await m.qmp()];
+  const copy = (name: string): string => join(m.images, `${name}.qcow2`);
+  const pairs: readonly (readonly [string, object])[] = [
+    ['blockdev-snapshot-sync', { device: 'vm', 'snapshot-file': copy('other') }],
+    ['drive-mirror', { device: 'vm', target: copy('second'), sync: 'full', 'job-id': 'j' }],
+    ['drive-backup', { device: 'vm', target: copy('second'), sync: 'full', 'job-id': 'j' }],
+  ];
+  for (const [round, [command, given]] of pairs.entries()) {
+    const first = { device: 'vm', 'snapshot-file': copy(`first${round}`) };
+    const both = await Promise.allSettled([
+      one.execute('blockdev-snapshot-sync', first),
+      other.execute(command, given),
+    ]);
+    const refused = both.filter((done) => done.status === 'rejected');
+    assert.ok(
+      refused.length <= 1,
+      JSON.stringify(both.map((done) => String(done.status === 'rejected' && done.reason))),
+    );
+    for (const { reason } of refused)
+      assert.match(String(reason), /has changed meanwhile|is busy|not open/);
+    await eventually('no job is left', async () => {
+      const jobs = (await one.execute('query-block-jobs')) as { ready: boolean }[];
+      if (jobs[0]?.ready === true) await one.execute('block-job-cancel', { device: 'j' });
+      return jobs.length === 0;
+    });
+    const names = await readdir(m.images);
+    assert.equal(names.includes(`first${round}.qcow2`), both[0].status === 'fulfilled');
+    const copied = round === 0 ? 'other.qcow2' : 'second.qcow2';
+    assert.equal(names.includes(copied), both[1].status === 'fulfilled');
+    // The view may stand on it now.
+    if (round > 0) await rm(copy('second'), { force: true });
+    const done = await run('qemu-io', ['-f', 'raw', '-c', `write -P ${round + 50} 3M 1M`, m.view]);
+    assert.match(done.stdout, /wrote/, done.stderr);
+  }
+  const content = await contentSha256(m.view, join(m.root, 'now'));
+  await ok(['umount', m.mountpoint]);
+  await m.mount();
+  assert.equal(await contentSha256(m.view, join(m.root, 'now')), content);
 });

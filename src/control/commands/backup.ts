@@ -8,7 +8,13 @@ import { Backup, type BackupOptions, type BackupSync } from '../../job/backup.ts
 import { BackupTarget } from '../../job/backup-target.ts';
 import type { Job } from '../../job/job.ts';
 import { JobError } from '../../job/job-error.ts';
-import { type ControlContext, type Device, deviceNamed, layersOf } from '../context.ts';
+import {
+  type ControlContext,
+  type Device,
+  deviceNamed,
+  layersOf,
+  refuseChanged,
+} from '../context.ts';
 import { type ArgumentsOf, choice, defineQmp, flag, integer, optional, text } from '../schema.ts';
 import type { JobTarget } from '../targets.ts';
 
@@ -179,6 +185,7 @@ const begin = async (context: ControlContext, plan: Plan): Promise<Job> => {
   });
   if (!view.readOnly) await context.syncDevice(device, 'backup');
   return view.drained(async () => {
+    refuseChanged(view, root);
     await work.begin();
     try {
       const job = context.jobs.start({

@@ -7,7 +7,13 @@ import { JobError } from '../../job/job-error.ts';
 import type { Claim } from '../../job/job-list.ts';
 import { Mirror } from '../../job/mirror.ts';
 import { DEFAULT_BUFFER_BYTES, defaultGranularity } from '../../job/mirror-options.ts';
-import { type ControlContext, chainOf, type Device, deviceNamed } from '../context.ts';
+import {
+  type ControlContext,
+  chainOf,
+  type Device,
+  deviceNamed,
+  refuseChanged,
+} from '../context.ts';
 import { type ArgumentsOf, choice, defineQmp, flag, integer, optional, text } from '../schema.ts';
 
 const ON_ERROR = choice('BlockdevOnError', ['report', 'ignore', 'enospc', 'stop', 'auto']);
@@ -112,7 +118,7 @@ const begin = (
   const [base, overlay] = [before[place.base], before[place.top - 1]];
   const writable = [base, place.top > 1 ? overlay : undefined].flatMap((n) => n?.path ?? []);
   return view.drained(async () => {
-    if (view.root !== before[0]) throw new JobError('The chain has changed meanwhile');
+    refuseChanged(view, before[0] as Node);
     context.jobs.refuse(id, claimOf(before, place));
     const downTo = base?.path ?? '';
     const chain = chainOf(await context.reopen(device, { downTo, writable }));

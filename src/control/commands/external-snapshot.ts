@@ -7,7 +7,7 @@ import { BlockError } from '../../base/block-error.ts';
 import { readFileName } from '../../block/file-name.ts';
 import type { Node } from '../../block/node.ts';
 import { JobError } from '../../job/job-error.ts';
-import { type ControlContext, type Device, deviceNamed } from '../context.ts';
+import { type ControlContext, type Device, deviceNamed, refuseChanged } from '../context.ts';
 import { choice, defineQmp, optional, text } from '../schema.ts';
 
 const DEFAULT_FORMAT = 'qcow2';
@@ -66,6 +66,7 @@ const takeSnapshot = async (
       // What returned to a program before the command is in the snapshot.
       await context.syncDevice(device, 'snapshot');
       await view.drained(async () => {
+        refuseChanged(view, root);
         context.jobs.refuseClaim(root);
         context.refusePassthrough(device);
         await root.flush();

@@ -18,7 +18,13 @@ import {
   MIRROR_SYNC,
   type MirrorSync,
 } from '../../job/mirror-options.ts';
-import { type ControlContext, type Device, deviceNamed, layersOf } from '../context.ts';
+import {
+  type ControlContext,
+  type Device,
+  deviceNamed,
+  layersOf,
+  refuseChanged,
+} from '../context.ts';
 import {
   type ArgumentsOf,
   choice,
@@ -178,7 +184,7 @@ const start = async (
     if (restart.paused === true) started.job.pause();
     return started;
   } catch (error) {
-    await target?.release().catch(() => undefined);
+    await target?.discard().catch(() => undefined);
     unpin();
     throw error;
   }
@@ -198,6 +204,7 @@ const begin = (
   const { given, unmap } = plan;
   const { target, bitmap, restart, unpin } = parts;
   const { node } = target;
+  refuseChanged(device.view, root);
   const resumed = restart.again === true ? context.keptBitmaps.take(root) : null;
   const beginsAnew = restart.again === true && resumed === null;
   let left: { readonly old: Node | null } | null = null;
