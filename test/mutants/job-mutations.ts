@@ -124,14 +124,14 @@ export const JOB_MUTATIONS: readonly Mutation[] = [
     file: 'src/control/commands/backup.js',
     find: "await context.syncDevice(device, 'backup');",
     replace: '',
-    tests: ['test/control/backup.test.js'],
+    tests: ORDER,
   },
   {
     step: 'external snapshot: what programs have written before is in it, also what the kernel still holds',
     file: 'src/control/commands/external-snapshot.js',
     find: "await context.syncDevice(device, 'snapshot');",
     replace: '',
-    tests: ['test/control/external-snapshot.test.js'],
+    tests: ORDER,
   },
   {
     step: 'external snapshot: the image is flushed before the view stands for the overlay',

@@ -65,7 +65,7 @@ const assertUnharmed = async ({ view, model, path }: Scene, chain: string[]): Pr
   );
 };
 
-for (let count = 1; count <= 5; count++) {
+for (const count of [2, 4, 5, 6, 7]) {
   test(`a chain that does not open for a commit, nor again perhaps (${count} reads fail), is opened at the next request`, async (t) => {
     const scene = await chainScene(t);
     const { stand, faults, path, view } = scene;
@@ -75,9 +75,9 @@ for (let count = 1; count <= 5; count++) {
       () => true,
       () => true,
     );
-    // Held in the meantime.
+    // What it writes changes the file until it is held; then it goes on at once. What it writes in the end is known.
     while (!(await Promise.race([isOver, sleep(1)]))) {
-      await view.read(guestOffset(0), Buffer.alloc(KIB)).catch((error: unknown) => {
+      await view.write(guestOffset(0), Buffer.alloc(KIB, 1)).catch((error: unknown) => {
         if (!isInjected(error)) throw error;
       });
     }
@@ -124,13 +124,14 @@ for (const { command, given, faulty, kind } of JOBS) {
           : { 'on-error': policy };
       const common = { device: 'top', 'job-id': 'job', 'auto-dismiss': false, speed: 1 };
       await stand.execute(command, { ...common, ...onError, ...given });
-      // Of a layer that is committed one write alone: nothing else meets it, such as a flush.
-      const count = of !== '' && kind === 'write' ? 1 : ALL.count;
+      // One write alone, so that nothing else meets it, such as a flush; but what a mirror ignores it tries again.
+      const isActive = command === 'block-commit' && of === '';
+      const count = kind === 'write' && !isActive ? 1 : ALL.count;
       faults.arm({ path: path(faulty), kind, ...ALL, count });
       const job = present(stand.job('job'), 'the job has begun');
       job.setSpeed(0);
       // One that ignores what fails tries it again for ever, when it has to get there.
-      if (command === 'block-commit' && of === '' && kind === 'write' && policy === 'ignore') {
+      if (isActive && kind === 'write' && policy === 'ignore') {
         await sleep(200);
         job.cancel({ force: true });
       }

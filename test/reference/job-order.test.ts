@@ -4,14 +4,14 @@
  */
 import assert from 'node:assert/strict';
 import { mkdir, readdir } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { present } from '../../src/base/assert.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { View } from '../../src/block/view.ts';
 import type { Job } from '../../src/job/job.ts';
-import { layerFile, makeLayers } from '../support/chain-layers.ts';
+import { bytesOfImage, layerFile, makeLayers } from '../support/chain-layers.ts';
 import { delayedFile, type FileOperation } from '../support/delayed-file.ts';
 import { EngineStand, imagesOf } from '../support/engine-stand.ts';
 import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
@@ -19,6 +19,10 @@ import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
 const KIB = 1024;
 const CLUSTER = 64 * KIB;
 const BYTES = 8 * CLUSTER;
+
+/** What the kernel has not written yet when a command begins. */
+const HELD_AT = guestOffset(3 * CLUSTER + 100);
+const HELD = Buffer.from('written by a program before');
 
 interface Seen {
   readonly operation: FileOperation;
@@ -64,7 +68,8 @@ const orderScene = async (t: Cleanup, names: readonly string[]): Promise<Scene> 
       if (operation === 'flush') dirty.delete(name);
     },
   });
-  const stand = await EngineStand.open({ directory, file });
+  const sync = (of: View): Promise<void> => of.write(HELD_AT, HELD);
+  const stand = await EngineStand.open({ directory, file, sync });
   opened.push(stand);
   const view = await stand.view(`${names.at(-1)}.raw`);
   await view.write(guestOffset(6 * CLUSTER), Buffer.alloc(KIB, 9));
@@ -165,3 +170,20 @@ test('a backup is done when its target is on the disk', async (t) => {
   await job.concluded;
   assert.equal(job.error, null);
 });
+
+for (const [command, given, image] of [
+  ['blockdev-snapshot-sync', { 'snapshot-file': 'overlay' }, 'top'],
+  ['drive-backup', { sync: 'full', target: 'copy', 'auto-dismiss': false }, 'copy'],
+] as const) {
+  test(`${command}: what the kernel still holds is in it`, async (t) => {
+    const s = await orderScene(t, ['top']);
+    const paths = Object.entries(given).map(([key, value]) =>
+      value === 'overlay' || value === 'copy' ? [key, s.path(value)] : [key, value],
+    );
+    await s.stand.execute(command, { device: 'top', ...Object.fromEntries(paths) });
+    await s.stand.job('top')?.concluded;
+    await s.stand.close();
+    const bytes = await bytesOfImage(dirname(s.path(image)), s.path(image), 'qcow2');
+    assert.ok(bytes.subarray(HELD_AT, HELD_AT + HELD.length).equals(HELD));
+  });
+}

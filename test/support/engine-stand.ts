@@ -16,6 +16,7 @@ import { DriverRegistry } from '../../src/block/registry.ts';
 import { createJournalFactory } from '../../src/block/restart-journal-file.ts';
 import { noSecrets } from '../../src/block/secrets.ts';
 import type { View } from '../../src/block/view.ts';
+import type { ControlContext } from '../../src/control/context.ts';
 import { createMonitor } from '../../src/control/monitor.ts';
 import type { Monitor } from '../../src/control/server.ts';
 import { controlContext } from '../../src/daemon/control-context.ts';
@@ -33,6 +34,8 @@ export interface EngineStandOptions {
   readonly directory: string;
   /** Takes the place of the `file` protocol. */
   readonly file?: DriverDescriptor;
+  /** In the place of a kernel that is told to write what it holds of a view. */
+  readonly sync?: (view: View) => Promise<void>;
 }
 
 interface Parts {
@@ -121,7 +124,7 @@ export class EngineStand {
     });
     const store = new JobStore(stateDirectory, log);
     const parts = { catalog, graph, jobs, targets, store };
-    const context = contextOf({ ...parts, log }, { mountpoint, journalDirectory });
+    const context = contextOf({ ...parts, log }, { mountpoint, journalDirectory }, options);
     return new EngineStand({ ...parts, lines, monitor: createMonitor(context) });
   }
 
@@ -159,7 +162,8 @@ export class EngineStand {
 const contextOf = (
   parts: Omit<Parts, 'monitor' | 'lines'> & { readonly log: Log },
   paths: Pick<EngineConfig, 'mountpoint' | 'journalDirectory'>,
-) => {
+  { sync = async () => undefined }: EngineStandOptions,
+): ControlContext => {
   const { mountpoint, journalDirectory } = paths;
   // No kernel, and so nothing that it serves by itself.
   const backend = { pages: { isPassthrough: () => false } } as unknown as Backend;
@@ -170,5 +174,5 @@ const contextOf = (
     keptBitmaps: new JobBitmaps({ directory: journalDirectory, mountpoint }),
     quit: () => undefined,
   });
-  return { ...context, syncDevice: async () => undefined };
+  return { ...context, syncDevice: ({ view }) => sync(view) };
 };
