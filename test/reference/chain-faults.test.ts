@@ -1,6 +1,6 @@
 /** Single faults in the steps of jobs that swap what a view stands on: what comes of them is the job's, never the guest's. */
 import assert from 'node:assert/strict';
-import { mkdir } from 'node:fs/promises';
+import { mkdir, open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -142,3 +142,36 @@ for (const { command, given, faulty, kind } of JOBS) {
     });
   }
 }
+
+test('a write of the guest that fails half way leaves a mirror that writes through in step with the image', async (t) => {
+  const scene = await chainScene(t, ['top']);
+  const { stand, faults, path, view } = scene;
+  const at = guestOffset(70 * KIB);
+  await stand.execute('drive-mirror', {
+    device: 'top',
+    'job-id': 'job',
+    'auto-dismiss': false,
+    'copy-mode': 'write-blocking',
+    sync: 'full',
+    target: path('copy.qcow2'),
+  });
+  const job = present(stand.job('job'), 'the job has begun');
+  while (job.status !== 'ready') await sleep(2);
+  const torn = async (offset: number): Promise<void> => {
+    const file = await open(path('top.qcow2'), 'r+');
+    await file.write(Buffer.alloc(512, 0xee), 0, 512, offset);
+    await file.close();
+  };
+  faults.arm({ path: path('top.qcow2'), kind: 'write', ...ALL, count: 1, torn });
+  await assert.rejects(view.write(at, Buffer.alloc(KIB, 5)), INJECTED);
+  faults.arm(null);
+  const seen = Buffer.alloc(KIB);
+  await view.read(at, seen);
+  assert.equal(seen[0], 0xee, 'a part of it is there');
+  job.complete();
+  await job.concluded;
+  assert.equal(job.error, null);
+  const after = Buffer.alloc(KIB);
+  await view.read(at, after);
+  assert.ok(after.equals(seen), 'what the view shows is the same over the target');
+});

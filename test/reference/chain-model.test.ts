@@ -66,6 +66,7 @@ const runs = fc.record({
   midBytes: fc.constantFrom(700 * KIB, BYTES, BYTES),
   contents: fc.tuple(contents, contents, contents),
   operations: fc.array(operations, { minLength: 1, maxLength: 3 }),
+  copiesInHost: fc.boolean(),
   seed: fc.integer({ min: 1, max: 2 ** 30 }),
 });
 
@@ -360,7 +361,7 @@ const runAndJudge = async (directory: string, run: Run): Promise<void> => {
     { name: 'top', format: formats.top, lengthBytes: BYTES, clusterBytes },
   ].map((layer, index) => ({ ...layer, content: content[index] ?? [] }));
   const model = await makeLayers(images, layers);
-  const faults = new InjectedFaults(run.seed);
+  const faults = new InjectedFaults(run.seed, run);
   const stand = await EngineStand.open({ directory, file: faults.file });
   const scene = { directory, stand, model, faults };
   try {

@@ -43,6 +43,7 @@ const runs = fc.record({
   guests: fc.tuple(steps, steps),
   deeds: timedDeeds,
   ending: endings,
+  copiesInHost: fc.boolean(),
   seed: fc.integer({ min: 1, max: 2 ** 30 }),
 });
 
@@ -65,7 +66,7 @@ const faultOf = (run: Run, targetPath: string, sourcePath: string): Fault | null
 const mirrorAndJudge = async (directory: string, run: Run): Promise<void> => {
   const at = (name: string): string => join(directory, name);
   const paths = [at(`target.${run.targetFormat}`), at(`source.${run.sourceFormat}`)] as const;
-  const faults = new InjectedFaults(run.seed);
+  const faults = new InjectedFaults(run.seed, run);
   const { sourceFormat, targetFormat } = run;
   const stand = await MirrorStand.open({
     directory,

@@ -6,6 +6,8 @@ import type { DriverDescriptor, DriverInstance } from '../../src/block/driver.ts
 export type FileOperation = 'read' | 'write' | 'flush' | 'zero';
 
 export interface Interference {
+  /** The host may copy from file to file, too: such a copy is a read and a write. */
+  readonly copiesInHost?: boolean;
   /** Awaited before the operation is done; what it throws is its failure. Offsets of the host file; 0 for a flush. */
   before: (
     operation: FileOperation,
@@ -39,7 +41,20 @@ const interfered = (
   const has = <T>(method: T | undefined): T => present(method, 'the file driver has every method');
   const before = (operation: FileOperation, offset: number, length: number): Promise<void> =>
     interference.before(operation, offset, length, path);
+  const { hostFd } = inner;
+  const inHost: Partial<DriverInstance> =
+    interference.copiesInHost !== true || hostFd === undefined
+      ? {}
+      : {
+          hostFd,
+          copyIn: async (offset, source, how) => {
+            await interference.before('read', source.offset, source.length, source.file.path);
+            await before('write', offset, source.length);
+            await has(inner.copyIn).call(inner, offset, source, how);
+          },
+        };
   return {
+    ...inHost,
     clusterBytes: inner.clusterBytes,
     backingLink: null,
     growsOnWrite: true,

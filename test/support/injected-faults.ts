@@ -16,6 +16,8 @@ export interface Fault {
   readonly count: number;
   /** No space, in place of an I/O error. */
   readonly isFull: boolean;
+  /** Before it fails: the offset in the file. */
+  readonly torn?: (offset: number) => Promise<void>;
 }
 
 /** Whether it, or what has caused it, is a fault of ours. */
@@ -33,13 +35,14 @@ export class InjectedFaults {
   #count = 0;
   #state: number;
 
-  /** `seed`: of the delays; 1 or more. */
-  constructor(seed: number) {
+  /** `seed`: of the delays; 1 or more. `copiesInHost`: see `Interference`. */
+  constructor(seed: number, { copiesInHost = false }: { readonly copiesInHost?: boolean } = {}) {
     this.#state = seed;
     this.file = delayedFile(null, {
-      before: async (operation, _offset, _length, path) => {
+      copiesInHost,
+      before: async (operation, offset, _length, path) => {
         await this.#delay();
-        this.#fail(operation, path);
+        await this.#fail(operation, offset, path);
       },
     });
   }
@@ -55,13 +58,14 @@ export class InjectedFaults {
     await sleep(this.#state % (MOST_DELAY_MS + 1));
   }
 
-  #fail(operation: FileOperation, path: string): void {
+  async #fail(operation: FileOperation, offset: number, path: string): Promise<void> {
     const fault = this.#fault;
     const kind = operation === 'zero' ? 'write' : operation;
     if (fault === null || fault.path !== path || fault.kind !== kind) return;
     this.#count++;
     if (this.#count < fault.at || this.#count >= fault.at + fault.count) return;
     this.met.add(path);
+    await fault.torn?.(offset);
     throw new BlockError({ kind: fault.isFull ? 'no-space' : 'io', message: MESSAGE });
   }
 }
