@@ -4,7 +4,7 @@
  */
 import { setImmediate } from 'node:timers/promises';
 
-const LONGEST_MS = 2;
+const LONGEST_MS = 0.5;
 
 export class Breather {
   #sinceMs = performance.now();

@@ -6,12 +6,14 @@ import { GIB, MIB } from './disks.ts';
 import { type FioResult, fio, tool } from './programs.ts';
 
 export const JOB_DISK_BYTES = 2 * GIB;
+/** Where a guest is measured beside a job: that takes longer than the guest then. */
+export const LONG_JOB_DISK_BYTES = 4 * GIB;
 
 /** A qcow2 image full of random bytes; its path. */
-export const makeJobDisk = async (directory: string): Promise<string> => {
+export const makeJobDisk = async (directory: string, bytes: number): Promise<string> => {
   const image = join(directory, 'base.qcow2');
   const random = join(directory, 'base.raw');
-  const count = JOB_DISK_BYTES / MIB;
+  const count = bytes / MIB;
   await tool('dd', ['if=/dev/urandom', `of=${random}`, 'bs=1M', `count=${count}`]);
   await qemuImg(['convert', '-f', 'raw', '-O', 'qcow2', random, image]);
   await rm(random);

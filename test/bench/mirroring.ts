@@ -8,7 +8,13 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { qemuImg } from '../support/qemu-img.ts';
-import { JOB_DISK_BYTES, makeJobDisk, smallRequests, throughFile } from './beside-jobs.ts';
+import {
+  JOB_DISK_BYTES,
+  LONG_JOB_DISK_BYTES,
+  makeJobDisk,
+  smallRequests,
+  throughFile,
+} from './beside-jobs.ts';
 import type { Contest } from './contests.ts';
 import type { Metrics } from './rounds.ts';
 import { completed, type Running, startVdiskfs } from './running.ts';
@@ -77,10 +83,11 @@ const contest = (
   name,
   targets,
   prepare: async (directory) => {
-    const image = await makeJobDisk(directory);
+    const diskBytes = measure === readsBeside ? LONG_JOB_DISK_BYTES : JOB_DISK_BYTES;
+    const image = await makeJobDisk(directory, diskBytes);
     const target = join(directory, `target.${format}`);
     const side = (start: () => Promise<Mirroring>) => async (): Promise<Metrics> => {
-      await qemuImg(['create', '-q', '-f', format, target, String(JOB_DISK_BYTES)]);
+      await qemuImg(['create', '-q', '-f', format, target, String(diskBytes)]);
       const mirroring = await start();
       try {
         return await measure(mirroring, directory);
