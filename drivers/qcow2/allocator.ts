@@ -246,10 +246,12 @@ export class Allocator {
 
   #count(run: ClusterRun): Allocation {
     const { refcounts, file, clusterBytes } = this.#options;
-    const changes: Change[] = [...this.#unjournaled];
-    const end = run.first + run.count;
-    for (let at = run.first; at < end; at++) this.#refuseMetadata(at);
-    for (let at = run.first; at < end; ) {
+    const { first, count } = run;
+    const changes = this.#unjournaled;
+    const end = first + count;
+    for (let at = first; at < end; at++) this.#refuseMetadata(at);
+    this.#unjournaled = [];
+    for (let at = first; at < end; ) {
       const block = refcounts.residentBlock(at);
       assert(
         block !== null && block !== 'none',
@@ -259,9 +261,9 @@ export class Allocator {
       changes.push(refcounts.take(block, at, inBlock));
       at += inBlock;
     }
-    this.#unjournaled = [];
-    this.#top = Math.max(this.#top, run.first + run.count);
-    return { ...run, isFresh: run.first * clusterBytes >= file.lengthBytes, changes };
+    this.#top = Math.max(this.#top, end);
+    // Field by field: spreading an object costs several times what the rest of this does.
+    return { first, count, isFresh: first * clusterBytes >= file.lengthBytes, changes };
   }
 
   #refuseMetadata(cluster: number): void {
