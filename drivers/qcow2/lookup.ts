@@ -221,13 +221,11 @@ export class EntryLookup {
     const clusters = map.contiguousRun(slice, index, limit);
     if (dataFile !== null) return clusters;
     // A bad entry ends the run before it: only the request that reaches it fails.
-    const end = file.lengthBytes;
-    for (let i = 1; i < clusters; i++) {
-      const offset = first + i * clusterBytes;
-      if (metadata.isAny(offset / clusterBytes)) return i;
-      if (offset >= end && !this.#isAllocatedHere(offset)) return i;
-    }
-    return clusters;
+    const alike = 1 + metadata.freeOf(first / clusterBytes + 1, clusters - 1);
+    const inFile = Math.ceil((file.lengthBytes - first) / clusterBytes);
+    for (let i = Math.max(1, inFile); i < alike; i++)
+      if (!this.#isAllocatedHere(first + i * clusterBytes)) return i;
+    return alike;
   }
 
   #zeroRun(slice: CachedTable, index: number, limit: number): number {

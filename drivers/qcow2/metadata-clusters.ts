@@ -97,6 +97,20 @@ export class MetadataClusters {
     return this.#at(cluster) !== 0;
   }
 
+  /** How many clusters from `first` on, `count` at most, are no metadata of either kind. */
+  freeOf(first: number, count: number): number {
+    const end = first + count;
+    for (let at = first; at < end; ) {
+      const inBlock = at % BLOCK_CLUSTERS;
+      const next = Math.min(end, at - inBlock + BLOCK_CLUSTERS);
+      const block = this.#blocks.get((at - inBlock) / BLOCK_CLUSTERS);
+      for (let i = inBlock; block !== undefined && i < inBlock + next - at; i++)
+        if (block[i] !== 0) return at - first + i - inBlock;
+      at = next;
+    }
+    return count;
+  }
+
   /**
    * A cluster that two structures lie in, both of the active metadata, or one of a snapshot's; null for none. L2 tables may be
    * shared with snapshots.

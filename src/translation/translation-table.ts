@@ -169,18 +169,48 @@ export class TranslationTable {
     const slot = known ?? this.#takeSlot();
     if (slot === null) return;
     const start = slotWord(this.#layout, slot);
-    let at = start + (firstPage % ENTRIES_PER_SLICE) * 2;
-    if (known === undefined) {
-      this.#clear(start, at);
-      this.#clear(at + pages * 2, start + WORDS_PER_SLICE);
-    }
+    const at = start + (firstPage % ENTRIES_PER_SLICE) * 2;
     const pageBytes = 2 ** open.pageBits;
+    if (known !== undefined) {
+      this.#storeRuns(at, translations, pageBytes);
+      this.#resident.get(keyOf(view, slice));
+      return;
+    }
+    const { words } = this.#layout;
+    words.fill(0, start, start + WORDS_PER_SLICE);
+    this.#storeUnseen(at, translations, pageBytes);
+    this.#link(open, view, slice, slot);
+  }
+
+  #storeRuns(at: number, translations: readonly (Translation | null)[], pageBytes: number): void {
+    let word = at;
     for (const translation of translations) {
       const run = translation ?? NO_TRANSLATION;
-      for (let i = 0; i < (run.pages ?? 1); i++, at += 2) this.#store(at, run, i * pageBytes);
+      for (let i = 0; i < (run.pages ?? 1); i++, word += 2) this.#store(word, run, i * pageBytes);
     }
-    if (known === undefined) this.#link(open, view, slice, slot);
-    else this.#resident.get(keyOf(view, slice));
+  }
+
+  /**
+   * As `#storeRuns`, into a slot that is all zeros and that no worker can find: ordinary stores, of which the atomic one that puts the slot
+   * into the directory comes after all.
+   */
+  #storeUnseen(at: number, translations: readonly (Translation | null)[], pageBytes: number): void {
+    const { words } = this.#layout;
+    let word = at;
+    for (const translation of translations) {
+      const { permissions, file, hostOffset: first, pages = 1 } = translation ?? NO_TRANSLATION;
+      if (permissions === 0) {
+        word += 2 * pages;
+        continue;
+      }
+      const step = (permissions & ZERO) === 0 ? pageBytes : 0;
+      let hostOffset = step === 0 ? 0 : first;
+      for (let i = 0; i < pages; i++, word += 2, hostOffset += step) {
+        if (hostOffset >= HOST_OFFSET_LIMIT) continue;
+        words[word + 1] = hostOffset | 0;
+        words[word] = entryWord0(permissions, file, hostOffset);
+      }
+    }
   }
 
   /** Takes the translations of pages away. What they stood for may be used until `quiesce`. */
@@ -218,11 +248,6 @@ export class TranslationTable {
     for (let i = from; i <= to; i++) Atomics.store(this.#layout.words, at + i * 2, 0);
     // When nothing of it is left, the next fault finds the slice gone, and fills all of it.
     if (from === 0 && to === ENTRIES_PER_SLICE - 1) this.#evict(range.view, slice, slot);
-  }
-
-  /** Takes the entries away that lie between two word offsets. */
-  #clear(from: number, to: number): void {
-    for (let at = from; at < to; at += 2) Atomics.store(this.#layout.words, at, 0);
   }
 
   /** `inRun`: bytes from the translation's first page. */
