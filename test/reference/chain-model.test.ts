@@ -23,6 +23,8 @@ import { scratchDirectory } from '../support/scratch.ts';
 
 const KIB = 1024;
 const BYTES = 1024 * KIB;
+/** Of a disk that the host can copy in long stretches: the lowest layer has all of it. */
+const FILLED_BYTES = 2560 * KIB;
 const HALF = 8 * 64 * KIB;
 const VIEW = 'top.raw';
 const JOB = 'job';
@@ -209,7 +211,7 @@ const operate = async (scene: Scene, plan: Plan): Promise<void> => {
   if (operation.isEarly) faults.arm(fault);
   const parts = [
     { start: 0, end: HALF, fill: 0, reads: true },
-    { start: HALF, end: BYTES, fill: 120, reads: true },
+    { start: HALF, end: model.bytes.length, fill: 120, reads: true },
   ];
   const guests = Promise.all(
     parts.map((part, i) => runModelGuest(view, model, operation.guests[i] ?? [], part)),
@@ -355,11 +357,17 @@ const runAndJudge = async (directory: string, run: Run): Promise<void> => {
   const images = imagesOf(directory);
   await mkdir(images, { recursive: true });
   const { formats, contents: content, clusterBytes } = run;
+  const isFilled = run.copiesInHost;
+  const [baseBytes, midBytes, topBytes] = isFilled
+    ? [FILLED_BYTES, FILLED_BYTES, FILLED_BYTES]
+    : [run.baseBytes, run.midBytes, BYTES];
   const layers = [
-    { name: 'base', format: formats.base, lengthBytes: run.baseBytes, clusterBytes },
-    { name: 'mid', format: formats.mid, lengthBytes: run.midBytes, clusterBytes },
-    { name: 'top', format: formats.top, lengthBytes: BYTES, clusterBytes },
+    { name: 'base', format: formats.base, lengthBytes: baseBytes, clusterBytes },
+    { name: 'mid', format: formats.mid, lengthBytes: midBytes, clusterBytes },
+    { name: 'top', format: formats.top, lengthBytes: topBytes, clusterBytes },
   ].map((layer, index) => ({ ...layer, content: content[index] ?? [] }));
+  const all = { kind: 'write', offset: 0, lengthBytes: FILLED_BYTES } as const;
+  if (isFilled && layers[0] !== undefined) layers[0].content = [all];
   const model = await makeLayers(images, layers);
   const faults = new InjectedFaults(run.seed, run);
   const stand = await EngineStand.open({ directory, file: faults.file });
