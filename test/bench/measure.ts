@@ -41,7 +41,7 @@ export const measureRow = async (
   pairs: number,
 ): Promise<readonly Measured[]> => {
   const kept: string[] = [];
-  const side = (serve: Serve, disk: DiskKind): (() => Promise<Metrics>) => {
+  const side = (serve: Serve, disk: DiskKind, measure = row.measure): (() => Promise<Metrics>) => {
     let image: string | null = null;
     return async () => {
       if (image === null) {
@@ -56,7 +56,7 @@ export const measureRow = async (
         ...(row.passthrough === undefined ? {} : { passthrough: row.passthrough }),
       });
       try {
-        return await row.measure(served.path, scratch);
+        return await measure(served.path, scratch);
       } finally {
         await served.close();
         if (row.fresh) await disks.discard(used);
@@ -67,7 +67,7 @@ export const measureRow = async (
     const compared = await comparePairs(
       pairs,
       side(serveVdiskfs, row.disk),
-      side(SERVERS[row.against], row.otherDisk ?? row.disk),
+      side(SERVERS[row.against], row.otherDisk ?? row.disk, row.measureOther),
     );
     return compared.map((c) => {
       const target = row.targets.find((t) => t.metric === c.metric) ?? null;
