@@ -41,6 +41,7 @@ export const beginControl = (scene: ControlScene): Control => {
     registry,
     locks,
     secrets,
+    log,
     backingDirectories,
     mountpoint,
   });

@@ -6,6 +6,7 @@ import { stat, unlink } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join } from 'node:path';
 import type { Catalog } from '../../mount/catalog.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
+import type { Log } from '../base/log.ts';
 import type { Graph } from '../block/graph.ts';
 import type { ImageLocks } from '../block/image-locks.ts';
 import type { Node } from '../block/node.ts';
@@ -15,6 +16,7 @@ import { canonicalUrl, isUrl } from '../block/remote-url.ts';
 import type { Secrets } from '../block/secrets.ts';
 import type { AddedNode, JobTarget, TargetRequest, Targets } from '../control/targets.ts';
 import { createImage } from '../image/create.ts';
+import { endsWithin, GIVE_UP_MS } from '../job/abort.ts';
 import { JobError } from '../job/job-error.ts';
 
 export interface JobTargetsOptions {
@@ -23,6 +25,7 @@ export interface JobTargetsOptions {
   readonly registry: DriverRegistry;
   readonly locks: ImageLocks;
   readonly secrets: Secrets;
+  readonly log: Log;
   readonly backingDirectories: readonly string[];
   /** Its real path: never touched from here. */
   readonly mountpoint: string;
@@ -143,15 +146,21 @@ export class JobTargets implements Targets {
     }
   }
 
-  /** The mount ends. Errors: the first one of a closing. */
+  /**
+   * The mount ends, or its engine: neither stays for a server that does not answer. What a cancelled job has not written there is
+   * known to be missing. Errors: the first one of a closing.
+   */
   async close(): Promise<void> {
     const errors: unknown[] = [];
-    await Promise.all(this.#releases);
-    for (const { opened } of this.#added.values()) {
-      if (opened === null) continue;
+    const closing = [...this.#added.values()].map(async ({ opened }) => {
+      if (opened === null) return;
       await this.#options.graph.close(opened.node).catch((error: unknown) => errors.push(error));
-    }
+    });
     this.#added.clear();
+    const all = Promise.all([...closing, ...this.#releases]);
+    if (!(await endsWithin(all, GIVE_UP_MS))) {
+      this.#options.log.warning('targets', 'are left although they have not answered');
+    }
     if (errors.length > 0) throw errors[0];
   }
 

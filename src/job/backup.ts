@@ -13,11 +13,13 @@ import { type Copier, CopyBeforeWrite } from '../block/copy-before-write.ts';
 import { DirtyBitmap, type DirtyRange } from '../block/dirty-bitmap.ts';
 import type { Node } from '../block/node.ts';
 import type { View } from '../block/view.ts';
+import { endsWithin, GIVE_UP_MS, orAborted } from './abort.ts';
 import type { BackupTarget } from './backup-target.ts';
 import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';
 import { type BitmapMode, FrozenBitmap } from './frozen-bitmap.ts';
 import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
+import { JobCancelled } from './job-error.ts';
 
 const COPY_BYTES = 1 << 20;
 const COPIES_AT_ONCE = 6;
@@ -50,8 +52,11 @@ export interface BackupOptions {
   readonly onTargetError: ErrorPolicy;
   /** When the old bytes cannot be saved: the job fails, or the guest's write does. QEMU's `OnCbwError`. */
   readonly onCbwError: 'break-snapshot' | 'break-guest-write';
-  /** Called once, when nothing uses the target any more. */
-  readonly ended: () => Promise<void>;
+  /**
+   * Called once, when nothing uses the target any more; or, `abandoned`, when a cancelled job has requests there that are not
+   * answered: its end is not to be waited for then.
+   */
+  readonly ended: (outcome: { readonly abandoned: boolean }) => Promise<void>;
 }
 
 /** A failed copy, and which side of it. */
@@ -119,7 +124,8 @@ export class Backup implements JobWork {
     else await this.#copyAll(control, point);
     this.#throwFailure();
     point.end();
-    await this.#options.target.node.flush();
+    await orAborted(this.#options.target.node.flush(), control.signal);
+    if (control.isCancelled) throw new JobCancelled();
     if (this.#ignored !== null) throw this.#ignored;
     control.progress(this.#totalBytes, this.#totalBytes);
   }
@@ -132,12 +138,14 @@ export class Backup implements JobWork {
     const { root, ended } = this.#options;
     const point = this.#begun();
     point.end();
-    await point.settled();
+    const isCancelled = this.#control?.isCancelled === true;
+    if (!isCancelled) await point.settled();
+    const abandoned = isCancelled && !(await endsWithin(point.settled(), GIVE_UP_MS));
     if (this.#hasSucceeded) this.#bitmap?.succeed();
     else this.#bitmap?.fail(point.uncopied);
     // Nobody waits for it, and nothing depends on it but speed.
     void root.dirtyBitmaps.repage();
-    await ended();
+    await ended({ abandoned });
   }
 
   #begun(): CopyBeforeWrite {
@@ -174,10 +182,11 @@ export class Backup implements JobWork {
         }
         at = 0;
       }
-      await copies.finish();
+      await orAborted(copies.finish(), control.signal);
     } finally {
-      await copies.settled();
+      await orAborted(copies.settled(), control.signal);
     }
+    if (control.isCancelled) throw new JobCancelled();
   }
 
   /** Begins the first piece of what is left there; returns where it ends. */
@@ -193,15 +202,22 @@ export class Backup implements JobWork {
     if (run.what === 'skip') point.skip(piece);
     else {
       await control.throttle(run.what === 'copy' ? piece.lengthBytes : 0);
-      await copies.begin(() => this.#copyPiece(control, point, piece));
+      await orAborted(
+        copies.begin(() => this.#copyPiece(control, point, piece)),
+        control.signal,
+      );
     }
     return start + piece.lengthBytes;
   }
 
   async #copyPiece(control: JobControl, point: CopyBeforeWrite, piece: DirtyRange): Promise<void> {
+    // It has waited for room.
+    if (control.isCancelled) return;
     try {
       await point.copy(piece, 'job');
     } catch (error) {
+      // Nobody wants to know any more.
+      if (control.isCancelled) return;
       if (this.#goesOn(control, error)) point.skip(piece);
     }
   }

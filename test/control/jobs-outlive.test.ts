@@ -3,9 +3,11 @@ import assert from 'node:assert/strict';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { type Place, placeOf, KERNEL as subject } from '../mount/suite/subject.ts';
 import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { eventually } from '../support/mounted.ts';
+import { qemuNbd } from '../support/nbd-server.ts';
 import { assertClean, contentSha256, qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { QmpConnection } from '../support/qmp.ts';
 import type { Cleanup } from '../support/scratch.ts';
@@ -195,4 +197,45 @@ test('an engine that dies: jobs of each kind go on in the next, and their result
   for (const name of NAMES) assert.equal(await content(mounted.path(`${name}.raw`)), before, name);
   await mounted.unmount();
   await assertContent(scene, ['mirror', 'backup', 'kept']);
+});
+
+/** A server is given up after 30 s of silence, and a request after a minute. */
+const END_MS = 25_000;
+
+test('a mount ends, and a job is cancelled, although the target does not answer', async (t) => {
+  const place = await placeOf(t, subject);
+  const source = place.image('vm.qcow2');
+  const remote = join(place.root, 'remote.qcow2');
+  for (const path of [source, remote]) await qemuImg(['create', '-q', '-f', 'qcow2', path, '8M']);
+  await qemuIo(source, ['write -q -P 7 0 6M']);
+  const socket = join(place.root, 'socket');
+  const server = await qemuNbd(place.cleanup, join(place.root, 'nbd.sock'), [
+    '-f',
+    'qcow2',
+    remote,
+  ]);
+  const mounted = await place.mount(['--socket', socket, '--state-dir', join(place.root, 'state')]);
+  const c = await QmpConnection.open(socket);
+  const limited = { device: 'vm', target: server.url, sync: 'full', mode: 'existing' };
+  const begunMs = performance.now();
+  for (const command of ['drive-backup', 'drive-mirror']) {
+    await c.execute(command, { ...limited, speed: 1 << 20 });
+    await sleep(300);
+    await server.freeze();
+    await c.execute('block-job-set-speed', { device: 'vm', speed: 0 });
+    await sleep(300);
+    if (command === 'drive-mirror') break;
+    await c.execute('block-job-cancel', { device: 'vm' });
+    await c.event('BLOCK_JOB_CANCELLED', END_MS);
+    server.thaw();
+    const isFree = async (): Promise<boolean> => (await jobsOf(c)).length === 0;
+    await eventually('it is over', isFree, PATIENCE_MS);
+    await sleep(500);
+  }
+  c.close();
+  await mounted.unmount();
+  const tookMs = performance.now() - begunMs;
+  assert.ok(tookMs < END_MS, `${tookMs} ms`);
+  server.thaw();
+  await assertClean(source);
 });

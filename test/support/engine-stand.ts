@@ -119,6 +119,7 @@ export class EngineStand {
       registry,
       locks: noLocks,
       secrets: noSecrets,
+      log,
       backingDirectories: [directory],
       mountpoint,
     });

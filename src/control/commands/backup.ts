@@ -137,9 +137,11 @@ const start = async (
     context.jobs.refuse(id, { nodes: [root], layers: layersOf(root) });
     const { target, again } = await openTarget(root, id);
     opened = target;
-    const ended = async (): Promise<void> => {
+    const ended = async ({ abandoned }: { readonly abandoned: boolean }): Promise<void> => {
       unpin();
-      await target.release();
+      const released = target.release();
+      if (abandoned) released.catch(() => undefined);
+      else await released;
     };
     return await begin(context, { id, device, root, target, again, sync, given, ended, options });
   } catch (error) {
@@ -157,7 +159,7 @@ interface Plan {
   readonly sync: { readonly what: BackupSync; readonly bitmap: BackupOptions['bitmap'] };
   readonly again: TargetArguments;
   readonly given: CommonArguments;
-  readonly ended: () => Promise<void>;
+  readonly ended: BackupOptions['ended'];
   readonly options: StartOptions;
 }
 
