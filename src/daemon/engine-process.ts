@@ -56,8 +56,8 @@ export class EngineProcess {
     const program = fileURLToPath(new URL('./engine.js', import.meta.url));
     const [ours, theirs] = socketPair();
     const child = spawn(process.execPath, [program], {
-      // In the order of ENGINE_DESCRIPTORS.
-      stdio: ['ignore', STDERR, STDERR, 'ipc', theirs, 'ignore'],
+      // In the order of ENGINE_DESCRIPTORS. The last one only keeps the number from Node, which would take it for a loop of its own.
+      stdio: ['ignore', STDERR, STDERR, 'ipc', theirs, STDERR],
       serialization: 'advanced',
       env: { ...withoutService(process.env), UV_THREADPOOL_SIZE: String(IO_THREADS) },
     });

@@ -236,6 +236,7 @@ test('a mount ends, and a job is cancelled, although the target does not answer'
   await mounted.unmount();
   const tookMs = performance.now() - begunMs;
   assert.ok(tookMs < END_MS, `${tookMs} ms`);
+  assert.doesNotMatch(mounted.log, /the last engine ended/);
   server.thaw();
   await assertClean(source);
 });
