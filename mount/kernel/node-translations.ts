@@ -10,12 +10,17 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { MappingChange } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
 import { DIRECT_FILE, ENTRIES_PER_SLICE, ONE_PAGE } from '../../src/translation/table-layout.ts';
-import type { TranslationTable } from '../../src/translation/translation-table.ts';
+import type { Translation, TranslationTable } from '../../src/translation/translation-table.ts';
 import type { Entry } from '../directory.ts';
 import { walkPages } from './page-walk.ts';
 
 /** Page size of a view without clusters that is not one page (a raw image whose first sector is guarded). */
 const UNCLUSTERED_PAGE_BITS = 16;
+
+/** Slices behind one that is new to the table that are filled too: a guest that jumps about would fault once for each. */
+const AHEAD_SLICES = 4;
+/** The first look at a slice may only begin to load what tells of it. */
+const AHEAD_LOOKS = 3;
 
 interface HostFile {
   readonly index: number;
@@ -46,6 +51,9 @@ export class NodeTranslations {
   readonly #hostFiles = new Map<Node, HostFile>();
   /** Ranges of pages that were taken away in this turn and may be read on. */
   #refills: { readonly view: TranslatedView; readonly first: number; readonly last: number }[] = [];
+  /** Slices that are still to be filled ahead, one in a turn. */
+  readonly #ahead: { readonly view: TranslatedView; readonly firstPage: number; looks: number }[] =
+    [];
   /** Views whose every request is to come to the control plane. */
   readonly #barred = new Set<number>();
 
@@ -90,14 +98,50 @@ export class NodeTranslations {
       } else {
         const pages = Math.ceil(known.root.lengthBytes / pageBytes);
         this.#fill(known, slice, Math.min(next, pages) - slice);
+        this.#fillAhead(known, next);
       }
       page = next;
     }
   }
 
+  #fillAhead(view: TranslatedView, firstPage: number): void {
+    const isIdle = this.#ahead.length === 0;
+    for (let i = 0; i < AHEAD_SLICES; i++) {
+      this.#ahead.push({ view, firstPage: firstPage + i * ENTRIES_PER_SLICE, looks: 0 });
+    }
+    if (isIdle) setImmediate(() => this.#nextAhead());
+  }
+
+  #nextAhead(): void {
+    const next = this.#ahead[0];
+    if (next === undefined) return;
+    if (!this.#isFilledAhead(next.view, next.firstPage) && ++next.looks < AHEAD_LOOKS) {
+      this.#ahead.push(next);
+    }
+    this.#ahead.shift();
+    if (this.#ahead.length > 0) setImmediate(() => this.#nextAhead());
+  }
+
+  /** False: not yet. */
+  #isFilledAhead(view: TranslatedView, firstPage: number): boolean {
+    const left = Math.ceil(view.root.isOpen ? view.root.lengthBytes / 2 ** view.pageBits : 0);
+    const pages = Math.min(ENTRIES_PER_SLICE, left - firstPage);
+    if (pages <= 0 || !this.#isServed(view) || !this.#table.hasRoom) return true;
+    if (this.#table.isResident(view.number, firstPage)) return true;
+    const found = this.#walk(view, firstPage, pages);
+    // A slice that is there is filled page by page: one of which little is known is better not there.
+    if (found[0]?.permissions === 0 || found.at(-1)?.permissions === 0) return false;
+    this.#table.fill(view.number, firstPage, found);
+    return true;
+  }
+
   #fill(view: TranslatedView, firstPage: number, pages: number): void {
+    this.#table.fill(view.number, firstPage, this.#walk(view, firstPage, pages));
+  }
+
+  #walk(view: TranslatedView, firstPage: number, pages: number): Translation[] {
     const onePage = view.pageBits === ONE_PAGE;
-    const found = walkPages({
+    return walkPages({
       root: view.root,
       writable: view.writable,
       pageBytes: onePage ? Math.max(1, view.root.lengthBytes) : 2 ** view.pageBits,
@@ -105,7 +149,6 @@ export class NodeTranslations {
       pages,
       fileOf: (file) => this.#fileOf(view, file),
     });
-    this.#table.fill(view.number, firstPage, found);
   }
 
   /** Takes a view out of the table and keeps it out until `allow`; no worker uses it when this resolves. */
@@ -195,11 +238,17 @@ export class NodeTranslations {
     });
   }
 
-  #refill(view: TranslatedView, first: number, last: number): void {
+  /** Not taken out, nor about to be: in a drained section the graph may be on the way to another one. */
+  #isServed(view: TranslatedView): boolean {
     const { number, root } = view;
-    // Taken out, or about to be: in a drained section the graph may be on the way to another one.
-    if (this.#views.get(number) !== view || view.isDraining() || this.#barred.has(number)) return;
-    if (!root.isOpen || view.clusterBytes !== root.driver.clusterBytes) return;
+    if (this.#views.get(number) !== view || view.isDraining() || this.#barred.has(number))
+      return false;
+    return root.isOpen && view.clusterBytes === root.driver.clusterBytes;
+  }
+
+  #refill(view: TranslatedView, first: number, last: number): void {
+    const { number } = view;
+    if (!this.#isServed(view)) return;
     for (let page = first; page <= last; ) {
       const next = page - (page % ENTRIES_PER_SLICE) + ENTRIES_PER_SLICE;
       const end = Math.min(last + 1, next);

@@ -33,7 +33,7 @@ const PATIENT_ROUNDS = 2;
 /** Between rounds while ready: so many times as long as the round. */
 const REST_SHARE = 4;
 const LEAST_REST_MS = 100;
-const MOST_REST_MS = 1000;
+const MOST_REST_MS = 3000;
 /** Between attempts at what has failed and is not to end the job. */
 const RETRY_MS = 100;
 

@@ -147,6 +147,11 @@ export class TranslationTable {
     return open.pageBits === ONE_PAGE || open.slots.has(Math.floor(page / ENTRIES_PER_SLICE));
   }
 
+  /** A slice can come in without another one's going. */
+  get hasRoom(): boolean {
+    return this.#free.length > SPARE_SLOTS;
+  }
+
   /**
    * Gives translations to neighbouring pages from `firstPage` on, all of one slice; null leaves one page without.
    * Never waits: without a free slot nothing is given, and one is made free for the next time. The caller must have
