@@ -289,7 +289,7 @@ export class Catalog implements Directory {
     refuseUsedLayers(claim, this.#table.images);
     const { paths, image } = claim;
     const layers = this.#table.images.filter((e) => e !== image && paths.includes(e.host.path));
-    const ends = paths.map((path) => this.#reservations.add(path, reason));
+    const ends = paths.map((path) => this.#reservations.add(path, reason, image.key));
     await this.#rescanNow();
     for (const layer of layers) await layer.dispose();
     return async () => {

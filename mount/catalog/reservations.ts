@@ -5,15 +5,18 @@
 import { BlockError } from '../../src/base/block-error.ts';
 import type { ImageEntry } from './image-entry.ts';
 import type { Candidate, IgnoredFile, Listing } from './listing.ts';
-import { isElsewhere } from './stand-ins.ts';
+import { isElsewhere, keyOf } from './stand-ins.ts';
 
 export class Reservations {
-  /** Why, by real path. */
-  readonly #reasons = new Map<string, string>();
+  /** By real path. */
+  readonly #reasons = new Map<
+    string,
+    { readonly reason: string; readonly ownKey: string | null }
+  >();
 
-  /** Returns what ends it. */
-  add(path: string, reason: string): () => void {
-    this.#reasons.set(path, reason);
+  /** `ownKey`: of the image whose view may go on over the file meanwhile. Returns what ends it. */
+  add(path: string, reason: string, ownKey: string | null = null): () => void {
+    this.#reasons.set(path, { reason, ownKey });
     return () => {
       this.#reasons.delete(path);
     };
@@ -26,12 +29,13 @@ export class Reservations {
     const left: IgnoredFile[] = [...ignored];
     for (const candidate of candidates) {
       const { path } = candidate.host;
-      const reason = this.#reasons.get(path);
-      // What stands in for another file is no target any more.
+      const found = this.#reasons.get(path);
+      // What stands in for another file is no target any more; and a view may have come back to its own, which was a layer.
       const standIn = candidate.standIn?.record;
-      const isInUse = standIn !== undefined && isElsewhere(standIn);
-      if (reason === undefined || isInUse) kept.push(candidate);
-      else left.push({ path, reason });
+      const isElse = standIn !== undefined && isElsewhere(standIn);
+      const isOwn = found?.ownKey === (standIn?.key ?? keyOf(candidate.host));
+      if (found === undefined || isElse || isOwn) kept.push(candidate);
+      else left.push({ path, reason: found.reason });
     }
     return { ...listing, candidates: kept, ignored: left };
   }

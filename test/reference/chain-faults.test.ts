@@ -175,3 +175,28 @@ test('a write of the guest that fails half way leaves a mirror that writes throu
   await view.read(at, after);
   assert.ok(after.equals(seen), 'what the view shows is the same over the target');
 });
+
+test('a view that comes back to its own image, by a commit of its overlay, is the same view', async (t) => {
+  const scene = await chainScene(t);
+  const { stand, path, view } = scene;
+  await stand.execute('blockdev-snapshot-sync', {
+    device: 'top',
+    'snapshot-file': path('overlay.qcow2'),
+  });
+  await view.write(guestOffset(10 * KIB), Buffer.alloc(KIB, 4));
+  scene.model.bytes.fill(4, 10 * KIB, 11 * KIB);
+  const base = path('top.qcow2');
+  await stand.execute('block-commit', {
+    device: 'top',
+    'job-id': 'job',
+    'auto-dismiss': false,
+    base,
+  });
+  const job = present(stand.job('job'), 'the job has begun');
+  while (job.status !== 'ready') await sleep(2);
+  job.complete();
+  await job.concluded;
+  assert.equal(job.error, null);
+  assert.equal(await stand.view('top.raw'), view);
+  await assertUnharmed(scene, ['top', 'base']);
+});
