@@ -21,6 +21,7 @@ import {
   endOf,
   FALLOC,
   fallocate,
+  readAheadOf,
   SEEK,
   seekDataOrHole,
 } from '../../src/os/linux.ts';
@@ -173,6 +174,8 @@ class HostFile implements DriverInstance {
     const { hostFd } = driver;
     if (hostFd === undefined || this.#quick === null || this.#foreign.has(driver))
       throw notCopied();
+    // The copy itself reads 64 KiB at a time, and waits for each of them.
+    await readAheadOf(hostFd, source.offset, source.length);
     for (let done = 0; done < source.length; ) {
       const from = { fd: hostFd, offset: source.offset + done };
       const to = { fd: this.#handle.fd, offset: offset + done };

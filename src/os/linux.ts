@@ -209,6 +209,17 @@ export const copyFileRange = (
     });
   });
 
+const fadviseCall = libc.func(
+  'int posix_fadvise(int fd, int64_t offset, int64_t length, int advice)',
+);
+const FADV_WILLNEED = 3;
+
+/** Has the kernel begin to read a range of a file, all of it at once, where it is not cached. A wish: never fails. */
+export const readAheadOf = (fd: number, offset: number, lengthBytes: number): Promise<void> =>
+  new Promise((resolve) => {
+    fadviseCall.async(fd, offset, lengthBytes, FADV_WILLNEED, () => resolve());
+  });
+
 const ioctlCall = libc.func('int ioctl(int fd, ulong request, _In_ uint8_t *argument)');
 const FUSE_DEV_IOC_BACKING_OPEN = 0x4010e501;
 const FUSE_DEV_IOC_BACKING_CLOSE = 0x4004e502;
