@@ -12,7 +12,7 @@ import { verifyingGuest } from './verifying-guest.ts';
 
 const PATIENCE_MS = 90_000;
 const DISKS = 10;
-const DISK_MIB = 32;
+const DISK_MIB = 16;
 /** Copies in flight have 64 MiB together; the slots of the guests 100; and there is what the collector has not seen yet. */
 const MAX_MORE_KIB = 300 << 10;
 
@@ -35,7 +35,7 @@ const contentOf = async (m: ControlMount, image: string): Promise<string> => {
 };
 
 const guestFor = async (m: ControlMount, view: string, sizeMib: number): Promise<void> => {
-  const done = await verifyingGuest({ ...m, view }, { sizeMib, writtenMib: 8 });
+  const done = await verifyingGuest({ ...m, view }, { sizeMib, writtenMib: 4 });
   assert.equal(done.status, 0, done.stderr + done.stdout);
 };
 
