@@ -8,7 +8,7 @@
 import { writeSync } from 'node:fs';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { ERRNO } from '../../src/base/errno.ts';
-import { addressOf, preferHugePages } from '../../src/os/linux.ts';
+import { addressOf, preferHugePages, yieldCore } from '../../src/os/linux.ts';
 import { COUNTER, createSharedCounters, sumCounter } from '../../src/translation/counters.ts';
 import { createSharedSlots, type SharedSlots, SlotReceiver } from '../../src/translation/slots.ts';
 import {
@@ -38,6 +38,7 @@ import { OpenHandles } from './open-handles.ts';
 import { Passthrough, type PassthroughOptions } from './passthrough.ts';
 import { FuseRequest, REPLY_AT, REPLY_BODY_AT, type Region, regionOf } from './request.ts';
 import { RequestQueue } from './request-queue.ts';
+import { RingWatch } from './ring-watch.ts';
 import { runWorkers } from './worker-pool.ts';
 
 const SLOTS = 64;
@@ -84,6 +85,7 @@ export class KernelSession implements Backend {
   readonly #options: KernelBackendOptions;
   readonly #slots: SharedSlots;
   readonly #receiver: SlotReceiver;
+  readonly #watch: RingWatch;
   readonly #regions: readonly Region[];
   readonly #doorbell: Doorbell;
   readonly #counters: SharedArrayBuffer;
@@ -115,6 +117,12 @@ export class KernelSession implements Backend {
     this.#slots = createSharedSlots({ slots: SLOTS, payloadBytes: init.maxWriteBytes, addressOf });
     preferHugePages(new Uint8Array(this.#slots.memory));
     this.#receiver = new SlotReceiver(this.#slots);
+    this.#watch = new RingWatch({
+      next: () => this.#receiver.next(),
+      isBusy: () => this.#serving.size > 0,
+      yieldCore,
+      now: () => performance.now(),
+    });
     this.#regions = regionsOf(this.#slots);
     this.#counters = createSharedCounters(threads);
     this.#latencies = options.measure ? new Latencies(threads) : null;
@@ -273,8 +281,14 @@ export class KernelSession implements Backend {
 
   #drainRing(): void {
     this.#receiver.wake();
+    this.#watch.woken();
     for (;;) {
       this.#takeArrived();
+      const early = this.#watch.look();
+      if (early >= 0) {
+        this.#arrived(early);
+        continue;
+      }
       this.#receiver.sleep();
       // One that came before `sleep` did not ring.
       const slot = this.#receiver.next();

@@ -220,6 +220,13 @@ export const readAheadOf = (fd: number, offset: number, lengthBytes: number): Pr
     fadviseCall.async(fd, offset, lengthBytes, FADV_WILLNEED, () => resolve());
   });
 
+const yieldCall = libc.func('int sched_yield()');
+
+/** Lets another thread that waits for this core have it. */
+export const yieldCore = (): void => {
+  yieldCall();
+};
+
 const ioctlCall = libc.func('int ioctl(int fd, ulong request, _In_ uint8_t *argument)');
 const FUSE_DEV_IOC_BACKING_OPEN = 0x4010e501;
 const FUSE_DEV_IOC_BACKING_CLOSE = 0x4004e502;
