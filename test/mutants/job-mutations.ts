@@ -100,7 +100,7 @@ export const JOB_MUTATIONS: readonly Mutation[] = [
   {
     step: 'backup: it has succeeded when its target is flushed',
     file: 'src/job/backup.js',
-    find: 'await this.#options.target.node.flush();',
+    find: 'await orAborted(this.#options.target.node.flush(), control.signal);',
     replace: '',
     tests: [...ORDER, ...FAULTS],
   },
