@@ -10,8 +10,6 @@ import type { Node } from '../block/node.ts';
 
 /** They take no memory of ours, so they are longer than others; a guest's write to the range waits for one. */
 const STRETCH_BYTES = 4 << 20;
-/** The host's threads that copy keep the cores busy: more would only make guests wait. */
-export const DIRECT_COPIES_AT_ONCE = 2;
 
 /** Zeros in front are a sign of zeros behind them: then all is looked at. */
 const LOOK_BYTES = 4096;

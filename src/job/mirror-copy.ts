@@ -15,13 +15,15 @@ import { BitmapFile } from './bitmap-file.ts';
 import { Breather } from './breather.ts';
 import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';
-import { DIRECT_COPIES_AT_ONCE, DirectCopy } from './direct-copy.ts';
+import { DirectCopy } from './direct-copy.ts';
 import type { ErrorPolicy, JobControl } from './job.ts';
 import { JobCancelled } from './job-error.ts';
 import type { MirrorOptions } from './mirror-options.ts';
 
 const COPY_BYTES = 1 << 20;
 const COPIES_AT_ONCE = 16;
+/** With two, as a stream has them, a mirror fell behind where other programs wanted the cores too. */
+const DIRECT_COPIES_AT_ONCE = 6;
 /** What is shorter is read and written at once: another thread would take longer. */
 const LEAST_DIRECT_BYTES = 256 << 10;
 /** With a speed limit, pieces are as small as a tenth of a second allows. */

@@ -14,13 +14,15 @@ import type { View } from '../block/view.ts';
 import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';
 import { CopyFailures } from './copy-failures.ts';
-import { DIRECT_COPIES_AT_ONCE, DirectCopy } from './direct-copy.ts';
+import { DirectCopy } from './direct-copy.ts';
 import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
 import { LEAST_PIECE_BYTES, MOST_PIECE_BYTES, PieceSize } from './piece-size.ts';
 
 const COPY_BYTES = LEAST_PIECE_BYTES;
 /** As many as there are connections to a web server. */
 const COPIES_AT_ONCE = 8;
+/** They keep the cores busy: more would only make guests wait. */
+const DIRECT_COPIES_AT_ONCE = 2;
 /** With a speed limit, pieces are as small as a tenth of a second allows. */
 const PIECES_PER_SECOND = 10;
 
