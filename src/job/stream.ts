@@ -124,10 +124,15 @@ export class Stream implements JobWork {
     const { root, base } = this.#options;
     const { clusterBytes } = root.driver;
     const end = Math.min(base?.lengthBytes ?? 0, root.lengthBytes);
-    if (end <= this.#endBytes) return;
-    const whole = Math.min(alignUp(this.#endBytes, clusterBytes), root.lengthBytes);
+    // What the guest gave up past the end of a layer in between was zeros by that alone.
+    let from = this.#endBytes;
+    for (let node = root.backing; node !== null && node !== base; node = node.backing) {
+      from = Math.min(from, node.lengthBytes);
+    }
+    if (end <= from) return;
+    const whole = Math.min(alignUp(from, clusterBytes), root.lengthBytes);
     // The cluster in which it ended keeps what lies before.
-    const start = alignDown(this.#endBytes, clusterBytes);
+    const start = alignDown(from, clusterBytes);
     const bytes = Buffer.alloc(whole - start);
     await root.readForCopy(guestOffset(start), bytes);
     await root.populate(guestOffset(start), bytes.length, bytes);
