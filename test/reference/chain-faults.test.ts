@@ -200,3 +200,36 @@ test('a view that comes back to its own image, by a commit of its overlay, is th
   assert.equal(await stand.view('top.raw'), view);
   await assertUnharmed(scene, ['top', 'base']);
 });
+
+test('what a guest gives up past the end of a short layer is zeros when a stream has dropped that', async (t) => {
+  const opened: EngineStand[] = [];
+  t.after(async () => {
+    for (const stand of opened) await stand.close();
+  });
+  const directory = await scratchDirectory(t);
+  const images = imagesOf(directory);
+  await mkdir(images);
+  const write = (offset: number, lengthBytes: number) =>
+    ({ kind: 'write', offset, lengthBytes }) as const;
+  const layer = { format: 'qcow2', clusterBytes: 64 * KIB } as const;
+  await makeLayers(images, [
+    { ...layer, name: 'base', lengthBytes: BYTES, content: [write(0, BYTES)] },
+    { ...layer, name: 'mid', lengthBytes: BYTES / 2, content: [write(0, KIB)] },
+    { ...layer, name: 'top', lengthBytes: BYTES, content: [write(192 * KIB, 64 * KIB)] },
+  ]);
+  const stand = await EngineStand.open({ directory });
+  opened.push(stand);
+  const view = await stand.view('top.raw');
+  const ofJob = { 'job-id': 'job', 'auto-dismiss': false, 'auto-finalize': false };
+  const base = join(images, 'base.qcow2');
+  await stand.execute('block-stream', { device: 'top', base, ...ofJob });
+  const job = present(stand.job('job'), 'the job has begun');
+  while (job.status !== 'pending') await sleep(2);
+  await view.punchHole(guestOffset(192 * KIB), 64 * KIB);
+  job.finalize();
+  await job.concluded;
+  assert.equal(job.error, null);
+  const seen = Buffer.alloc(BYTES / 2);
+  await view.read(guestOffset(BYTES / 2), seen);
+  assert.ok(seen.every((byte) => byte === 0));
+});
