@@ -128,11 +128,22 @@ class HostFile implements DriverInstance {
   }
 
   readAtOnce(offset: GuestOffset, buffer: Uint8Array): boolean {
-    return this.#quick?.read(buffer, offset) === true;
+    try {
+      return this.#quick?.read(buffer, offset) === true;
+    } catch {
+      // `read` meets it again.
+      return false;
+    }
   }
 
   writeAtOnce(offset: GuestOffset, buffer: Uint8Array): boolean {
-    if (this.#quick?.write(buffer, offset) !== true) return false;
+    try {
+      if (this.#quick?.write(buffer, offset) !== true) return false;
+    } catch {
+      // `write` meets it again. Part of it may have made the file longer.
+      this.noticeGrowth();
+      return false;
+    }
     this.#lengthBytes = Math.max(this.#lengthBytes, offset + buffer.length);
     return true;
   }
@@ -182,6 +193,8 @@ class HostFile implements DriverInstance {
       const copied = await copyFileRange(from, to, source.length - done);
       if (copied <= 0) {
         if (done === 0) this.#foreign.add(driver);
+        // What was copied has made the file longer, and is not to be taken for new space.
+        this.noticeGrowth();
         throw notCopied();
       }
       done += copied;

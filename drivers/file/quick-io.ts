@@ -7,6 +7,7 @@
  * that was slow once is left alone for a while.
  */
 import { readSync, writeSync } from 'node:fs';
+import { BlockError } from '../../src/base/block-error.ts';
 import { QuickPace } from '../../src/base/quick-pace.ts';
 import { SHORT_BYTES } from '../../src/block/at-once.ts';
 import { addressOf, readCached } from '../../src/os/linux.ts';
@@ -49,14 +50,14 @@ export class QuickIo {
     return true;
   }
 
-  /** Writes all of the buffer. False: write it the long way. Errors: those of write(2). */
+  /** Writes all of the buffer. False: write it the long way. Errors: those of write(2), and when only part of it was written. */
   write(buffer: Uint8Array, offset: number): boolean {
-    if (offset % PAGE_BYTES !== 0 || buffer.length % PAGE_BYTES !== 0) return false;
-    if (!this.#mayTry(buffer.length)) return false;
-    return (
-      this.#pace.timed(() => writeSync(this.#fd, buffer, 0, buffer.length, offset)) ===
-      buffer.length
-    );
+    const { length } = buffer;
+    if (offset % PAGE_BYTES !== 0 || length % PAGE_BYTES !== 0 || !this.#mayTry(length))
+      return false;
+    const written = this.#pace.timed(() => writeSync(this.#fd, buffer, 0, length, offset));
+    if (written === length) return true;
+    throw new BlockError({ kind: 'io', message: `wrote ${written} of ${length} bytes`, offset });
   }
 
   #mayTry(lengthBytes: number): boolean {

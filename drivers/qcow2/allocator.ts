@@ -150,7 +150,9 @@ export class Allocator {
    * back, may come to its end before, and a journal that tells only of the later change cannot be taken up.
    */
   #journal(changes: readonly Change[]): void {
-    if (!this.#options.journal(changes)) this.#unjournaled.push(...changes);
+    // After what it has not taken it takes nothing: the order is that of the changes.
+    if (this.#unjournaled.length > 0 || !this.#options.journal(changes))
+      this.#unjournaled.push(...changes);
   }
 
   /** Gives back clusters whose refcount has become 0. */
@@ -173,8 +175,10 @@ export class Allocator {
       if (block !== 'resident') return block;
       const run = this.#freeRunAtCursor(want);
       if (run.count === 0) continue;
+      // What is corrupt there stays in the way.
+      const allocation = this.#count(run);
       this.#cursor = run.first + run.count;
-      return this.#count(run);
+      return allocation;
     }
   }
 
@@ -225,9 +229,10 @@ export class Allocator {
     if (block === null) return run.first;
     const blockEnd = (refcounts.blockIndexOf(run.first) + 1) * refcounts.blockEntries;
     const count = Math.min(want, run.count, blockEnd - run.first);
+    const allocation = this.#count({ first: run.first, count });
     this.#freed.splice(best, 1);
     if (count < run.count) this.#freed.push({ first: run.first + count, count: run.count - count });
-    return this.#count({ first: run.first, count });
+    return allocation;
   }
 
   #takeContiguous(count: number): Allocation | number | 'grow' {
@@ -261,9 +266,11 @@ export class Allocator {
       changes.push(refcounts.take(block, at, inBlock));
       at += inBlock;
     }
+    // What was taken once may have been written, also by a write that has failed.
+    const isFresh = first >= this.#top && first * clusterBytes >= file.lengthBytes;
     this.#top = Math.max(this.#top, end);
     // Field by field: spreading an object costs several times what the rest of this does.
-    return { first, count, isFresh: first * clusterBytes >= file.lengthBytes, changes };
+    return { first, count, isFresh, changes };
   }
 
   #refuseMetadata(cluster: number): void {

@@ -4,7 +4,7 @@
  *
  * Whoever changes the mapping of these clusters with awaits in between holds a range lock: then nothing is done here.
  */
-import { alignDown, alignUp } from '../../src/base/range.ts';
+import { alignDown, alignUp, isAligned } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import { writeAtOnce } from '../../src/block/at-once.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
@@ -24,6 +24,11 @@ export interface WriterAtOnceParts {
   readonly tables: OwnTables;
   readonly buffers: BufferPool;
 }
+
+const PAGE_BYTES = 4096;
+
+const arePages = (offset: number, lengthBytes: number): boolean =>
+  isAligned(offset, PAGE_BYTES) && isAligned(lengthBytes, PAGE_BYTES);
 
 /** A guest's write, and the entry of its cluster. */
 interface ClusterWrite {
@@ -79,9 +84,9 @@ export class WriterAtOnce {
     const { count } = allocation;
     const host = allocation.first * clusterBytes;
     const bytes = count * clusterBytes;
-    const isDone =
-      writeAtOnce(clusterFile, host, buffer.subarray(0, bytes)) &&
-      state.journal([...allocation.changes, map.runChange(slice, place.index, count, host)]);
+    const isWritten = (): boolean => writeAtOnce(clusterFile, host, buffer.subarray(0, bytes));
+    const changes = [...allocation.changes, map.runChange(slice, place.index, count, host)];
+    const isDone = this.#orGivenBack(allocation, isWritten) && state.journal(changes);
     if (!isDone) {
       clusters.giveBackAtOnce(allocation);
       return 0;
@@ -105,6 +110,9 @@ export class WriterAtOnce {
     const write = { offset, buffer, start, slice, place, kind };
     if (kind === 'compressed' || kind === 'reserved') return false;
     const { high, low } = map.entry(slice, place.index);
+    // In a data file each cluster lies where the guest has it; an entry that says otherwise is corrupt.
+    const isElsewhere = entryOffset(high, low) !== start && (high !== 0 || low !== 0);
+    if (state.dataFile !== null && isElsewhere) return false;
     if (!isCopied(high) || kind === 'unallocated' || kind === 'zero')
       return this.#allocating(write);
     const host = entryOffset(high, low);
@@ -114,33 +122,40 @@ export class WriterAtOnce {
 
   #allocating(write: ClusterWrite): boolean {
     const { state, clusters } = this.#parts;
+    // A hole is only left around whole pages.
+    if (this.#readsZero(write) && !arePages(write.offset, write.buffer.length)) return false;
     const allocation = clusters.allocateAtOnce(write.start, 1);
     if (allocation === null) return false;
     const host = allocation.first * state.clusterBytes;
+    const isFilled = (): boolean => this.#fill(write, host, allocation.isFresh);
     const isDone =
-      this.#filled(write, host, allocation) && this.#map(write, host, allocation.changes);
+      this.#orGivenBack(allocation, isFilled) && this.#map(write, host, allocation.changes);
     if (!isDone) clusters.giveBackAtOnce(allocation);
     return isDone;
   }
 
-  /** As `#fill`; what it throws comes after the cluster was given back. */
-  #filled(write: ClusterWrite, host: number, allocation: Allocation): boolean {
+  /** What `fill` throws comes after the clusters were given back. */
+  #orGivenBack(allocation: Allocation, fill: () => boolean): boolean {
     try {
-      return this.#fill(write, host, allocation.isFresh);
+      return fill();
     } catch (error) {
       this.#parts.clusters.giveBackAtOnce(allocation);
       throw error;
     }
   }
 
+  /** All of its cluster, as far as nothing is read to know. */
+  #readsZero({ kind, start }: ClusterWrite): boolean {
+    if (kind === 'unallocated') return start >= this.#parts.state.backingBytes;
+    return kind === 'zero' || kind === 'zero-allocated';
+  }
+
   /** Writes the guest's bytes, and around them what its cluster reads as. `isFresh`: the place reads as zeros. */
-  #fill({ offset, buffer, start, kind }: ClusterWrite, host: number, isFresh: boolean): boolean {
+  #fill(write: ClusterWrite, host: number, isFresh: boolean): boolean {
+    const { offset, buffer, start } = write;
     const { state, buffers } = this.#parts;
     const { clusterBytes, clusterFile, lengthBytes, request } = state;
-    const readsZero =
-      kind === 'zero' ||
-      kind === 'zero-allocated' ||
-      (kind === 'unallocated' && start >= state.backingBytes);
+    const readsZero = this.#readsZero(write);
     if ((isFresh && readsZero) || buffer.length === clusterBytes)
       return writeAtOnce(clusterFile, host + offset - start, buffer);
     const cluster = buffers.take(clusterBytes);

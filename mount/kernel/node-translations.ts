@@ -19,6 +19,8 @@ const UNCLUSTERED_PAGE_BITS = 16;
 
 /** Slices behind one that is new to the table that are filled too: a guest that jumps about would fault once for each. */
 const AHEAD_SLICES = 4;
+/** Slices that wait for that, of all views: further ones are left to their faults. */
+const MAX_AHEAD = 64;
 /** The first look at a slice may only begin to load what tells of it. */
 const AHEAD_LOOKS = 3;
 
@@ -52,8 +54,7 @@ export class NodeTranslations {
   /** Ranges of pages that were taken away in this turn and may be read on. */
   #refills: { readonly view: TranslatedView; readonly first: number; readonly last: number }[] = [];
   /** Slices that are still to be filled ahead, one in a turn. */
-  readonly #ahead: { readonly view: TranslatedView; readonly firstPage: number; looks: number }[] =
-    [];
+  #ahead: { readonly view: TranslatedView; readonly firstPage: number; looks: number }[] = [];
   /** Views whose every request is to come to the control plane. */
   readonly #barred = new Set<number>();
 
@@ -105,8 +106,9 @@ export class NodeTranslations {
   }
 
   #fillAhead(view: TranslatedView, firstPage: number): void {
+    if (!this.#table.hasRoom) return;
     const isIdle = this.#ahead.length === 0;
-    for (let i = 0; i < AHEAD_SLICES; i++) {
+    for (let i = 0; i < AHEAD_SLICES && this.#ahead.length < MAX_AHEAD; i++) {
       this.#ahead.push({ view, firstPage: firstPage + i * ENTRIES_PER_SLICE, looks: 0 });
     }
     if (isIdle) setImmediate(() => this.#nextAhead());
@@ -208,6 +210,7 @@ export class NodeTranslations {
     const view = this.#views.get(number);
     if (view === undefined) return;
     this.#views.delete(number);
+    this.#ahead = this.#ahead.filter((ahead) => ahead.view !== view);
     for (const node of view.chain) node.mappingListeners.delete(view.onChange);
     view.root.dirtyBitmaps.listeners.delete(view.close);
     await this.#table.closeView(number);

@@ -5,6 +5,8 @@
 import { BlockError } from '../../src/base/block-error.ts';
 import type { FuseRequest } from './request.ts';
 
+/** Started one after the other before the event loop has its turn: each may be answered at once, and ends in the next one's start. */
+const STARTS_A_TURN = 64;
 /** What one view may have waiting; beyond it requests fail with ENOMEM. */
 const MAX_WAITING = 16_384;
 const MAX_WAITING_BYTES = 256 << 20;
@@ -29,6 +31,9 @@ export class RequestQueue {
   readonly #options: RequestQueueOptions;
   readonly #views = new Map<number, ViewRequests>();
   #inSlots = 0;
+  /** Taken from those that wait, and about to be started. */
+  #ready: FuseRequest[] = [];
+  #isStarting = false;
 
   constructor(options: RequestQueueOptions) {
     this.#options = options;
@@ -80,8 +85,26 @@ export class RequestQueue {
     if (next !== undefined) {
       view.waitingBytes -= next.heldBytes;
       view.serving++;
-      this.#options.start(next);
+      this.#ready.push(next);
+      if (!this.#isStarting) this.#startReady();
     } else if (view.serving === 0) this.#views.delete(request.nodeId);
+  }
+
+  // Not from inside of one another: thousands may wait, and each be answered within its start.
+  #startReady(): void {
+    this.#isStarting = true;
+    try {
+      for (let started = 0; started < STARTS_A_TURN; started++) {
+        const next = this.#ready.shift();
+        if (next === undefined) break;
+        this.#options.start(next);
+      }
+    } finally {
+      this.#isStarting = false;
+    }
+    if (this.#ready.length === 0) return;
+    this.#isStarting = true;
+    setImmediate(() => this.#startReady());
   }
 
   /** Takes a waiting request out, by the halves of its `unique`; null when none waits under it. */

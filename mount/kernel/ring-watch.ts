@@ -39,12 +39,17 @@ export class RingWatch {
     this.#soon = isSoon ? Math.min(SOON, this.#soon + 1) : 0;
   }
 
+  /** The event loop's other work has waited long enough. */
+  get isTurnOver(): boolean {
+    return this.#options.now() - this.#begunMs > TURN_MS;
+  }
+
   /** The slot that came while it looked; -1: it is time to sleep. */
   look(): number {
     const { next, isBusy, yieldCore, now } = this.#options;
     const begunMs = now();
     this.#sleptMs = begunMs;
-    if (this.#soon < SOON || isBusy() || begunMs - this.#begunMs > TURN_MS) return -1;
+    if (this.#soon < SOON || isBusy() || this.isTurnOver) return -1;
     for (let at = begunMs; at - begunMs < LOOK_MS; at = now()) {
       const slot = next();
       if (slot >= 0) return slot;

@@ -26,7 +26,7 @@ import type {
 } from '../backend.ts';
 import { Latencies, type Operation, type OperationLatency } from '../latencies.ts';
 import { BATCH_FORGET_IN, INIT2, INTERRUPT_IN, OPCODE } from './abi.ts';
-import type { HandlerContext } from './context.ts';
+import type { Handler, HandlerContext } from './context.ts';
 import { Doorbell } from './doorbell.ts';
 import { HandOver } from './hand-over.ts';
 import { HANDLERS } from './handlers.ts';
@@ -215,7 +215,8 @@ export class KernelSession implements Backend {
       );
     } finally {
       this.#endPauses();
-      this.#drainRing();
+      for (let slot = this.#receiver.next(); slot >= 0; slot = this.#receiver.next())
+        this.#arrived(slot);
       // Nobody waits for an answer any more.
       for (const { nodeId } of this.#serving)
         this.#options.directory.byNodeId(nodeId)?.view.letGo();
@@ -282,25 +283,27 @@ export class KernelSession implements Backend {
   #drainRing(): void {
     this.#receiver.wake();
     this.#watch.woken();
-    for (;;) {
-      this.#takeArrived();
-      const early = this.#watch.look();
-      if (early >= 0) {
-        this.#arrived(early);
-        continue;
-      }
-      this.#receiver.sleep();
-      // One that came before `sleep` did not ring.
-      const slot = this.#receiver.next();
+    for (let taken = 0; taken < SLOTS; taken++) {
+      const slot = this.#nextArrived();
       if (slot < 0) return;
-      this.#receiver.wake();
       this.#arrived(slot);
+      if (this.#watch.isTurnOver) break;
     }
+    // Those that are answered at once make room for others without end, and everything else waits for the event loop.
+    setImmediate(() => this.#drainRing());
   }
 
-  #takeArrived(): void {
-    for (let slot = this.#receiver.next(); slot >= 0; slot = this.#receiver.next())
-      this.#arrived(slot);
+  /** -1: the doorbell will ring. */
+  #nextArrived(): number {
+    const arrived = this.#receiver.next();
+    if (arrived >= 0) return arrived;
+    const seen = this.#watch.look();
+    if (seen >= 0) return seen;
+    this.#receiver.sleep();
+    // One that came before `sleep` did not ring.
+    const late = this.#receiver.next();
+    if (late >= 0) this.#receiver.wake();
+    return late;
   }
 
   #arrived(slot: number): void {
@@ -360,17 +363,23 @@ export class KernelSession implements Backend {
       this.#reply(request, ERRNO.ENOSYS, 0);
       return;
     }
+    const outcome = this.#handled(request, handler);
+    if (typeof outcome === 'number') this.#reply(request, 0, outcome);
+    else {
+      outcome?.then(
+        (bodyBytes) => this.#reply(request, 0, bodyBytes),
+        (error: unknown) => this.#fail(request, error),
+      );
+    }
+  }
+
+  /** Null: it has failed, and was answered. */
+  #handled(request: FuseRequest, handler: Handler): number | Promise<number> | null {
     try {
-      const outcome = handler(request, this.#context);
-      if (typeof outcome === 'number') this.#reply(request, 0, outcome);
-      else {
-        outcome.then(
-          (bodyBytes) => this.#reply(request, 0, bodyBytes),
-          (error: unknown) => this.#fail(request, error),
-        );
-      }
+      return handler(request, this.#context);
     } catch (error) {
       this.#fail(request, error);
+      return null;
     }
   }
 

@@ -82,7 +82,9 @@ const orNothing = <T>(run: () => T): T | null => {
   try {
     return run();
   } catch (error) {
-    if (error instanceof BlockError) return null;
+    // A host that refuses is met again; anything else is a fault of ours.
+    const isOfHost = typeof (error as NodeJS.ErrnoException).errno === 'number';
+    if (isOfHost || error instanceof BlockError) return null;
     throw error;
   }
 };

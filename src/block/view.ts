@@ -179,7 +179,16 @@ export class View {
   }
 
   async lengthBytes(): Promise<number> {
-    return (await this.#openForRequest()).lengthBytes;
+    return (await this.#openRoot()).lengthBytes;
+  }
+
+  /** Also in a drained section, unless that has closed the chain: then the one that follows. */
+  async #openRoot(): Promise<Node> {
+    for (;;) {
+      const root = await this.#openForRequest();
+      if (root.isOpen || this.#drain === null) return root;
+      await this.#drain;
+    }
   }
 
   /** Where the file may have been made longer behind the driver's back, by a kernel that writes it directly, the image grows too. */

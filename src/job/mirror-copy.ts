@@ -77,6 +77,8 @@ export class MirrorCopy {
   /** The most that was reported as what there is to do. */
   #knownBytes = 0;
   #inFlightBytes = 0;
+  /** Ranges that may be clean in the bitmap, and are not proven to be in the target. */
+  readonly #open = new Set<CopyRange>();
   #failures = 0;
   /** How fast the last rounds were; 0 before the first. */
   #bytesPerMs = 0;
@@ -225,11 +227,14 @@ export class MirrorCopy {
     await orAborted(copies.begin(copy), this.#control.signal);
   }
 
-  async #copy(
-    source: SourceAccess,
-    { start, lengthBytes, how }: CopyRange,
-    buffer: Uint8Array | null,
-  ): Promise<void> {
+  /** Marks what is in flight: it may never arrive, and nobody waits for it. */
+  keepOpen(): void {
+    for (const { start, lengthBytes } of this.#open) this.#bitmap.mark(start, lengthBytes);
+  }
+
+  async #copy(source: SourceAccess, range: CopyRange, buffer: Uint8Array | null): Promise<void> {
+    const { start, lengthBytes, how } = range;
+    this.#open.add(range);
     const granuleBytes = alignUp(lengthBytes, this.#bitmap.content.granularityBytes);
     this.#inFlightBytes += granuleBytes;
     let operation: 'read' | 'write' = 'read';
@@ -246,14 +251,15 @@ export class MirrorCopy {
       if (persistence instanceof BitmapFile) persistence.clear(start, lengthBytes, content);
       this.#doneBytes += Math.max(0, granuleBytes - leftBytes(pieces));
     } catch (error) {
+      this.#bitmap.mark(start, lengthBytes);
       // Nobody wants to know any more.
       if (this.#control.isCancelled) return;
       this.#failures++;
-      this.#bitmap.mark(start, lengthBytes);
       const failure = toBlockError(error);
       const action = this.#control.failed(failure, operation, this.#policy(operation));
       if (action === 'report') throw failure;
     } finally {
+      this.#open.delete(range);
       release();
       this.#inFlightBytes -= granuleBytes;
       this.report();

@@ -127,6 +127,7 @@ export class Mirror implements JobWork {
     bitmap.user = null;
     const remaining = this.#bitmap;
     if (this.#succeeded || bitmapMode !== 'always' || remaining === null) return;
+    this.#copy?.keepOpen();
     await root.dirtyBitmaps.clearAll(bitmap);
     // What the guest has written since is in both.
     await root.dirtyBitmaps.merge(bitmap, remaining.content);

@@ -466,6 +466,40 @@ for (const mode of ['on-success', 'never', 'always'] as const) {
   });
 }
 
+for (const end of ['hangs', 'fails'] as const) {
+  test(`always: what is on its way to a target that ${end} when the job is cancelled is left in the bitmap`, async (t) => {
+    const { stand, on } = await scene(t);
+    const { root } = stand;
+    const bitmap = await root.dirtyBitmaps.start(64 * KIB);
+    await put(stand, 2 * MIB, 64 * KIB, 3);
+    bitmap.user = "job 'disk'";
+    let begun = (): void => undefined;
+    const isWriting = new Promise<void>((resolve) => {
+      begun = resolve;
+    });
+    let release = (): void => undefined;
+    const held = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    on.target = async (operation) => {
+      if (operation !== 'write') return;
+      begun();
+      await held;
+      throw fault();
+    };
+    const job = await stand.mirror({ sync: 'bitmap', bitmap, bitmapMode: 'always' });
+    await isWriting;
+    assert.equal(job.blockJobInfo().offset, 0);
+    job.cancel({ force: true });
+    if (end === 'fails') release();
+    await ended(job);
+    assert.ok(bitmap.content.nextDirty(0, 16 * MIB) !== null, 'it is not in the target');
+    assert.equal(bitmap.content.dirtyBytes, 64 * KIB);
+    release();
+    await stand.view.close();
+  });
+}
+
 test('a disk that grows meanwhile grows its target', async (t) => {
   const { stand } = await scene(t, { target: 'qcow2' });
   await put(stand, 0, MIB, 1);

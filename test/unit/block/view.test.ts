@@ -4,6 +4,7 @@ import { test } from 'node:test';
 import { BlockError } from '../../../src/base/block-error.ts';
 import { silentLog } from '../../../src/base/log.ts';
 import { guestOffset } from '../../../src/base/units.ts';
+import type { Node } from '../../../src/block/node.ts';
 import { View } from '../../../src/block/view.ts';
 import { type Cleanup, scratchDirectory } from '../../support/scratch.ts';
 import { testGraph } from '../../support/test-graph.ts';
@@ -184,4 +185,41 @@ test('a view that is being closed is not opened again before that has ended', as
   await new Promise((resolve) => setImmediate(resolve));
   endClose();
   await last;
+});
+
+test('a write that comes while a drained section opens the chain anew goes on over what it has opened', async (t) => {
+  const directory = await scratchDirectory(t);
+  const path = `${directory}/disk.raw`;
+  await writeFile(path, new Uint8Array(BYTES));
+  const graph = await testGraph({ directory });
+  const open = (): Promise<Node> => graph.open({ path, format: 'raw', readOnly: false });
+  const view = new View({
+    name: 'disk.raw',
+    readOnlyReason: null,
+    allowShrink: false,
+    log: silentLog,
+    open,
+    close: (root) => graph.close(root),
+  });
+  const before = await view.open();
+  let swap = (): void => undefined;
+  const mayGoOn = new Promise<void>((resolve) => {
+    swap = resolve;
+  });
+  const section = view.drained(async () => {
+    await graph.close(before);
+    await mayGoOn;
+    view.swapRoot(await open());
+  });
+  while (before.isOpen) await new Promise((resolve) => setImmediate(resolve));
+  const writing = view.write(guestOffset(0), Buffer.from('guest'));
+  const length = view.lengthBytes();
+  await new Promise((resolve) => setImmediate(resolve));
+  swap();
+  await Promise.all([section, writing]);
+  assert.equal(await length, BYTES);
+  const found = Buffer.alloc(5);
+  await view.read(guestOffset(0), found);
+  assert.equal(found.toString(), 'guest');
+  await view.close();
 });

@@ -1,5 +1,6 @@
 /** Writes that are done in one turn of the event loop: when they are, and that nothing is left of one that is not. */
 import assert from 'node:assert/strict';
+import { closeSync, openSync, writeSync } from 'node:fs';
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -20,7 +21,7 @@ class Subject {
   readonly journals: string;
   readonly #expected: Buffer;
   readonly #close: () => Promise<void>;
-  readonly #path: string;
+  readonly path: string;
 
   constructor(parts: {
     root: Node;
@@ -31,7 +32,7 @@ class Subject {
   }) {
     this.root = parts.root;
     this.journals = parts.journals;
-    this.#path = parts.path;
+    this.path = parts.path;
     this.#expected = parts.expected;
     this.#close = parts.close;
   }
@@ -80,10 +81,10 @@ class Subject {
 
   async judge(t: TestContext): Promise<void> {
     await this.#close();
-    await qemuImg(['check', this.#path]);
+    await qemuImg(['check', this.path]);
     const expected = join(await scratchDirectory(t), 'expected');
     await writeFile(expected, this.#expected);
-    await qemuImg(['compare', '-f', 'raw', '-F', 'qcow2', expected, this.#path]);
+    await qemuImg(['compare', '-f', 'raw', '-F', 'qcow2', expected, this.path]);
   }
 }
 
@@ -131,6 +132,33 @@ test('a write whose cluster is being changed waits for its turn', async (t) => {
   open();
   await slow;
   await subject.write(5 * CLUSTER, PAGE, 10);
+  await subject.judge(t);
+});
+
+test('a host that is full, or writes a part, is met by the usual way, and leaves nothing', async (t) => {
+  let mood: 'well' | 'full' | 'short' = 'well';
+  let path = '';
+  const subject = await Subject.open(t, {
+    ...quick,
+    atOnce: (operation, offset, lengthBytes) => {
+      if (operation === 'read' || mood === 'well') return true;
+      if (mood === 'full') throw Object.assign(new Error('full'), { code: 'ENOSPC', errno: -28 });
+      // What came to the file before the host gave up.
+      const host = openSync(path, 'r+');
+      writeSync(host, Buffer.alloc(lengthBytes / 2, 0xee), 0, lengthBytes / 2, offset);
+      closeSync(host);
+      return false;
+    },
+  });
+  path = subject.path;
+  mood = 'full';
+  assert.ok(!subject.atOnce(CLUSTER, PAGE, 1), 'over the backing');
+  assert.ok(!subject.atOnce(4 * CLUSTER, 4 * CLUSTER, 2), 'four clusters');
+  mood = 'short';
+  assert.ok(!subject.atOnce(9 * CLUSTER, CLUSTER, 3));
+  mood = 'well';
+  await subject.soon(15 * CLUSTER + PAGE, PAGE, 4, 'a place that was written is no hole');
+  await subject.write(4 * CLUSTER, 4 * CLUSTER, 2);
   await subject.judge(t);
 });
 

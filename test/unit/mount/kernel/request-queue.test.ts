@@ -73,3 +73,36 @@ test('a waiting request is found by both halves of its unique, once', () => {
   assert.equal(queue.removeWaiting(2, 0), waiting);
   assert.equal(queue.removeWaiting(2, 0), null);
 });
+
+test('thousands that wait, and are answered as soon as they are started, do not start inside of each other', async () => {
+  const COUNT = 4000;
+  const order: number[] = [];
+  let depth = 0;
+  const queue: RequestQueue = new RequestQueue({
+    perView: 1,
+    inSlots: 100,
+    start: (request) => {
+      order.push(request.uniqueLow);
+      if (request.uniqueLow === 0) return;
+      depth++;
+      assert.equal(depth, 1, 'one at a time');
+      queue.ended(request);
+      depth--;
+    },
+    detach: (request) => {
+      request.detach();
+      queue.leftSlot();
+    },
+    refuse: () => assert.fail('nothing is refused here'),
+  });
+  const requests = Array.from({ length: COUNT }, (_, i) => requestOf(7, i));
+  for (const request of requests) queue.add(request);
+  queue.ended(requests[0] as FuseRequest);
+  assert.ok(order.length < COUNT, 'the event loop has its turn in between');
+  while (order.length < COUNT) await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual(
+    order,
+    requests.map((_, i) => i),
+  );
+  assert.equal(queue.waiting, 0);
+});
