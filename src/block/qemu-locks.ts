@@ -144,6 +144,8 @@ export class QemuLocks implements ImageLocks {
   #raise(held: Held, mode: LockMode): void {
     const before = held.bytes;
     const wanted = held.holders.write > 0 ? BYTES.write : BYTES[mode];
+    // Whoever tries meanwhile, and is refused, has bytes of his own for a moment.
+    if (before === wanted) return;
     try {
       this.#take(held, wanted);
       this.#refuseConflict(held, wanted);
