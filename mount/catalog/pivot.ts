@@ -41,17 +41,23 @@ export const pivotOver = async (scene: PivotScene, target: Node): Promise<void> 
   const { view, candidate: before, inspection: inspectionBefore } = image;
   const { path, descriptor } = target;
   await graph.refuseReplaced(target);
-  const candidate = await remember(scene, target, await detach(view.root, target));
+  const above = layersAbove(view.root, target);
+  const committed = await Promise.all(
+    above.map(async (node) => keyOf(await statHostFile(node.path))),
+  );
+  const candidate = await remember(scene, target, committed);
   const reopen = (of: { readonly path: string; readonly format: string | null }): Promise<Node> =>
     graph.open({ ...of, readOnly: false });
+  let opened: Node | null = null;
   try {
-    await graph.close(target);
-    if (view.root !== null) await graph.close(view.root);
-    const root = await reopen({ path, format: descriptor.name });
-    const inspection = await inspectionOf(root);
+    await closeBoth(scene, target, above.at(-1) ?? null);
+    opened = await reopen({ path, format: descriptor.name });
+    const inspection = await inspectionOf(opened);
     image.pivoted(candidate, inspection);
-    view.swapRoot(root);
+    view.swapRoot(opened);
   } catch (error) {
+    // It would be open for writing below the view. Nothing was written to it.
+    if (opened !== null) await graph.close(opened).catch(() => undefined);
     await undo(scene, before);
     image.pivoted(before, inspectionBefore);
     const original = { path: before.host.path, format: inspectionBefore.declaredFormat };
@@ -62,16 +68,29 @@ export const pivotOver = async (scene: PivotScene, target: Node): Promise<void> 
   }
 };
 
-/** Takes a layer out of a chain, so that each is closed by itself. Returns what lay above it. */
-const detach = async (root: Node | null, layer: Node): Promise<string[]> => {
-  const above: string[] = [];
+/** From the root on; none when the chain does not have that layer. */
+const layersAbove = (root: Node | null, layer: Node): Node[] => {
+  const above: Node[] = [];
   for (let node = root; node !== null; node = node.backing) {
-    above.push(keyOf(await statHostFile(node.path)));
-    if (node.backing !== layer) continue;
-    node.backing = null;
-    return above;
+    if (node === layer) return above;
+    above.push(node);
   }
   return [];
+};
+
+/** The target, out of the chain that it may be in, and what the view stands on. Errors: the first one; both are closed. */
+const closeBoth = async (
+  { image, graph }: PivotScene,
+  target: Node,
+  overlay: Node | null,
+): Promise<void> => {
+  const { root } = image.view;
+  if (overlay !== null) overlay.backing = null;
+  try {
+    await graph.close(target);
+  } finally {
+    if (root !== null) await graph.close(root);
+  }
 };
 
 /** From here on the view stands for the target, for every engine that comes. */
@@ -105,6 +124,8 @@ export const reopen = async (
   ownLayers: OwnLayers | null,
 ): Promise<Node> => {
   const { view, host, inspection } = image;
+  // What could not be opened before is opened once, for us and for requests that come meanwhile.
+  if (view.root === null && ownLayers === null) return view.open();
   const options = { path: host.path, format: inspection.declaredFormat, readOnly: false };
   const own = ownLayers === null ? {} : { ownLayers };
   const passing = view.root?.dirtyBitmaps.takePassing() ?? [];

@@ -148,6 +148,35 @@ export const JOB_MUTATIONS: readonly Mutation[] = [
     tests: FAULTS,
   },
   {
+    step: 'pivot over a layer: what was opened and not gone on with is closed',
+    file: 'mount/catalog/pivot.js',
+    find: 'await graph.close(opened).catch(() => undefined);',
+    replace: 'await Promise.resolve();',
+    tests: FAULTS,
+  },
+  {
+    step: 'pivot over a layer: the chain is cut when what the view stands for is remembered',
+    file: 'mount/catalog/pivot.js',
+    find: 'const candidate = await remember(scene, target, committed);',
+    replace: `for (const node of above.slice(-1)) node.backing = null;
+    const candidate = await remember(scene, target, committed);`,
+    tests: FAULTS,
+  },
+  {
+    step: 'pivot over a layer: what the view stands on is closed, however the target closes',
+    file: 'mount/catalog/pivot.js',
+    find: 'finally {\n        if (root !== null)',
+    replace: 'finally {\n        if (root === null)',
+    tests: FAULTS,
+  },
+  {
+    step: 'pivot over a layer: a view that is closed is opened as requests open it',
+    file: 'mount/catalog/pivot.js',
+    find: 'if (view.root === null && ownLayers === null)\n        return view.open();',
+    replace: '',
+    tests: FAULTS,
+  },
+  {
     step: 'write-through: a write is answered when the target has it',
     file: 'src/job/write-through.js',
     find: 'await orAborted(writes, this.#options.signal);',

@@ -1,10 +1,11 @@
 /** Single faults in the steps of jobs that swap what a view stands on: what comes of them is the job's, never the guest's. */
 import assert from 'node:assert/strict';
-import { mkdir, open } from 'node:fs/promises';
+import { mkdir, open, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { present } from '../../src/base/assert.ts';
+import { BlockError } from '../../src/base/block-error.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { View } from '../../src/block/view.ts';
 import { chainOf } from '../../src/control/context.ts';
@@ -25,6 +26,7 @@ interface Scene {
   readonly view: View;
   readonly model: ByteModel;
   readonly path: (name: string) => string;
+  readonly stateDirectory: string;
 }
 
 /** A chain of these images, with a write of the guest that has not reached the disk. */
@@ -49,7 +51,8 @@ const chainScene = async (t: Cleanup, names = ['base', 'top']): Promise<Scene> =
   const view = await stand.view('top.raw');
   await view.write(guestOffset(200 * KIB), Buffer.alloc(KIB, 7));
   model.bytes.fill(7, 200 * KIB, 201 * KIB);
-  return { stand, faults, view, model, path: (name) => join(images, name) };
+  const stateDirectory = join(directory, 'state');
+  return { stand, faults, view, model, path: (name) => join(images, name), stateDirectory };
 };
 
 const assertUnharmed = async ({ view, model, path }: Scene, chain: string[]): Promise<void> => {
@@ -98,6 +101,73 @@ test('a view that can neither go on over its overlay nor go back at once does so
   await assert.rejects(stand.execute('blockdev-snapshot-sync', given), INJECTED);
   faults.arm(null);
   await assertUnharmed(scene, ['top', 'base']);
+});
+
+/** A commit of the image into the base, as far as that `arm` can see to it that it fails in the end. */
+const commitToBase = async ({ stand }: Scene, arm: () => unknown): Promise<string | null> => {
+  await stand.execute('block-commit', { device: 'top', 'job-id': 'job' });
+  const job = present(stand.job('job'), 'the job has begun');
+  while (job.status !== 'ready') await sleep(2);
+  await arm();
+  job.complete();
+  await job.concluded;
+  return job.error;
+};
+
+for (const count of [1, 2, 3, ALL.count]) {
+  test(`reads of the base that fail while a view goes down to it (${count} from any one on): nothing stays open beside the view's chain`, async (t) => {
+    const scene = await chainScene(t);
+    const { stand, faults, path, view } = scene;
+    const fault = { path: path('base.qcow2'), kind: 'read', isFull: false, count } as const;
+    let failures = 0;
+    for (let at = 1; ; at++) {
+      const error = await commitToBase(scene, () => faults.arm({ ...fault, at }));
+      faults.arm(null);
+      if (error === null) break;
+      assert.match(error, INJECTED);
+      failures++;
+      if (count < 3) assert.equal(view.root?.isOpen, true, 'it is back at the end of the job');
+      await assertUnharmed(scene, ['top', 'base']);
+      assert.equal(stand.graph.nodes.size, 2);
+    }
+    assert.ok(failures > 1, 'the one that opens it, and the one that looks at it then');
+    await assertUnharmed(scene, ['base']);
+    assert.equal(stand.graph.nodes.size, 1);
+    const unexpected = stand.lines.filter((line) => /error /.test(line) && !isInjected(line));
+    assert.deepEqual(unexpected, []);
+  });
+}
+
+test('a view that cannot be remembered to stand for a layer of its own keeps its whole chain', async (t) => {
+  const scene = await chainScene(t, ['base', 'mid', 'top']);
+  const { stand, stateDirectory } = scene;
+  const error = await commitToBase(scene, async () => {
+    await rm(stateDirectory, { recursive: true, force: true });
+    await writeFile(stateDirectory, '');
+  });
+  await rm(stateDirectory);
+  assert.match(error ?? '', /already exists|not a directory/);
+  await assertUnharmed(scene, ['top', 'mid', 'base']);
+  assert.equal(stand.graph.nodes.size, 3);
+});
+
+test('a target that does not close well is not gone on with, and nothing stays open', async (t) => {
+  const scene = await chainScene(t);
+  const { graph } = scene.stand;
+  const error = await commitToBase(scene, () => {
+    const base = present(
+      [...graph.nodes].find((n) => !n.readOnly && n.backing === null),
+      'it',
+    );
+    const close = base.close.bind(base);
+    base.close = async () => {
+      await close();
+      throw new BlockError({ kind: 'io', message: 'the fault of this test' });
+    };
+  });
+  assert.match(error ?? '', INJECTED);
+  await assertUnharmed(scene, ['top', 'base']);
+  assert.equal(graph.nodes.size, 2);
 });
 
 const JOBS = [
