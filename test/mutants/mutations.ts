@@ -367,8 +367,8 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     step: 'clusters that are written at once are journaled before the write is answered',
     file: 'drivers/qcow2/write-at-once.js',
-    find: 'state.journal([...allocation.changes, map.runChange(slice, place.index, count, host)]);',
-    replace: 'true;',
+    find: 'this.#orGivenBack(allocation, isWritten) && state.journal(changes);',
+    replace: 'this.#orGivenBack(allocation, isWritten);',
     tests: AT_ONCE,
   },
   {
@@ -378,6 +378,20 @@ export const MUTATIONS: readonly Mutation[] = [
             clusters.giveBackAtOnce(allocation);`,
     replace: '',
     tests: AT_ONCE,
+  },
+  {
+    step: 'a cluster that was taken once is no new space, whatever is known of the end of the file',
+    file: 'drivers/qcow2/allocator.js',
+    find: 'first >= this.#top && ',
+    replace: '',
+    tests: AT_ONCE,
+  },
+  {
+    step: 'what was in flight when a mirror was cancelled is left in its bitmap',
+    file: 'src/job/mirror.js',
+    find: 'this.#copy?.keepOpen();',
+    replace: '',
+    tests: MIRROR,
   },
   {
     step: 'a new refcount block is journaled before anything that it counts',
