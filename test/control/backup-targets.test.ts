@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { qemuNbd } from '../support/nbd-server.ts';
 import { assertClean, contentSha256, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
 import type { QmpConnection } from '../support/qmp.ts';
-import { run } from '../support/vdiskfs.ts';
+import { run, vdiskfs } from '../support/vdiskfs.ts';
 import { type ControlMount, controlMount } from './control-mount.ts';
 
 const SIZE_MIB = 16;
@@ -136,4 +136,13 @@ test('a target that is full ends the backup and not the guest, and the bitmap ke
   const vm = devices.find(({ device }) => device === 'vm');
   const since = vm?.inserted['dirty-bitmaps'].find(({ name }) => name === 'since');
   assert.deepEqual([since?.count, since?.busy], [3 << 20, false]);
+  // What could not be written when it was closed is taken up by who opens it next, when there is room.
+  await run('mount', ['-o', 'remount,size=8m', small]);
+  const again = join(m.root, 'again');
+  await mkdir(again);
+  assert.equal((await vdiskfs(['mount', small, again])).status, 0);
+  const one = await run('qemu-io', ['-f', 'raw', '-c', 'write 0 4k', join(again, 'copy.raw')]);
+  assert.equal(one.status, 0, one.stderr);
+  assert.equal((await vdiskfs(['umount', again])).status, 0);
+  await qemuImg(['check', target]);
 });
