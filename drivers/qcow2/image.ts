@@ -380,9 +380,10 @@ export class Qcow2Image implements DriverInstance {
     return own + ((await dataFile?.driver.allocatedBytes()) ?? 0);
   }
 
+  // As QEMU has it: refcounts that cannot be read fail nobody who only asks where his data is.
   async holesMeanZero(): Promise<boolean> {
     const { header, file } = this.#state;
-    this.#preallocated ??= hasPreallocatedMetadata(file, checkShapeOf(header));
+    this.#preallocated ??= hasPreallocatedMetadata(file, checkShapeOf(header)).catch(() => false);
     return this.#preallocated;
   }
 

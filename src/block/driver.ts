@@ -170,7 +170,8 @@ export interface DriverInstance {
 
   /**
    * Block status looks for holes of the host file inside `data` ranges (raw; preallocated metadata). A function where
-   * that costs something to find out: it is asked when block status needs it, and remembers its answer.
+   * that costs something to find out: it is asked when block status needs it, and remembers its answer. Where that cannot be
+   * found out it is false, which never says anything wrong of the bytes.
    */
   readonly holesMeanZero?: boolean | (() => Promise<boolean>);
   /** Space is given back by holes in a data file, without a change of mapping: block status shows those as holes. */
