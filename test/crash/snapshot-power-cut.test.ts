@@ -133,6 +133,8 @@ class Workload {
     this.history.flushes.push({ begun, answered });
     if (kind === 'apply') this.history.flushes.push({ begun: answered, answered });
     this.changes.push({ kind, name, begun, answered, before, after: this.history.content });
+    // What follows is later, also a discard that comes to no file at all.
+    this.log.events++;
   }
 }
 
