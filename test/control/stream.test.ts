@@ -1,6 +1,7 @@
 /** Streams of a mount: what a guest sees, what QEMU finds afterwards, and what survives the engine and the mount. */
 import assert from 'node:assert/strict';
-import { open, readdir, readFile } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { open, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -164,6 +165,38 @@ test('a mount that ends pauses its stream, and the next one goes on, unless it s
   await assertIndependent(m, before);
   assert.deepEqual(await readdir(m.root).then((names) => names.includes('state')), false);
 });
+
+for (const removed of ['base', 'overlay'] as const) {
+  test(`its ${removed} is removed under a stream: it ends, the guest has all of its disk, and others theirs`, async (t) => {
+    const m = await controlMount(t);
+    const before = await contentSha256(m.view, join(m.root, 'before'));
+    const pid = await m.enginePid();
+    const other = join(m.images, 'other.qcow2');
+    await qemuImg(['create', '-q', '-f', 'qcow2', other, '1M']);
+    const c = await m.qmp();
+    await using guest = await open(m.view, 'r+');
+    await c.execute('block-stream', { device: 'vm', 'job-id': 'vm', speed: 2 << 20 });
+    await rm(removed === 'base' ? m.base : m.overlay);
+    // Something looks, and so the mount has seen it.
+    await readdir(m.mountpoint);
+    await c.execute('block-job-set-speed', { device: 'vm', speed: 0 });
+    const { data } = await c.event('BLOCK_JOB_COMPLETED');
+    assert.equal(data?.['error'], undefined);
+    const found = Buffer.alloc((await guest.stat()).size);
+    await guest.read(found, 0, found.length, 0);
+    assert.equal(createHash('sha256').update(found).digest('hex'), before);
+    await guest.write(Buffer.alloc(4096, 7), 0, 4096, 4096);
+    await guest.sync();
+    await guest.close();
+    const beside = join(m.mountpoint, 'other.raw');
+    const wrote = await run('qemu-io', ['-f', 'raw', '-c', 'write -P 3 0 64k', beside]);
+    assert.equal(wrote.status, 0, wrote.stderr);
+    assert.equal(await m.enginePid(), pid);
+    assert.equal((await vdiskfs(['umount', m.mountpoint])).status, 0);
+    await assertClean(other);
+    if (removed === 'base') await assertClean(m.overlay);
+  });
+}
 
 test('a full disk pauses a stream with --on-error enospc, the guest reads on, resume ends it', async (t) => {
   const m = await controlMount(t, { mounted: false });
