@@ -9,6 +9,13 @@ const STREAM = ['test/reference/stream.test.js'];
 
 export const JOB_MUTATIONS: readonly Mutation[] = [
   {
+    step: 'what was in flight when a mirror was cancelled is left in its bitmap',
+    file: 'src/job/mirror.js',
+    find: 'this.#copy?.keepOpen();',
+    replace: '',
+    tests: MIRROR,
+  },
+  {
     step: 'commit: the base is flushed before the overlay names it',
     file: 'src/job/commit.js',
     find: 'await view.withRoot(() => base.flush());',

@@ -3,6 +3,7 @@
  * its place, and the tests of which one must fail.
  */
 
+import { AT_ONCE_MUTATIONS } from './at-once-mutations.ts';
 import { JOB_MUTATIONS } from './job-mutations.ts';
 
 export interface Mutation {
@@ -26,7 +27,6 @@ const SNAPSHOTS = ['test/crash/snapshot-power-cut.test.js'];
 const ADD_COW = ['test/crash/add-cow-power-cut.test.js'];
 const OVERLAP = ['test/qemu/run-time-corruption.test.js'];
 const SIGKILL = ['test/crash/sigkill.test.js'];
-const AT_ONCE = ['test/unit/drivers/qcow2/write-at-once.test.js', ...SIGKILL];
 const HISTORIES = ['test/reference/qcow2-concurrency.test.js'];
 const CONCURRENCY = ['test/conformance/qcow2-concurrency.test.js', ...HISTORIES, ...SIGKILL];
 const BACKUP = [
@@ -351,56 +351,6 @@ export const MUTATIONS: readonly Mutation[] = [
     tests: ['test/crash/add-cow-sigkill.test.js'],
   },
   {
-    step: 'a write at once keeps off clusters that somebody is changing',
-    file: 'drivers/qcow2/write-at-once.js',
-    find: 'if (locks.isBusy({ start, end: alignUp(end, clusterBytes) }))',
-    replace: 'if (false)',
-    tests: AT_ONCE,
-  },
-  {
-    step: 'a cluster that is written at once is journaled before the write is answered',
-    file: 'drivers/qcow2/write-at-once.js',
-    find: 'if (!state.journal([...allocated, map.entryChange(slice, place.index, now)]))',
-    replace: 'if (false)',
-    tests: AT_ONCE,
-  },
-  {
-    step: 'clusters that are written at once are journaled before the write is answered',
-    file: 'drivers/qcow2/write-at-once.js',
-    find: 'this.#orGivenBack(allocation, isWritten) && state.journal(changes);',
-    replace: 'this.#orGivenBack(allocation, isWritten);',
-    tests: AT_ONCE,
-  },
-  {
-    step: 'a cluster whose write at once has failed is given back',
-    file: 'drivers/qcow2/write-at-once.js',
-    find: `        if (!isDone)
-            clusters.giveBackAtOnce(allocation);`,
-    replace: '',
-    tests: AT_ONCE,
-  },
-  {
-    step: 'a cluster that was taken once is no new space, whatever is known of the end of the file',
-    file: 'drivers/qcow2/allocator.js',
-    find: 'first >= this.#top && ',
-    replace: '',
-    tests: AT_ONCE,
-  },
-  {
-    step: 'what was in flight when a mirror was cancelled is left in its bitmap',
-    file: 'src/job/mirror.js',
-    find: 'this.#copy?.keepOpen();',
-    replace: '',
-    tests: MIRROR,
-  },
-  {
-    step: 'a new refcount block is journaled before anything that it counts',
-    file: 'drivers/qcow2/allocator.js',
-    find: 'this.#journal([...made.changes, refcounts.set(made.block, first, 1)]);',
-    replace: 'this.#unjournaled.push(...made.changes, refcounts.set(made.block, first, 1));',
-    tests: ['test/crash/sigkill-order.test.js'],
-  },
-  {
     step: 'a mirror waits for the writes that a range has been taken out of the bitmap for',
     file: 'src/job/mirror-copy.js',
     find: 'await root.quiesceChanges();',
@@ -463,5 +413,6 @@ export const MUTATIONS: readonly Mutation[] = [
     image.pivoted(candidate, inspection);`,
     tests: ['test/unit/mount/pivot.test.js'],
   },
+  ...AT_ONCE_MUTATIONS,
   ...JOB_MUTATIONS,
 ];

@@ -332,3 +332,50 @@ test('what breaks a rule that nobody needs is read and written as QEMU does', as
   assert.ok((await shown()).equals(bytes));
   await qemuImg(['check', '-q', path]);
 });
+
+/** Writes that are done at once meet corruption behind the first write of an opening, which is done the usual way. */
+const refusedLater = async (
+  directory: string,
+  path: string,
+  { first, later, message }: { first: number; later: number; message: RegExp },
+): Promise<void> => {
+  const graph = await testGraph({ directory });
+  const node = await graph.open({ path, format: 'qcow2', readOnly: false });
+  const bytes = new Uint8Array(4096).fill(9);
+  await node.write(guestOffset(first), bytes);
+  assert.equal(await isMarked(path), false);
+  await assert.rejects(node.write(guestOffset(later), bytes), isEio(message));
+  assert.equal(await isMarked(path), true);
+  await graph.close(node);
+};
+
+test('a later write that meets a refcount of 0 for metadata, behind a free cluster, marks the image too', async (t) => {
+  const directory = await scratchDirectory(t);
+  const path = `${directory}/disk.qcow2`;
+  await qemuImg(['create', '-q', '-f', 'qcow2', path, '2G']);
+  await qemuIo(path, ['write 0 64k', 'write 1G 64k', 'discard 0 64k']);
+  const image = await readFile(path);
+  const l2 = offsetAt(image, offsetAt(image, 40) + 16);
+  const block = offsetAt(image, offsetAt(image, 48));
+  assert.equal(image.readUInt16BE(block + (l2 / CLUSTER_BYTES) * 2), 1);
+  assert.equal(image.readUInt16BE(block + (l2 / CLUSTER_BYTES - 1) * 2), 0, 'a free one before it');
+  image.writeUInt16BE(0, block + (l2 / CLUSTER_BYTES) * 2);
+  await writeFile(path, image);
+  const places = { first: 128 * 1024, later: 256 * 1024 };
+  await refusedLater(directory, path, { ...places, message: /holds metadata/ });
+});
+
+test('a later write to a data file goes nowhere but to the place of its guest offset', async (t) => {
+  const directory = await scratchDirectory(t);
+  const [path, data] = [`${directory}/disk.qcow2`, `${directory}/disk.data`];
+  await qemuImg(['create', '-q', '-f', 'qcow2', '-o', `data_file=${data}`, path, '1M']);
+  await qemuIo(path, ['write -P 7 0 1M']);
+  const image = await readFile(path);
+  const l2 = offsetAt(image, offsetAt(image, 40));
+  image.writeBigUInt64BE((1n << 63n) | BigInt(5 * CLUSTER_BYTES), l2 + 8);
+  await writeFile(path, image);
+  const places = { first: 0, later: CLUSTER_BYTES };
+  await refusedLater(directory, path, { ...places, message: /is not the guest offset/ });
+  const after = await readFile(data);
+  assert.ok(after.subarray(CLUSTER_BYTES).every((byte) => byte === 7));
+});
