@@ -26,6 +26,7 @@ import type {
 } from '../backend.ts';
 import { Latencies, type Operation, type OperationLatency } from '../latencies.ts';
 import { BATCH_FORGET_IN, INIT2, INTERRUPT_IN, OPCODE } from './abi.ts';
+import { Arrivals } from './arrivals.ts';
 import type { Handler, HandlerContext } from './context.ts';
 import { Doorbell } from './doorbell.ts';
 import { HandOver } from './hand-over.ts';
@@ -38,7 +39,6 @@ import { OpenHandles } from './open-handles.ts';
 import { Passthrough, type PassthroughOptions } from './passthrough.ts';
 import { FuseRequest, REPLY_AT, REPLY_BODY_AT, type Region, regionOf } from './request.ts';
 import { RequestQueue } from './request-queue.ts';
-import { RingWatch } from './ring-watch.ts';
 import { runWorkers } from './worker-pool.ts';
 
 const SLOTS = 64;
@@ -85,7 +85,7 @@ export class KernelSession implements Backend {
   readonly #options: KernelBackendOptions;
   readonly #slots: SharedSlots;
   readonly #receiver: SlotReceiver;
-  readonly #watch: RingWatch;
+  readonly #arrivals: Arrivals;
   readonly #regions: readonly Region[];
   readonly #doorbell: Doorbell;
   readonly #counters: SharedArrayBuffer;
@@ -117,11 +117,11 @@ export class KernelSession implements Backend {
     this.#slots = createSharedSlots({ slots: SLOTS, payloadBytes: init.maxWriteBytes, addressOf });
     preferHugePages(new Uint8Array(this.#slots.memory));
     this.#receiver = new SlotReceiver(this.#slots);
-    this.#watch = new RingWatch({
-      next: () => this.#receiver.next(),
+    this.#arrivals = new Arrivals({
+      receiver: this.#receiver,
+      arrived: (slot) => this.#arrived(slot),
       isBusy: () => this.#serving.size > 0,
       yieldCore,
-      now: () => performance.now(),
     });
     this.#regions = regionsOf(this.#slots);
     this.#counters = createSharedCounters(threads);
@@ -150,7 +150,7 @@ export class KernelSession implements Backend {
       serving: this.#serving,
       contentChanged: (nodeId, range) => this.#notifier.contentChanged(nodeId, range),
     });
-    this.#doorbell = new Doorbell(() => this.#drainRing());
+    this.#doorbell = new Doorbell(() => this.#arrivals.rung());
     if (options.generation > 0 && (init.flags2 & INIT2.HAS_RESEND) !== 0)
       writeSync(descriptor, resendRequest());
     this.ended = this.#run(table).catch((error: unknown) => {
@@ -215,8 +215,7 @@ export class KernelSession implements Backend {
       );
     } finally {
       this.#endPauses();
-      for (let slot = this.#receiver.next(); slot >= 0; slot = this.#receiver.next())
-        this.#arrived(slot);
+      this.#arrivals.takeRest();
       // Nobody waits for an answer any more.
       for (const { nodeId } of this.#serving)
         this.#options.directory.byNodeId(nodeId)?.view.letGo();
@@ -278,32 +277,6 @@ export class KernelSession implements Backend {
     const { init, descriptor, log, passthrough } = this.#options;
     if ((init.flags2 & INIT2.PASSTHROUGH) === 0) return null;
     return new Passthrough({ descriptor, log, ...passthrough });
-  }
-
-  #drainRing(): void {
-    this.#receiver.wake();
-    this.#watch.woken();
-    for (let taken = 0; taken < SLOTS; taken++) {
-      const slot = this.#nextArrived();
-      if (slot < 0) return;
-      this.#arrived(slot);
-      if (this.#watch.isTurnOver) break;
-    }
-    // Those that are answered at once make room for others without end, and everything else waits for the event loop.
-    setImmediate(() => this.#drainRing());
-  }
-
-  /** -1: the doorbell will ring. */
-  #nextArrived(): number {
-    const arrived = this.#receiver.next();
-    if (arrived >= 0) return arrived;
-    const seen = this.#watch.look();
-    if (seen >= 0) return seen;
-    this.#receiver.sleep();
-    // One that came before `sleep` did not ring.
-    const late = this.#receiver.next();
-    if (late >= 0) this.#receiver.wake();
-    return late;
   }
 
   #arrived(slot: number): void {

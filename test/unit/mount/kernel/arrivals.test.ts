@@ -1,0 +1,79 @@
+/** Requests that workers hand over: none is missed, and the event loop has its turns. */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Arrivals } from '../../../../mount/kernel/arrivals.ts';
+
+/** A ring as the control plane sees it. */
+class Ring {
+  readonly slots: number[] = [];
+  isAwake = false;
+  /** What comes right before it falls asleep. */
+  late: number | null = null;
+  readonly taken: number[] = [];
+  /** Called for each request. */
+  arrived: (slot: number) => void = () => undefined;
+  readonly arrivals = new Arrivals({
+    receiver: {
+      next: () => this.slots.shift() ?? -1,
+      wake: () => {
+        this.isAwake = true;
+      },
+      sleep: () => {
+        if (this.late !== null) this.slots.push(this.late);
+        this.late = null;
+        this.isAwake = false;
+      },
+    },
+    arrived: (slot) => {
+      this.taken.push(slot);
+      this.arrived(slot);
+    },
+    isBusy: () => true,
+    yieldCore: () => undefined,
+  });
+}
+
+test('what came before it fell asleep is taken, though nobody rang', () => {
+  const ring = new Ring();
+  ring.slots.push(1, 2);
+  ring.late = 3;
+  ring.arrivals.rung();
+  assert.deepEqual(ring.taken, [1, 2, 3]);
+  assert.equal(ring.isAwake, false, 'the next one rings');
+});
+
+test('requests that make room for others without end leave the event loop its turns', async () => {
+  const ring = new Ring();
+  let isOver = false;
+  ring.arrived = (slot) => {
+    if (!isOver) ring.slots.push(slot);
+  };
+  ring.slots.push(1);
+  ring.arrivals.rung();
+  const inFirstTurn = ring.taken.length;
+  assert.ok(inFirstTurn <= 64, `${inFirstTurn} in one turn`);
+  assert.equal(ring.isAwake, true, 'nobody rings for what is still there');
+  for (let turn = 0; turn < 5; turn++) await new Promise((resolve) => setTimeout(resolve, 1));
+  assert.ok(ring.taken.length > inFirstTurn, 'it goes on by itself');
+  isOver = true;
+  while (ring.isAwake) await new Promise((resolve) => setImmediate(resolve));
+});
+
+test('a turn ends also when a few requests take long', async () => {
+  const ring = new Ring();
+  ring.arrived = () => {
+    for (const end = performance.now() + 2; performance.now() < end; );
+  };
+  ring.slots.push(1, 2, 3);
+  ring.arrivals.rung();
+  assert.deepEqual(ring.taken, [1]);
+  while (ring.isAwake) await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual(ring.taken, [1, 2, 3]);
+});
+
+test('at the end all that is left is taken in one turn', () => {
+  const ring = new Ring();
+  ring.slots.push(...Array.from({ length: 100 }, (_, i) => i));
+  ring.arrivals.takeRest();
+  assert.equal(ring.taken.length, 100);
+});
