@@ -11,11 +11,11 @@ import { DirtyBitmap } from '../../src/block/dirty-bitmap.ts';
 import { TrackedBitmap } from '../../src/block/dirty-tracking.ts';
 import type { Node } from '../../src/block/node.ts';
 import { View } from '../../src/block/view.ts';
-import { Backup, type BackupOptions } from '../../src/job/backup.ts';
-import { BackupTarget } from '../../src/job/backup-target.ts';
+import type { BackupOptions } from '../../src/job/backup.ts';
 import type { ErrorPolicy, Job } from '../../src/job/job.ts';
 import { JobList } from '../../src/job/job-list.ts';
 import { delayedFile, type FileOperation } from '../support/delayed-file.ts';
+import { plainBackup } from '../support/plain-jobs.ts';
 import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
 
@@ -76,19 +76,7 @@ const backUp = (
   options: Partial<BackupOptions> & { readonly speed?: number } = {},
 ): Promise<Job> => {
   const { speed = 0, ...more } = options;
-  const work = new Backup({
-    jobId: 'job',
-    view,
-    root,
-    target: new BackupTarget({ node: target, compress: false, leavesZeroesOut: false }),
-    sync: 'full',
-    bitmap: null,
-    onSourceError: 'report',
-    onTargetError: 'report',
-    onCbwError: 'break-snapshot',
-    ended: async () => undefined,
-    ...more,
-  });
+  const work = plainBackup({ view, root, target }, more);
   return view.drained(async () => {
     await work.begin();
     const fields = { id: 'job', type: 'backup', autoFinalize: true, autoDismiss: false } as const;

@@ -7,9 +7,8 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { silentLog } from '../../src/base/log.ts';
-import { Backup } from '../../src/job/backup.ts';
-import { BackupTarget } from '../../src/job/backup-target.ts';
 import { JobList } from '../../src/job/job-list.ts';
+import { plainBackup } from '../support/plain-jobs.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import type { Cleanup } from '../support/scratch.ts';
 import {
@@ -45,18 +44,7 @@ const backUp = async (
   const path = join(directory, 'target');
   await writeFile(path, new Uint8Array(STRESS_BYTES));
   const node = await graph.open({ path, format: 'raw', readOnly: false });
-  const work = new Backup({
-    jobId: 'job',
-    view,
-    root,
-    target: new BackupTarget({ node, compress: false, leavesZeroesOut: false }),
-    sync: 'full',
-    bitmap: null,
-    onSourceError: 'report',
-    onTargetError: 'report',
-    onCbwError: 'break-snapshot',
-    ended: async () => undefined,
-  });
+  const work = plainBackup({ view, root, target: node });
   const { job, moment } = await view.drained(async () => {
     await work.begin();
     if (!isProtected) root.interposers.length = 0;

@@ -1,6 +1,6 @@
 /** Single faults in the steps of jobs that swap what a view stands on: what comes of them is the job's, never the guest's. */
 import assert from 'node:assert/strict';
-import { mkdir, open, rm, writeFile } from 'node:fs/promises';
+import { open, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -10,10 +10,10 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { View } from '../../src/block/view.ts';
 import { chainOf } from '../../src/control/context.ts';
 import { layerFile, makeLayers } from '../support/chain-layers.ts';
-import { EngineStand, imagesOf } from '../support/engine-stand.ts';
+import { EngineStand, standDirectory } from '../support/engine-stand.ts';
 import { INJECTED, InjectedFaults, isInjected } from '../support/injected-faults.ts';
 import type { ByteModel } from '../support/model-guest.ts';
-import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
+import type { Cleanup } from '../support/scratch.ts';
 
 const KIB = 1024;
 const BYTES = 256 * KIB;
@@ -31,13 +31,7 @@ interface Scene {
 
 /** A chain of these images, with a write of the guest that has not reached the disk. */
 const chainScene = async (t: Cleanup, names = ['base', 'top']): Promise<Scene> => {
-  const opened: EngineStand[] = [];
-  t.after(async () => {
-    for (const stand of opened) await stand.close();
-  });
-  const directory = await scratchDirectory(t);
-  const images = imagesOf(directory);
-  await mkdir(images);
+  const { directory, images, opened } = await standDirectory(t);
   const layer = { format: 'qcow2', lengthBytes: BYTES, clusterBytes: 64 * KIB } as const;
   const layers = names.map((name, index) => ({
     ...layer,
@@ -272,13 +266,7 @@ test('a view that comes back to its own image, by a commit of its overlay, is th
 });
 
 test('what a guest gives up past the end of a short layer is zeros when a stream has dropped that', async (t) => {
-  const opened: EngineStand[] = [];
-  t.after(async () => {
-    for (const stand of opened) await stand.close();
-  });
-  const directory = await scratchDirectory(t);
-  const images = imagesOf(directory);
-  await mkdir(images);
+  const { directory, images, opened } = await standDirectory(t);
   const write = (offset: number, lengthBytes: number) =>
     ({ kind: 'write', offset, lengthBytes }) as const;
   const layer = { format: 'qcow2', clusterBytes: 64 * KIB } as const;

@@ -8,10 +8,10 @@ import { present } from '../../src/base/assert.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import { View } from '../../src/block/view.ts';
-import { Commit } from '../../src/job/commit.ts';
 import { JobList } from '../../src/job/job-list.ts';
 import { bytesOfImage, makeLayers, storedBytesOf } from '../support/chain-layers.ts';
 import { EngineStand, imagesOf } from '../support/engine-stand.ts';
+import { plainCommit } from '../support/plain-jobs.ts';
 import { assertClean, qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
@@ -56,19 +56,7 @@ for (const [midBytes, baseBytes] of [
     );
     const before = Buffer.alloc(TOP_BYTES);
     await view.read(guestOffset(0), before);
-    const work = new Commit({
-      view,
-      overlay: root,
-      layers: [mid],
-      base,
-      link: { filename: 'base', format: 'qcow2' },
-      onError: 'report',
-      reopen: async () => {
-        await graph.close(root);
-        view.swapRoot(await graph.open({ path, format: 'qcow2', readOnly: false }));
-      },
-      ended: async () => undefined,
-    });
+    const work = plainCommit({ graph, view, root, mid, base });
     const fields = { id: 'job', type: 'commit', speed: 0, autoFinalize: true } as const;
     const job = new JobList(silentLog).start({
       ...fields,

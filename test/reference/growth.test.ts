@@ -4,14 +4,12 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { silentLog } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type { Graph } from '../../src/block/graph.ts';
-import type { Node } from '../../src/block/node.ts';
 import { View } from '../../src/block/view.ts';
-import { Commit } from '../../src/job/commit.ts';
 import type { JobWork } from '../../src/job/job.ts';
 import { JobList } from '../../src/job/job-list.ts';
 import { Stream } from '../../src/job/stream.ts';
 import { eventually } from '../support/mounted.ts';
+import { type LayeredView, plainCommit } from '../support/plain-jobs.ts';
 import { assertClean, qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
@@ -20,15 +18,7 @@ const KIB = 1024;
 const OLD_BYTES = 390 * KIB;
 const NEW_BYTES = 1024 * KIB;
 
-interface Scene {
-  readonly graph: Graph;
-  readonly view: View;
-  readonly root: Node;
-  readonly mid: Node;
-  readonly base: Node;
-}
-
-const stream = ({ graph, view, root, base }: Scene): JobWork =>
+const stream = ({ graph, view, root, base }: LayeredView): JobWork =>
   new Stream({
     view,
     root,
@@ -39,24 +29,9 @@ const stream = ({ graph, view, root, base }: Scene): JobWork =>
     ended: async () => undefined,
   });
 
-const commit = ({ graph, view, root, mid, base }: Scene): JobWork =>
-  new Commit({
-    view,
-    overlay: root,
-    layers: [mid],
-    base,
-    link: { filename: 'base', format: 'qcow2' },
-    onError: 'report',
-    reopen: async () => {
-      await graph.close(root);
-      view.swapRoot(await graph.open({ path: root.path, format: 'qcow2', readOnly: false }));
-    },
-    ended: async () => undefined,
-  });
-
 for (const [type, work] of [
   ['stream', stream],
-  ['commit', commit],
+  ['commit', plainCommit],
 ] as const) {
   test(`a disk that has grown when its ${type} ends shows zeros where the base has data`, async (t) => {
     const directory = await scratchDirectory(t);

@@ -3,7 +3,7 @@
  * every file is seen; whether a file has writes that no flush has followed is what a power cut would ask.
  */
 import assert from 'node:assert/strict';
-import { mkdir, readdir } from 'node:fs/promises';
+import { readdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -13,8 +13,8 @@ import type { View } from '../../src/block/view.ts';
 import type { Job } from '../../src/job/job.ts';
 import { bytesOfImage, layerFile, makeLayers } from '../support/chain-layers.ts';
 import { delayedFile, type FileOperation } from '../support/delayed-file.ts';
-import { EngineStand, imagesOf } from '../support/engine-stand.ts';
-import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
+import { EngineStand, standDirectory } from '../support/engine-stand.ts';
+import type { Cleanup } from '../support/scratch.ts';
 
 const KIB = 1024;
 const CLUSTER = 64 * KIB;
@@ -42,13 +42,7 @@ interface Scene {
 
 /** A chain of these qcow2 images, lowest first, each with two clusters of its own. */
 const orderScene = async (t: Cleanup, names: readonly string[]): Promise<Scene> => {
-  const opened: EngineStand[] = [];
-  t.after(async () => {
-    for (const stand of opened) await stand.close();
-  });
-  const directory = await scratchDirectory(t);
-  const images = imagesOf(directory);
-  await mkdir(images);
+  const { directory, images, opened } = await standDirectory(t);
   const layer = { format: 'qcow2', lengthBytes: BYTES, clusterBytes: CLUSTER } as const;
   await makeLayers(
     images,

@@ -28,6 +28,7 @@ import { StandInStore } from '../../src/daemon/stand-in-store.ts';
 import type { Job } from '../../src/job/job.ts';
 import { JobList } from '../../src/job/job-list.ts';
 import { JobStore } from '../../src/job/job-store.ts';
+import { type Cleanup, scratchDirectory } from './scratch.ts';
 
 export interface EngineStandOptions {
   /** `images` in it is the source; everything else of the stand lies beside. */
@@ -47,6 +48,20 @@ interface Parts {
   readonly store: JobStore;
   readonly lines: readonly string[];
 }
+
+/** A directory with a folder of images; stands that are put into `opened` are closed before it is removed. */
+export const standDirectory = async (
+  t: Cleanup,
+): Promise<{ directory: string; images: string; opened: EngineStand[] }> => {
+  const opened: EngineStand[] = [];
+  t.after(async () => {
+    for (const stand of opened) await stand.close();
+  });
+  const directory = await scratchDirectory(t);
+  const images = imagesOf(directory);
+  await mkdir(images);
+  return { directory, images, opened };
+};
 
 /** Below a stand's directory. */
 export const imagesOf = (directory: string): string => join(directory, 'images');
