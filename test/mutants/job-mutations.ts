@@ -4,7 +4,11 @@ import type { Mutation } from './mutations.ts';
 const ORDER = ['test/reference/job-order.test.js'];
 const FAULTS = ['test/reference/chain-faults.test.js'];
 const BACKUP = ['test/reference/backup.test.js'];
-const MIRROR = ['test/reference/mirror.test.js'];
+const MIRROR = [
+  'test/reference/mirror.test.js',
+  'test/reference/mirror-errors.test.js',
+  'test/reference/mirror-cancel.test.js',
+];
 const STREAM = ['test/reference/stream.test.js'];
 
 export const JOB_MUTATIONS: readonly Mutation[] = [

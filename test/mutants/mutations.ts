@@ -34,7 +34,12 @@ const BACKUP = [
   'test/reference/backup.test.js',
   'test/reference/backup-workers.test.js',
 ];
-const MIRROR = ['test/reference/mirror.test.js', 'test/reference/mirror-model.test.js'];
+const MIRROR = [
+  'test/reference/mirror.test.js',
+  'test/reference/mirror-errors.test.js',
+  'test/reference/mirror-cancel.test.js',
+  'test/reference/mirror-model.test.js',
+];
 const SUBCLUSTERS = ['test/qemu/subclusters.test.js', ...HISTORIES];
 
 export const MUTATIONS: readonly Mutation[] = [
