@@ -138,7 +138,7 @@ const bulk = async (node: Node, { c, random, history, log }: Work): Promise<void
   const write = { offset, bytes, begun: log.events, answered: Number.POSITIVE_INFINITY };
   history.writes.push(write);
   await node.write(guestOffset(offset), bytes);
-  write.answered = log.events;
+  write.answered = log.answer();
 };
 
 const changeSize = async (node: Node, { c, random, history, log }: Work): Promise<void> => {

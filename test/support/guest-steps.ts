@@ -24,7 +24,7 @@ export const guestStep = async (
   if (kind < 7) await node.write(guestOffset(offset), bytes);
   else if (kind < 9) await node.discard(guestOffset(offset), length);
   else await node.writeZeroes(guestOffset(offset), length, { unmap: false });
-  write.answered = log.events;
+  write.answered = log.answer();
   if (random.below(8) === 0) await guestFlush(node, history, log);
 };
 
@@ -42,7 +42,7 @@ export const packedStep = async (
   const write = { offset, bytes, begun: log.events, answered: NOT_YET };
   history.writes.push(write);
   await node.writeCompressed(guestOffset(offset), bytes);
-  write.answered = log.events;
+  write.answered = log.answer();
 };
 
 export const guestFlush = async (
@@ -52,7 +52,7 @@ export const guestFlush = async (
 ): Promise<void> => {
   const begun = log.events;
   await node.flush();
-  history.flushes.push({ begun, answered: log.events });
+  history.flushes.push({ begun, answered: log.answer() });
 };
 
 /** A size is durable when it is answered, and all that was written before it; what is cut off is gone for good. */
@@ -72,7 +72,7 @@ export const guestResize = async (
   }
   history.writes.push(...lost);
   await node.resize(lengthBytes);
-  const answered = log.events;
+  const answered = log.answer();
   resize.answered = answered;
   for (const write of lost) write.answered = answered;
   history.flushes.push({ begun, answered }, { begun: answered, answered });

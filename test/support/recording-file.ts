@@ -45,6 +45,11 @@ export class FileLog {
     this.#clock.events = events;
   }
 
+  /** The moment of an answer to a guest: what it asks for next is later, also when that comes to no file at all. */
+  answer(): number {
+    return this.events++;
+  }
+
   async change<T>(change: Change, run: () => Promise<T>): Promise<T> {
     const logged: LoggedChange = { change, begun: this.events++, ended: NEVER };
     this.changes.push(logged);
