@@ -23,8 +23,10 @@ export class CheckpointSchedule {
   /** A checkpoint that begins after this call. Errors: those of `run`. */
   request(): Promise<void> {
     this.#clearTimer();
+    // One that is promised begins some turns after the one before it has ended: then neither runs.
+    if (this.#next !== null) return this.#next;
     if (this.#running === null) return this.#start();
-    this.#next ??= this.#running
+    this.#next = this.#running
       .catch(() => undefined)
       .then(() => {
         this.#next = null;

@@ -76,6 +76,34 @@ test('checkpoints run one at a time, and callers that come meanwhile share the n
   assert.equal(runs, 3);
 });
 
+test('who comes when one has ended and the promised one has not begun shares that one', async () => {
+  let running = 0;
+  let runs = 0;
+  let late: Promise<void> | null = null;
+  const schedule = new CheckpointSchedule({
+    run: async () => {
+      assert.equal(++running, 1, 'one at a time');
+      runs++;
+      await new Promise((resolve) => setImmediate(resolve));
+      running--;
+    },
+    maxDelayMs: 10_000,
+    failed: (error) => assert.fail(String(error)),
+  });
+  const first = schedule.request();
+  const second = schedule.request();
+  for (let turn = 0; turn < 10; turn++) {
+    const asks = async (): Promise<void> => {
+      await first;
+      for (let i = 0; i < turn; i++) await null;
+      await schedule.request();
+    };
+    late = late === null ? asks() : Promise.all([late, asks()]).then(() => undefined);
+  }
+  await Promise.all([first, second, late]);
+  assert.ok(runs <= 3, `${runs} runs`);
+});
+
 test('a checkpoint that fails is told to those who asked, and the next one runs', async () => {
   let fails = true;
   const schedule = new CheckpointSchedule({
