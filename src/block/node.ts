@@ -24,6 +24,7 @@ import { Epochs } from './epochs.ts';
 import { HostRange } from './host-range.ts';
 import type { BackingLink } from './image-description.ts';
 import type { InternalSnapshots } from './internal-snapshots.ts';
+import { LateClose } from './late-close.ts';
 
 export interface NodeFields {
   readonly name: string;
@@ -68,6 +69,8 @@ export class Node {
   readonly #changes = new Epochs();
   /** Jobs that take part in each change of content, the outermost first. */
   readonly interposers: Interposer[] = [];
+  /** Who uses its descriptor, and is not waited for when it is closed. */
+  readonly lateClose = new LateClose();
   /** What records which ranges are written. */
   readonly dirtyBitmaps = new DirtyTracking(this);
   #driver: DriverInstance | null = null;
@@ -422,7 +425,7 @@ export class Node {
     try {
       await this.copyOnRead?.settled();
       await this.epochs.quiesce();
-      await driver?.close();
+      if (driver !== null) await this.lateClose.close(() => driver.close());
     } finally {
       this.#closed = true;
       this.dirtyBitmaps.closed();

@@ -361,9 +361,12 @@ export class View {
     return old;
   }
 
-  /** I/O of a job on the image, between drained sections as a guest's is. Not for changes of the graph. */
-  withRoot<T>(run: (root: Node) => Promise<T>): Promise<T> {
-    return this.#request(run);
+  /**
+   * I/O of a job on the image, between drained sections as a guest's is. Not for changes of the graph. Errors: the signal's reason,
+   * when it is aborted before the I/O begins: what nobody wants any more does not open what was closed.
+   */
+  withRoot<T>(run: (root: Node) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    return this.#request(run, signal);
   }
 
   /** Keeps an idle view open, and as writable as it is, until the returned function is called: a job works on it. */
@@ -388,8 +391,9 @@ export class View {
     return this.open();
   }
 
-  async #request<T>(run: (root: Node) => Promise<T>): Promise<T> {
+  async #request<T>(run: (root: Node) => Promise<T>, signal?: AbortSignal): Promise<T> {
     for (let wait = this.#wait; wait !== null; wait = this.#wait) await wait;
+    signal?.throwIfAborted();
     this.#active++;
     try {
       const root = this.#root ?? (await this.open());

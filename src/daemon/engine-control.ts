@@ -27,8 +27,14 @@ export interface Control {
   readonly monitor: Monitor;
   /** Every job that goes on does; never rejects. */
   readonly takenUp: Promise<void>;
-  /** Ends the jobs, keeping what a later engine needs to go on. */
-  close(how: { readonly mountEnds: boolean }): Promise<void>;
+  /** Ends the jobs, keeping what a later engine needs to go on. Never rejects. */
+  close(how: { readonly mountEnds: boolean }): Promise<Ending>;
+}
+
+/** What still ends when the jobs have. */
+export interface Ending {
+  /** Targets are closed, or given up because they do not answer. Never rejects. */
+  readonly targetsClosed: Promise<void>;
 }
 
 /** Takes up jobs, then fetches and streams as the mount is to. */
@@ -62,9 +68,10 @@ export const beginControl = (scene: ControlScene): Control => {
       // Neither starts one any more.
       await Promise.all([takenUp, populated]);
       await context.store.settled();
-      await targets.close().catch((error: unknown) => {
+      const targetsClosed = targets.close().catch((error: unknown) => {
         log.error('targets', toBlockError(error).describe());
       });
+      return { targetsClosed };
     },
   };
 };

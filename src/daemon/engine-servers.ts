@@ -5,7 +5,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { toBlockError } from '../base/block-error.ts';
 import { serveMonitor } from '../control/server.ts';
-import type { ControlScene } from './engine-control.ts';
+import type { ControlScene, Ending } from './engine-control.ts';
 import type { EngineConfig } from './messages.ts';
 import type { MetricsSource } from './metrics.ts';
 
@@ -16,8 +16,10 @@ export interface EngineServers {
   /** What was left out until now is loaded, which a client wants at once. */
   loadRest(): void;
   /** Ends the jobs, keeping what a later engine needs to go on, and closes control socket and metrics. */
-  close(how: { readonly mountEnds: boolean }): Promise<void>;
+  close(how: { readonly mountEnds: boolean }): Promise<Ending>;
 }
+
+const NOTHING_ENDS: Ending = { targetsClosed: Promise.resolve() };
 
 /** Opens control socket and metrics; jobs that go on are taken up before. Errors: those of a first engine's sockets. */
 export const startServers = async (scene: ControlScene): Promise<EngineServers> => {
@@ -61,7 +63,8 @@ export const startServers = async (scene: ControlScene): Promise<EngineServers> 
       closeMetrics();
       const hasBegun = stage === 'begun';
       stage = 'closed';
-      if (hasBegun) await (await control.catch(() => null))?.close(how);
+      const begun = hasBegun ? await control.catch(() => null) : null;
+      return (await begun?.close(how)) ?? NOTHING_ENDS;
     },
   };
 };

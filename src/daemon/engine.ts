@@ -142,12 +142,17 @@ const recordsFor = async (
   return new ReadRecords(recordDirectory, log, { append: generation > 0 });
 };
 
-/** Ends what works on the images beside the guests. */
-const closeServers = async (
-  { servers, records }: Engine,
+/** Ends what works on the images beside the guests, then the images: none of them waits for a target that does not answer. */
+const closeImages = async (
+  { servers, records, catalog }: Engine,
   how: { readonly mountEnds: boolean },
 ): Promise<void> => {
-  await Promise.all([servers.close(how), records?.close()]);
+  const [{ targetsClosed }] = await Promise.all([servers.close(how), records?.close()]);
+  try {
+    await catalog.close();
+  } finally {
+    await targetsClosed;
+  }
 };
 
 const activityOf = ({ inactive, activityChanges }: EngineConfig, link: SupervisorLink): Activity =>
@@ -224,8 +229,7 @@ const serve = async (
   }, REST_AFTER_MS).unref();
   // A worker that has died may hold a request for which an orderly end would wait for ever: its engine ends as if it was killed.
   await engine.backend.ended;
-  await closeServers(engine, { mountEnds: true });
-  await engine.catalog.close();
+  await closeImages(engine, { mountEnds: true });
   engine.ended();
   // Not after a worker's death: the mount is still there, and another engine takes it over.
   send({ type: 'unmounted' });
@@ -233,11 +237,9 @@ const serve = async (
 
 /** Another engine goes on: nothing more is taken up, and everything is on disk when the supervisor hears of it. */
 const handOver = async (engine: Engine): Promise<void> => {
-  const { backend, catalog } = engine;
-  await backend.hold?.();
-  await closeServers(engine, { mountEnds: false });
+  await engine.backend.hold?.();
   // What cannot be flushed is in the journal, and the next engine meets the same error; it has been logged.
-  await catalog.close().catch(() => undefined);
+  await closeImages(engine, { mountEnds: false }).catch(() => undefined);
   send({ type: 'handed-over' });
 };
 

@@ -51,8 +51,8 @@ interface Added {
 export class JobTargets implements Targets {
   readonly #options: JobTargetsOptions;
   readonly #added = new Map<string, Added>();
-  /** That have not ended. */
-  readonly #releases = new Set<Promise<void>>();
+  /** That have not ended; false when they have had their time. */
+  readonly #releases = new Set<Promise<boolean>>();
 
   constructor(options: JobTargetsOptions) {
     this.#options = options;
@@ -153,12 +153,15 @@ export class JobTargets implements Targets {
   async close(): Promise<void> {
     const errors: unknown[] = [];
     const closing = [...this.#added.values()].map(async ({ opened }) => {
-      if (opened === null) return;
-      await this.#options.graph.close(opened.node).catch((error: unknown) => errors.push(error));
+      if (opened === null) return true;
+      const closed = this.#options.graph.close(opened.node);
+      return endsWithin(
+        closed.catch((error: unknown) => errors.push(error)),
+        GIVE_UP_MS,
+      );
     });
     this.#added.clear();
-    const all = Promise.all([...closing, ...this.#releases]);
-    if (!(await endsWithin(all, GIVE_UP_MS))) {
+    if ((await Promise.all([...closing, ...this.#releases])).includes(false)) {
       this.#options.log.warning('targets', 'are left although they have not answered');
     }
     if (errors.length > 0) throw errors[0];
@@ -172,11 +175,12 @@ export class JobTargets implements Targets {
     throw new JobError(`Node '${nodeName}' has a backing file, which 'backing' does not say`);
   }
 
-  /** As `#close`; who does not wait for it leaves it to the end of the mount. */
+  /** As `#close`; who does not wait for it leaves it to the end of the mount, which counts the time that it has had. */
   #release(opened: Opened): Promise<void> {
     const closing = this.#close(opened);
-    const ended = closing.catch(() => undefined).finally(() => this.#releases.delete(ended));
+    const ended = endsWithin(closing, GIVE_UP_MS);
     this.#releases.add(ended);
+    void closing.catch(() => undefined).finally(() => this.#releases.delete(ended));
     return closing;
   }
 

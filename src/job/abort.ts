@@ -1,4 +1,6 @@
 /** Waits that end when nobody wants their result any more. */
+import type { ByteRange } from '../base/range.ts';
+import type { RangeLock, RangeLocks } from '../block/range-locks.ts';
 
 /** What is given up waits so long for a side that may not answer any more. */
 export const GIVE_UP_MS = 5000;
@@ -18,6 +20,19 @@ export const endsWithin = async (work: Promise<unknown>, limitMs: number): Promi
   } finally {
     clearTimeout(timer);
   }
+};
+
+/** The lock, or null when nobody wants it any more: it is given back when it comes. */
+export const lockOrAborted = async (
+  locks: RangeLocks,
+  range: ByteRange,
+  signal: AbortSignal,
+): Promise<RangeLock | null> => {
+  const pending = locks.acquire(range);
+  await orAborted(pending, signal);
+  if (!signal.aborted) return pending;
+  void pending.then((lock) => lock.release());
+  return null;
 };
 
 /** Resolves when the work has ended or the signal is aborted; what is left of the work goes on. Errors: those of the work. */

@@ -287,7 +287,7 @@ export class Backup implements JobWork {
     const { target, view, root } = this.#options;
     // A job's reads are held by drained sections; a guest's request is counted already, and would wait for itself.
     const reading = <T>(read: () => Promise<T>): Promise<T> =>
-      by === 'guest' ? read() : view.withRoot(read);
+      by === 'guest' ? read() : view.withRoot(read, this.#control?.signal);
     const end = start + lengthBytes;
     for (let at = start; at < end; ) {
       const run = await during('read', () => reading(() => this.#look(at, end - at)));

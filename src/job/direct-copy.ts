@@ -7,6 +7,7 @@ import { guestOffset } from '../base/units.ts';
 import type { CopyInHow } from '../block/driver.ts';
 import type { HostRange } from '../block/host-range.ts';
 import type { Node } from '../block/node.ts';
+import { orAborted } from './abort.ts';
 
 /** They take no memory of ours, so they are longer than others; a guest's write to the range waits for one. */
 const STRETCH_BYTES = 4 << 20;
@@ -35,20 +36,44 @@ export class DirectCopy {
 
   /**
    * False: nothing is copied, or not all of it. The range is the same in both. Nobody changes what the source's mapping stands
-   * for before this resolves. Errors: none; who reads and writes meets them again.
+   * for before this resolves. With a `signal` that is aborted the host may still copy then, anything that is there, and the source
+   * waits for it no more. Errors: none; who reads and writes meets them again.
    */
-  async copy(source: Node, target: Node, start: number, lengthBytes: number): Promise<boolean> {
+  async copy(
+    source: Node,
+    target: Node,
+    { start, lengthBytes, signal }: DirectRange,
+  ): Promise<boolean> {
     if (this.#isRefused) return false;
     const copy = async (place: HostRange | null): Promise<boolean> => {
       if (place === null || !(await hasData(place))) return false;
-      if (await target.copyIn(guestOffset(start), place, this.#how)) return true;
-      this.#isRefused = true;
-      return false;
+      const isCopied = await this.#copyFrom(place, target, start, signal);
+      if (!isCopied && signal?.aborted !== true) this.#isRefused = true;
+      return isCopied;
     };
     const isDone = await source.withPlace(guestOffset(start), lengthBytes, copy).catch(() => false);
     if (!isDone) this.#others.add(Math.floor(start / STRETCH_BYTES));
     return isDone;
   }
+
+  async #copyFrom(
+    place: HostRange,
+    target: Node,
+    start: number,
+    signal: AbortSignal | undefined,
+  ): Promise<boolean> {
+    const release = place.file.lateClose.hold();
+    const copied = target.copyIn(guestOffset(start), place, this.#how).finally(release);
+    if (signal === undefined) return copied;
+    await orAborted(copied, signal);
+    return !signal.aborted && copied;
+  }
+}
+
+interface DirectRange {
+  readonly start: number;
+  readonly lengthBytes: number;
+  readonly signal?: AbortSignal;
 }
 
 /** It lies in a file of this host. */

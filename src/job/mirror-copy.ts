@@ -10,7 +10,7 @@ import { guestOffset } from '../base/units.ts';
 import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
 import { RangeLocks } from '../block/range-locks.ts';
-import { orAborted } from './abort.ts';
+import { lockOrAborted, orAborted } from './abort.ts';
 import { BitmapFile } from './bitmap-file.ts';
 import { Breather } from './breather.ts';
 import { Copies } from './copies.ts';
@@ -132,7 +132,7 @@ export class MirrorCopy {
   async pass(mayGoOn: () => boolean): Promise<void> {
     const { view } = this.#options;
     const { signal } = this.#control;
-    const source: SourceAccess = (run) => view.withRoot(run);
+    const source: SourceAccess = (run) => view.withRoot(run, signal);
     const begun = { atMs: performance.now(), doneBytes: this.#doneBytes };
     try {
       for (let at = 0; mayGoOn(); ) {
@@ -234,6 +234,8 @@ export class MirrorCopy {
 
   async #copy(source: SourceAccess, range: CopyRange, buffer: Uint8Array | null): Promise<void> {
     const { start, lengthBytes, how } = range;
+    // It has waited for room, and the source may be closed by now.
+    if (this.#control.isCancelled) return;
     this.#open.add(range);
     const granuleBytes = alignUp(lengthBytes, this.#bitmap.content.granularityBytes);
     this.#inFlightBytes += granuleBytes;
@@ -241,7 +243,9 @@ export class MirrorCopy {
     let release = (): void => undefined;
     try {
       const pieces = await source(async (root) => {
-        const lock = await this.locks.acquire({ start, end: start + granuleBytes });
+        const stretch = { start, end: start + granuleBytes };
+        const lock = await lockOrAborted(this.locks, stretch, this.#control.signal);
+        if (lock === null) throw new JobCancelled();
         release = () => lock.release();
         return this.#take(root, { start, lengthBytes, how }, buffer);
       });
@@ -291,12 +295,7 @@ export class MirrorCopy {
       await Promise.allSettled(pieces);
       throw error;
     }
-    const loads = Promise.allSettled(pieces);
-    // The host may hang in a copy to the target: no guest waits for that with a job that nobody wants any more.
-    const { signal } = this.#control;
-    if (buffer === null) await orAborted(loads, signal);
-    if (buffer === null && signal.aborted) throw new JobCancelled();
-    return (await loads).map((piece) => {
+    return (await Promise.allSettled(pieces)).map((piece) => {
       if (piece.status === 'rejected') throw piece.reason;
       return piece.value;
     });
@@ -306,7 +305,10 @@ export class MirrorCopy {
     const { start, lengthBytes } = piece;
     const { target } = this.#options;
     if (lengthBytes >= LEAST_DIRECT_BYTES || bytes === null) {
-      const isCopied = await this.#direct.copy(root, target, start, lengthBytes);
+      const { signal } = this.#control;
+      // The host may hang in it: neither a guest nor the source waits for that with a job that nobody wants any more.
+      const isCopied = await this.#direct.copy(root, target, { start, lengthBytes, signal });
+      if (signal.aborted) throw new JobCancelled();
       if (isCopied) return { ...piece, bytes: 'copied' };
     }
     if (bytes === null) return this.#putBack(piece);

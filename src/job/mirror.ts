@@ -177,7 +177,7 @@ export class Mirror implements JobWork {
     const { root, target, view } = this.#options;
     if (!this.#followsSize || target.lengthBytes <= root.lengthBytes) return;
     if (target.driver.clusterBytes > 1 || target.file?.driver.remote !== undefined) return;
-    await view.drained(() => target.resize(root.lengthBytes));
+    await view.drained(() => this.#resizeTarget());
   }
 
   /** Until source and target are the same, and the target is flushed. */
@@ -288,8 +288,15 @@ export class Mirror implements JobWork {
 
   /** Drained. */
   async #followSize(): Promise<void> {
+    if (this.#hasOtherSize()) await this.#resizeTarget();
+  }
+
+  // The guest is not held for a target that does not answer.
+  async #resizeTarget(): Promise<void> {
     const { root, target } = this.#options;
-    if (this.#hasOtherSize()) await target.resize(root.lengthBytes);
+    const { control } = this.#state();
+    await orAborted(target.resize(root.lengthBytes), control.signal);
+    if (control.isCancelled) throw new JobCancelled();
   }
 
   #policy(operation: 'read' | 'write'): ErrorPolicy {

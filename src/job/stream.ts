@@ -220,12 +220,18 @@ export class Stream implements JobWork {
             await root.populate(guestOffset(at), length, null);
             return;
           }
-          if (await this.#direct.copy(backing, root, at, length)) return;
+          if (await this.#direct.copy(backing, root, { start: at, lengthBytes: length })) return;
           const stepBytes = this.#stepBytes(root, length);
           for (let done = 0; done < length; done += stepBytes) {
             const step = { at: at + done, lengthBytes: Math.min(stepBytes, length - done) };
             const isPart = step.lengthBytes < length;
-            if (isPart && (await this.#direct.copy(backing, root, step.at, step.lengthBytes)))
+            if (
+              isPart &&
+              (await this.#direct.copy(backing, root, {
+                start: step.at,
+                lengthBytes: step.lengthBytes,
+              }))
+            )
               continue;
             operation = 'read';
             await buffers.with(step.lengthBytes, async (bytes) => {

@@ -15,7 +15,7 @@ import type { DirtyRange } from '../block/dirty-bitmap.ts';
 import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
 import type { RangeLocks } from '../block/range-locks.ts';
-import { orAborted } from './abort.ts';
+import { lockOrAborted, orAborted } from './abort.ts';
 import { BitmapFile } from './bitmap-file.ts';
 
 export interface WriteThroughOptions {
@@ -40,11 +40,11 @@ export class WriteThrough implements Interposer {
   }
 
   async around(change: ContentChange, run: () => Promise<void>): Promise<void> {
-    const { bitmap, locks } = this.#options;
+    const { bitmap, locks, signal } = this.#options;
     const { granularityBytes } = bitmap.content;
     const start = alignDown(change.offset, granularityBytes);
     const end = alignUp(change.offset + change.lengthBytes, granularityBytes);
-    using _range = await locks.acquire({ start, end });
+    using _range = await lockOrAborted(locks, { start, end }, signal);
     if (!this.#options.isActive()) {
       bitmap.mark(change.offset, change.lengthBytes);
       await run();
@@ -61,9 +61,9 @@ export class WriteThrough implements Interposer {
       throw error;
     }
     const writes = Promise.all(inStep.map((range) => this.#write(change, range)));
-    await orAborted(writes, this.#options.signal);
+    await orAborted(writes, signal);
     const { persistence, content } = bitmap;
-    if (this.#options.signal.aborted) return;
+    if (signal.aborted) return;
     if (persistence instanceof BitmapFile) persistence.clear(start, end - start, content);
   }
 

@@ -1,9 +1,10 @@
 /** Jobs of each kind and the end of their mount, or the death of their engine: no image is harmed, and each is told of. */
 import assert from 'node:assert/strict';
-import { readdir } from 'node:fs/promises';
+import { open, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { GIVE_UP_MS } from '../../src/job/abort.ts';
 import { type Place, placeOf, KERNEL as subject } from '../mount/suite/subject.ts';
 import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { eventually } from '../support/mounted.ts';
@@ -236,6 +237,49 @@ test('a mount ends, and a job is cancelled, although the target does not answer'
   await mounted.unmount();
   const tookMs = performance.now() - begunMs;
   assert.ok(tookMs < END_MS, `${tookMs} ms`);
+  assert.doesNotMatch(mounted.log, /the last engine ended/);
+  server.thaw();
+  await assertClean(source);
+});
+
+/** What has been given up had its time: the mount's end gives it no more. */
+const PROMPT_MS = 3000;
+
+test('a mirror that was given up, because its target does not answer, keeps neither guest nor mount from their end', async (t) => {
+  const place = await placeOf(t, subject);
+  const source = place.image('vm.qcow2');
+  const remote = join(place.root, 'remote.raw');
+  await qemuImg(['create', '-q', '-f', 'qcow2', source, '64M']);
+  await qemuImg(['create', '-q', '-f', 'raw', remote, '64M']);
+  await qemuIo(source, ['write -q -P 7 0 64M']);
+  const socket = join(place.root, 'socket');
+  const listening = join(place.root, 'nbd.sock');
+  const server = await qemuNbd(place.cleanup, listening, ['-f', 'raw', remote]);
+  const mounted = await place.mount(['--socket', socket, '--state-dir', join(place.root, 'state')]);
+  const c = await QmpConnection.open(socket);
+  const copyMode = { 'copy-mode': 'write-blocking' };
+  const target = { target: server.url, sync: 'full', mode: 'existing' };
+  await c.execute('drive-mirror', { device: 'vm', ...target, ...copyMode, speed: 4 << 20 });
+  await sleep(300);
+  await server.freeze();
+  await c.execute('block-job-set-speed', { device: 'vm', speed: 0 });
+  await sleep(300);
+  const guest = await open(mounted.path('vm.raw'), 'r+');
+  // Of what is being copied: it waits.
+  const writes = Array.from({ length: 16 }, (_, i) =>
+    guest.write(Buffer.alloc(4096, 9), 0, 4096, i << 22),
+  );
+  await c.execute('block-job-cancel', { device: 'vm', force: true });
+  await c.event('BLOCK_JOB_CANCELLED', PROMPT_MS);
+  await Promise.all(writes);
+  await guest.sync();
+  await guest.close();
+  c.close();
+  await sleep(GIVE_UP_MS);
+  const begunMs = performance.now();
+  await mounted.unmount();
+  const tookMs = performance.now() - begunMs;
+  assert.ok(tookMs < PROMPT_MS, `${tookMs} ms`);
   assert.doesNotMatch(mounted.log, /the last engine ended/);
   server.thaw();
   await assertClean(source);

@@ -9,9 +9,31 @@ const MIRROR = [
   'test/reference/mirror-errors.test.js',
   'test/reference/mirror-cancel.test.js',
 ];
+const LET_GO = ['test/reference/mirror-let-go.test.js'];
 const STREAM = ['test/reference/stream.test.js'];
 
 export const JOB_MUTATIONS: readonly Mutation[] = [
+  {
+    step: 'the descriptor that a hanging copy reads from is closed when the copy ends',
+    file: 'src/job/direct-copy.js',
+    find: 'place.file.lateClose.hold()',
+    replace: '() => undefined',
+    tests: LET_GO,
+  },
+  {
+    step: 'a guest does not wait for the range of a copy that nobody wants any more',
+    file: 'src/job/write-through.js',
+    find: 'await lockOrAborted(locks, { start, end }, signal)',
+    replace: 'await locks.acquire({ start, end })',
+    tests: LET_GO,
+  },
+  {
+    step: 'what waited for its turn is not begun when its job was given up',
+    file: 'src/block/view.js',
+    find: 'signal?.throwIfAborted();',
+    replace: '',
+    tests: ['test/unit/block/view.test.js'],
+  },
   {
     step: 'what was in flight when a mirror was cancelled is left in its bitmap',
     file: 'src/job/mirror.js',

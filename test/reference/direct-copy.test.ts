@@ -76,12 +76,16 @@ test('a copy by the host goes where a layer has nothing, and leaves what it has'
   assert.ok(backing !== null);
   const expected = await bytesOf(root);
   const direct = new DirectCopy('populate', backing, root);
-  assert.equal(await direct.copy(backing, root, 0, 4 * MIB), true);
+  assert.equal(await direct.copy(backing, root, { start: 0, lengthBytes: 4 * MIB }), true);
   assert.ok((await bytesOf(root)).equals(expected), 'what the guest has written stays');
   const mapping = await root.mapping(guestOffset(2 * MIB), MIB);
   assert.equal(mapping.kind, 'data');
   assert.equal(direct.reachBytes(6 * MIB), 2 * MIB);
-  assert.equal(await direct.copy(backing, root, 8 * MIB, 4 * MIB), false, 'it lies in two places');
+  assert.equal(
+    await direct.copy(backing, root, { start: 8 * MIB, lengthBytes: 4 * MIB }),
+    false,
+    'it lies in two places',
+  );
   assert.equal(direct.reachBytes(9 * MIB), 0);
   assert.ok((await bytesOf(root)).equals(expected));
   await graph.close(root);

@@ -3,12 +3,12 @@ import { file as hostFile } from '../../drivers/file/index.ts';
 import { present } from '../../src/base/assert.ts';
 import type { DriverDescriptor, DriverInstance } from '../../src/block/driver.ts';
 
-export type FileOperation = 'read' | 'write' | 'flush' | 'zero';
+export type FileOperation = 'read' | 'write' | 'flush' | 'zero' | 'resize';
 
 export interface Interference {
   /** The host may copy from file to file, too: such a copy is a read and a write. */
   readonly copiesInHost?: boolean;
-  /** Awaited before the operation is done; what it throws is its failure. Offsets of the host file; 0 for a flush. */
+  /** Awaited before the operation is done; what it throws is its failure. Offsets of the host file; 0 for a flush, the new length for a resize. */
   before: (
     operation: FileOperation,
     offset: number,
@@ -87,7 +87,10 @@ const interfered = (
       await has(inner.discard).call(inner, offset, length);
     },
     allocate: (offset, length) => has(inner.allocate).call(inner, offset, length),
-    resize: (length) => has(inner.resize).call(inner, length),
+    resize: async (length) => {
+      await before('resize', length, 0);
+      await has(inner.resize).call(inner, length);
+    },
     flush: async () => {
       await before('flush', 0, 0);
       await inner.flush();

@@ -28,12 +28,15 @@ export const mirrorScene = async (
     readonly source?: string;
     readonly target?: string;
     readonly lengthBytes?: number;
+    /** See `Interference`. */
+    readonly copiesInHost?: boolean;
   } = {},
 ): Promise<MirrorScene> => {
   const directory = await scratchDirectory(t);
-  const { source = 'raw', target = 'raw', lengthBytes = 8 * MIB } = formats;
+  const { source = 'raw', target = 'raw', lengthBytes = 8 * MIB, copiesInHost = false } = formats;
   const on = { source: nothing, target: nothing };
   const of = (which: 'source' | 'target') => ({
+    copiesInHost,
     before: (operation: FileOperation, offset: number) => on[which](operation, offset),
   });
   const file = delayedFile(

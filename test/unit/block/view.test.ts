@@ -48,6 +48,27 @@ test('a read is short only at the end of the file, and empty past it', async (t)
   await view.close();
 });
 
+test('what a job wanted is not begun, and opens nothing, when the job was given up while it waited', async (t) => {
+  const view = await viewOf(t);
+  await view.open();
+  const abort = new AbortController();
+  let isBegun = false;
+  const begin = async (): Promise<void> => {
+    isBegun = true;
+  };
+  let end = (): void => undefined;
+  const ended = new Promise<void>((resolve) => (end = resolve));
+  const section = view.drained(() => ended);
+  const closed = view.close();
+  const wanted = view.withRoot(begin, abort.signal);
+  abort.abort(new Error('given up'));
+  end();
+  await assert.rejects(wanted, /given up/);
+  await Promise.all([section, closed]);
+  assert.equal(isBegun, false);
+  assert.equal(view.root, null);
+});
+
 test('writes past the end grow the file, also many at once', async (t) => {
   const view = await viewOf(t);
   await Promise.all(
