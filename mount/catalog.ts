@@ -316,8 +316,8 @@ export class Catalog implements Directory {
   ): Promise<Node | null> {
     const image = this.imageOf(view);
     if (image === null) throw new BlockError({ kind: 'not-found', message: 'the view is gone' });
-    const { graph, standIns = noStandIns } = this.#options;
-    const scene = { image, graph, standIns };
+    const { graph, log, standIns = noStandIns } = this.#options;
+    const scene = { image, graph, log, standIns };
     if (!options.reopens) return pivotTo(scene, target);
     await pivotOver(scene, target);
     return null;

@@ -2,10 +2,15 @@
  * A pivot: a view goes on over another image, under the guest. What it stands for now is on disk before the first write to
  * the new image, so that an engine that is killed in between goes on with one of two images that are the same.
  */
+import { toBlockError } from '../../src/base/block-error.ts';
+import type { Log } from '../../src/base/log.ts';
+import type { DriverDescriptor } from '../../src/block/driver.ts';
 import type { Graph, OwnLayers } from '../../src/block/graph.ts';
 import type { Node } from '../../src/block/node.ts';
-import { statHostFile } from './host-file.ts';
+import { fileOf } from './chain-walk.ts';
+import { type HostFile, statHostFile } from './host-file.ts';
 import type { ImageEntry } from './image-entry.ts';
+import type { Inspection } from './inspection.ts';
 import type { Candidate } from './listing.ts';
 import { inspectionOf } from './open-inspection.ts';
 import { keyOf, type StandIns, standInFor } from './stand-ins.ts';
@@ -14,6 +19,7 @@ export interface PivotScene {
   readonly image: ImageEntry;
   readonly graph: Graph;
   readonly standIns: StandIns;
+  readonly log: Log;
 }
 
 /**
@@ -34,7 +40,8 @@ export const pivotTo = async (scene: PivotScene, target: Node): Promise<Node> =>
 /**
  * The same to an image of the view's own chain: an overlay that was opened without its backing, because that was written, or a
  * layer further down, into which what lies above it was committed. Both are closed, and the target is opened with what
- * lies below it. Errors: the view stays what it is.
+ * lies below it. Errors: the view stays what it is. What is recorded and cannot be taken back is done all the same: the view stands
+ * for the target then, and what does not open is opened by the next request.
  */
 export const pivotOver = async (scene: PivotScene, target: Node): Promise<void> => {
   const { image, graph } = scene;
@@ -46,26 +53,45 @@ export const pivotOver = async (scene: PivotScene, target: Node): Promise<void> 
     above.map(async (node) => keyOf(await statHostFile(node.path))),
   );
   const candidate = await remember(scene, target, committed);
-  const reopen = (of: { readonly path: string; readonly format: string | null }): Promise<Node> =>
-    graph.open({ ...of, readOnly: false });
   let opened: Node | null = null;
   try {
     await closeBoth(scene, target, above.at(-1) ?? null);
-    opened = await reopen({ path, format: descriptor.name });
+    opened = await graph.open({ path, format: descriptor.name, readOnly: false });
     const inspection = await inspectionOf(opened);
     image.pivoted(candidate, inspection);
     view.swapRoot(opened);
   } catch (error) {
     // It would be open for writing below the view. Nothing was written to it.
     if (opened !== null) await graph.close(opened).catch(() => undefined);
-    await undo(scene, before);
-    image.pivoted(before, inspectionBefore);
-    const original = { path: before.host.path, format: inspectionBefore.declaredFormat };
-    const root = await reopen(original).catch(() => null);
-    if (root === null) await image.closedBeside();
-    view.swapRoot(root);
-    throw error;
+    const isUndone = await undo(scene, before);
+    // What is recorded is what every later engine finds: writes to the other image would be lost to it.
+    if (isUndone) image.pivoted(before, inspectionBefore);
+    else image.pivoted(candidate, unseen(descriptor, candidate.host, inspectionBefore));
+    await openAgain(scene);
+    if (isUndone) throw error;
   }
+};
+
+/** Of a target that shows what the image before it did, until the scan that follows a pivot has looked at it. */
+const unseen = (driver: DriverDescriptor, host: HostFile, before: Inspection): Inspection => {
+  const { chain: above } = before;
+  const index = above.findIndex(({ path }) => path === host.path);
+  const own = { ...fileOf(host), format: driver.name, remote: null };
+  const chain = index < 0 ? [own, ...above] : above.slice(index);
+  return { ...before, driver, declaredFormat: driver.name, chain, dataFiles: [] };
+};
+
+/** What the view stands for, when all of it was closed. What does not open now is opened by the next request. Drained. */
+const openAgain = async ({ image, graph, log }: PivotScene): Promise<void> => {
+  const { path } = image.host;
+  const format = image.inspection.declaredFormat;
+  const root = await graph.open({ path, format, readOnly: false }).catch((error: unknown) => {
+    const reason = toBlockError(error, { op: 'open', path }).describe();
+    log.error(image.name, `what it stands for does not open, until it is used next: ${reason}`);
+    return null;
+  });
+  if (root === null) await image.closedBeside();
+  image.view.swapRoot(root);
 };
 
 /** From the root on; none when the chain does not have that layer. */
@@ -112,9 +138,18 @@ const remember = async (
   return { ...plain, host, standIn: { record, missing: null } };
 };
 
-const undo = async ({ standIns }: PivotScene, { standIn, host }: Candidate): Promise<void> => {
-  if (standIn === undefined) await standIns.remove(host.path);
-  else await standIns.put(standIn.record);
+/** Whether what is recorded is what it was before. */
+const undo = async (scene: PivotScene, { standIn, host }: Candidate): Promise<boolean> => {
+  const { standIns, image, log } = scene;
+  try {
+    if (standIn === undefined) await standIns.remove(host.path);
+    else await standIns.put(standIn.record);
+    return true;
+  } catch (error) {
+    const reason = toBlockError(error).describe();
+    log.error(image.name, `what it is to stand for is recorded, and not taken back: ${reason}`);
+    return false;
+  }
 };
 
 /** See `Catalog.reopen`. */

@@ -14,6 +14,13 @@ const STREAM = ['test/reference/stream.test.js'];
 
 export const JOB_MUTATIONS: readonly Mutation[] = [
   {
+    step: 'a view whose record cannot be taken back stands for what is recorded',
+    file: 'mount/catalog/pivot.js',
+    find: 'image.pivoted(candidate, unseen(descriptor, candidate.host, inspectionBefore));',
+    replace: 'image.pivoted(before, inspectionBefore);',
+    tests: FAULTS,
+  },
+  {
     step: 'the descriptor that a hanging copy reads from is closed when the copy ends',
     file: 'src/job/direct-copy.js',
     find: 'place.file.lateClose.hold()',

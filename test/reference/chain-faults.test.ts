@@ -1,16 +1,17 @@
 /** Single faults in the steps of jobs that swap what a view stands on: what comes of them is the job's, never the guest's. */
 import assert from 'node:assert/strict';
 import { open, rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { StandIns } from '../../mount/catalog/stand-ins.ts';
 import { present } from '../../src/base/assert.ts';
 import { BlockError } from '../../src/base/block-error.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { View } from '../../src/block/view.ts';
 import { chainOf } from '../../src/control/context.ts';
 import { layerFile, makeLayers } from '../support/chain-layers.ts';
-import { EngineStand, standDirectory } from '../support/engine-stand.ts';
+import { EngineStand, type EngineStandOptions, standDirectory } from '../support/engine-stand.ts';
 import { INJECTED, InjectedFaults, isInjected } from '../support/injected-faults.ts';
 import type { ByteModel } from '../support/model-guest.ts';
 import type { Cleanup } from '../support/scratch.ts';
@@ -30,7 +31,11 @@ interface Scene {
 }
 
 /** A chain of these images, with a write of the guest that has not reached the disk. */
-const chainScene = async (t: Cleanup, names = ['base', 'top']): Promise<Scene> => {
+const chainScene = async (
+  t: Cleanup,
+  names = ['base', 'top'],
+  options: Partial<EngineStandOptions> = {},
+): Promise<Scene> => {
   const { directory, images, opened } = await standDirectory(t);
   const layer = { format: 'qcow2', lengthBytes: BYTES, clusterBytes: 64 * KIB } as const;
   const layers = names.map((name, index) => ({
@@ -40,7 +45,7 @@ const chainScene = async (t: Cleanup, names = ['base', 'top']): Promise<Scene> =
   }));
   const model = await makeLayers(images, layers);
   const faults = new InjectedFaults(1);
-  const stand = await EngineStand.open({ directory, file: faults.file });
+  const stand = await EngineStand.open({ directory, file: faults.file, ...options });
   opened.push(stand);
   const view = await stand.view('top.raw');
   await view.write(guestOffset(200 * KIB), Buffer.alloc(KIB, 7));
@@ -143,6 +148,79 @@ test('a view that cannot be remembered to stand for a layer of its own keeps its
   assert.match(error ?? '', /already exists|not a directory/);
   await assertUnharmed(scene, ['top', 'mid', 'base']);
   assert.equal(stand.graph.nodes.size, 3);
+});
+
+/** A record of what a view stands for is made, and cannot be changed or removed afterwards. */
+const madeOnce = (store: StandIns): StandIns => {
+  let isMade = false;
+  const once = async (change: () => Promise<void>): Promise<void> => {
+    if (isMade) throw new BlockError({ kind: 'io', message: 'the fault of this test' });
+    isMade = true;
+    await change();
+  };
+  return {
+    get all() {
+      return store.all;
+    },
+    put: (record) => once(() => store.put(record)),
+    remove: (original) => once(() => store.remove(original)),
+  };
+};
+
+/** What a later mount shows. */
+const assertLaterMount = async (scene: Scene, chain: string[]): Promise<void> => {
+  await scene.stand.close();
+  const later = await EngineStand.open({ directory: dirname(scene.stateDirectory) });
+  try {
+    await assertUnharmed({ ...scene, stand: later, view: await later.view('top.raw') }, chain);
+  } finally {
+    await later.close();
+  }
+};
+
+for (const { what, count } of [
+  { what: 'opens at once', count: 1 },
+  { what: 'does not open for a while', count: ALL.count },
+]) {
+  test(`a view whose record cannot be taken back goes on over what is recorded, which ${what}`, async (t) => {
+    const scene = await chainScene(t, ['base', 'top'], { standIns: madeOnce });
+    const { stand, faults, path, view } = scene;
+    let reads = 0;
+    const error = await commitToBase(scene, () => {
+      const base = present(
+        [...stand.graph.nodes].find((node) => node.path === path('base.qcow2')),
+        'it',
+      );
+      const close = base.close.bind(base);
+      // From here on it is opened again.
+      base.close = async () => {
+        await close();
+        faults.arm({ path: path('base.qcow2'), kind: 'read', ...ALL, count });
+        reads++;
+      };
+    });
+    assert.equal(reads, 1);
+    assert.equal(error, null, 'it is done');
+    assert.ok(stand.lines.some((line) => /recorded, and not taken back/.test(line)));
+    if (count === 1) assert.equal(view.root?.isOpen, true);
+    else await assert.rejects(view.read(guestOffset(0), Buffer.alloc(KIB)), INJECTED);
+    faults.arm(null);
+    await assertUnharmed(scene, ['base']);
+    await assertLaterMount(scene, ['base']);
+  });
+}
+
+test('an overlay that is recorded, and cannot be gone back from, stays, and the view stands on it', async (t) => {
+  const scene = await chainScene(t, ['base', 'top'], { standIns: madeOnce });
+  const { stand, faults, path } = scene;
+  faults.arm({ path: path('top.qcow2'), kind: 'read', ...ALL });
+  await stand.execute('blockdev-snapshot-sync', {
+    device: 'top',
+    'snapshot-file': path('overlay.qcow2'),
+  });
+  faults.arm(null);
+  await assertUnharmed(scene, ['overlay', 'top', 'base']);
+  await assertLaterMount(scene, ['overlay', 'top', 'base']);
 });
 
 test('a target that does not close well is not gone on with, and nothing stays open', async (t) => {

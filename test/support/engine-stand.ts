@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { drivers } from '../../drivers/index.ts';
 import type { Backend } from '../../mount/backend.ts';
 import { ImageEntry } from '../../mount/catalog/image-entry.ts';
+import type { StandIns } from '../../mount/catalog/stand-ins.ts';
 import { type Catalog, openCatalog, sourceGate } from '../../mount/catalog.ts';
 import { createLog, type Log } from '../../src/base/log.ts';
 import type { DriverDescriptor } from '../../src/block/driver.ts';
@@ -35,6 +36,8 @@ export interface EngineStandOptions {
   readonly directory: string;
   /** Takes the place of the `file` protocol. */
   readonly file?: DriverDescriptor;
+  /** What stands between the engine and its records of what views stand for. */
+  readonly standIns?: (store: StandIns) => StandIns;
   /** In the place of a kernel that is told to write what it holds of a view. */
   readonly sync?: (view: View) => Promise<void>;
 }
@@ -85,7 +88,7 @@ export class EngineStand {
   }
 
   static async open(options: EngineStandOptions): Promise<EngineStand> {
-    const { directory, file } = options;
+    const { directory, file, standIns = (store) => store } = options;
     const mountpoint = join(directory, 'mountpoint');
     const stateDirectory = join(directory, 'state');
     const journalDirectory = join(directory, 'journals');
@@ -120,7 +123,7 @@ export class EngineStand {
       allowShrink: false,
       detectZeroes: 'off',
       format: null,
-      standIns: await StandInStore.load(stateDirectory, log),
+      standIns: standIns(await StandInStore.load(stateDirectory, log)),
       socketPath: join(directory, 'socket'),
       pid: process.pid,
       nodeIds: async (keys) => ids.idsFor(keys),

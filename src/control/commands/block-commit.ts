@@ -170,8 +170,11 @@ const layerCommit = ({ context, device, given, place, chain, endClaim }: Scene):
       await context.reopen(device, null);
     },
     ended: async () => {
-      await context.chainChanged(device);
-      await endClaim();
+      try {
+        await context.chainChanged(device);
+      } finally {
+        await endClaim();
+      }
     },
   });
 };
@@ -205,9 +208,12 @@ const activeCommit = ({ context, device, given, place, chain, endClaim }: Scene)
       await context.pivot(device, base, { reopens: true });
     },
     ended: async ({ pivoted }) => {
-      if (pivoted) await context.pivoted(device, null);
-      else await view.drained(async () => void (await context.reopen(device, null)));
-      await endClaim();
+      try {
+        if (pivoted) await context.pivoted(device, null);
+        else await view.drained(async () => void (await context.reopen(device, null)));
+      } finally {
+        await endClaim();
+      }
     },
   });
 };
