@@ -231,6 +231,27 @@ const ioctlCall = libc.func('int ioctl(int fd, ulong request, _In_ uint8_t *argu
 const FUSE_DEV_IOC_BACKING_OPEN = 0x4010e501;
 const FUSE_DEV_IOC_BACKING_CLOSE = 0x4004e502;
 
+const FICLONERANGE = 0x4020940d;
+
+/**
+ * ioctl_ficlonerange(2) on a thread of its own: a range of one file becomes a range of another without a copy, until either is
+ * written; file systems that can (XFS, Btrfs) do it to whole blocks. False: nothing has changed.
+ */
+export const cloneFileRange = (
+  from: { readonly fd: number; readonly offset: number },
+  to: { readonly fd: number; readonly offset: number },
+  lengthBytes: number,
+): Promise<boolean> =>
+  new Promise((resolve) => {
+    const range = new Uint8Array(32);
+    const view = new DataView(range.buffer);
+    for (const [i, value] of [from.fd, from.offset, lengthBytes, to.offset].entries())
+      view.setBigInt64(i * 8, BigInt(value), true);
+    ioctlCall.async(to.fd, FICLONERANGE, range, (error: unknown, result: number) => {
+      resolve(error === null && result === 0);
+    });
+  });
+
 /** Registers a file for passthrough; its id. Errors: EPERM without CAP_SYS_ADMIN, ELOOP for a stacked file system. */
 export const openBacking = (fuse: number, file: number): number => {
   const map = new Uint8Array(16);
