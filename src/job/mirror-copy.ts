@@ -119,10 +119,13 @@ export class MirrorCopy {
     this.#control.progress(this.#doneBytes, this.#doneBytes + left);
   }
 
-  /** Everything is copied. What there was to do never becomes less, so what is done becomes as much. */
+  /**
+   * Everything is copied. What there was to do never becomes less, so what is done becomes as much; what a guest has written
+   * meanwhile is of what follows.
+   */
   reportDone(): void {
     this.#doneBytes = Math.max(this.#doneBytes, this.#knownBytes);
-    this.report();
+    this.#control.progress(this.#doneBytes, this.#doneBytes);
   }
 
   /**

@@ -17,6 +17,8 @@ export const makeJobDisk = async (directory: string, bytes: number): Promise<str
   await tool('dd', ['if=/dev/urandom', `of=${random}`, 'bs=1M', `count=${count}`]);
   await qemuImg(['convert', '-f', 'raw', '-O', 'qcow2', random, image]);
   await rm(random);
+  // What is shared has to be on disk, and whoever shares it first would wait.
+  await tool('sync', [image]);
   return image;
 };
 

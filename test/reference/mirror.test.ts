@@ -17,6 +17,7 @@ import {
   KIB,
   MIB,
   mirrorScene,
+  nothing,
   put,
   until,
 } from '../support/mirror-scene.ts';
@@ -90,6 +91,25 @@ test('write-blocking: what was answered is in the target already', async (t) => 
   await ended(job);
   await stand.view.close();
   await assertClean(stand.target);
+});
+
+test('a mirror that gets ready is as long as it has come, also when a guest writes at that moment', async (t) => {
+  const { stand, on } = await mirrorScene(t);
+  await put(stand, 0, MIB, 1);
+  on.target = async (operation) => {
+    if (operation !== 'flush') return;
+    on.target = nothing;
+    await put(stand, 2 * MIB, 64 * KIB, 2);
+  };
+  const job = await stand.mirror();
+  await stand.readyOrEnded(job);
+  const ready = stand.events.find(({ name }) => name === 'BLOCK_JOB_READY');
+  assert.equal(ready?.data['offset'], ready?.data['len']);
+  await until('it follows', () => job.blockJobInfo().len >= MIB + 64 * KIB);
+  job.cancel({ force: false });
+  await ended(job);
+  assert.equal(job.blockJobInfo().offset, job.blockJobInfo().len);
+  await assertSame(stand);
 });
 
 test('zeros stay holes, and an existing target is zeroed where it has to be', async (t) => {
