@@ -18,9 +18,23 @@ const PAGE_BYTES = 4096;
 /** Of what somebody asks to have done at once: as long as a request can be. */
 const MAX_ASKED_BYTES = 1 << 20;
 
-/** Memory that does not move, for reads of cached pages. */
+/** Memory that does not move, for reads of cached pages into memory that may. */
 const bounce = new Uint8Array(new SharedArrayBuffer(SHORT_BYTES));
 const bounceAddress = addressOf(bounce);
+/** Where shared memory begins: it stays there. */
+const addresses = new WeakMap<SharedArrayBuffer, number>();
+
+/** Of shared memory; null of other memory. */
+const steadyAddressOf = (bytes: Uint8Array): number | null => {
+  const { buffer, byteOffset } = bytes;
+  if (!(buffer instanceof SharedArrayBuffer)) return null;
+  let address = addresses.get(buffer);
+  if (address === undefined) {
+    address = addressOf(new Uint8Array(buffer));
+    addresses.set(buffer, address);
+  }
+  return address + byteOffset;
+};
 
 export class QuickIo {
   readonly #fd: number;
@@ -38,15 +52,17 @@ export class QuickIo {
     return this.#pace.mayTry();
   }
 
-  /** Fills the buffer. False: nothing is known of it, read it the long way. Errors: those of read(2). */
+  /** Fills the buffer. False: it holds anything, read it the long way. Errors: those of read(2). */
   read(buffer: Uint8Array, offset: number): boolean {
     const { length } = buffer;
     if (length > SHORT_BYTES || !this.#mayTry(length)) return false;
     if (this.#isMemory)
       return this.#pace.timed(() => readSync(this.#fd, buffer, 0, length, offset)) === length;
-    if (this.#pace.timed(() => readCached(this.#fd, bounceAddress, length, offset)) !== length)
+    const steady = steadyAddressOf(buffer);
+    const address = steady ?? bounceAddress;
+    if (this.#pace.timed(() => readCached(this.#fd, address, length, offset)) !== length)
       return false;
-    buffer.set(bounce.subarray(0, length));
+    if (steady === null) buffer.set(bounce.subarray(0, length));
     return true;
   }
 

@@ -85,7 +85,10 @@ export class ClusterMap {
     this.slices = new TableCache({
       maxBytes: Math.max(cacheBytes, 4 * this.sliceBytes),
       load: (offset) => this.#loadSlice(offset),
-      loadAtOnce: (offset) => this.#loadSliceAtOnce(offset),
+      atOnce: {
+        tableBytes: this.sliceBytes,
+        load: (offset, bytes) => this.#loadSliceAtOnce(offset, bytes),
+      },
     });
   }
 
@@ -281,20 +284,18 @@ export class ClusterMap {
     return bytes;
   }
 
-  #loadSliceAtOnce(offset: number): Uint8Array | null {
-    const bytes = new Uint8Array(this.sliceBytes);
-    const isThere =
-      this.#fillFromNew(offset, bytes) || readAtOnce(this.#options.file, offset, bytes);
-    return isThere ? bytes : null;
+  #loadSliceAtOnce(offset: number, bytes: Uint8Array): boolean {
+    return this.#fillFromNew(offset, bytes) || readAtOnce(this.#options.file, offset, bytes);
   }
 
-  /** A slice, zeros so far, of a table that is not on disk yet. False: it is. */
+  /** A slice of a table that is not on disk yet. False: it is. */
   #fillFromNew(offset: number, bytes: Uint8Array): boolean {
     const tableOffset = offset - (offset % this.#clusterBytes);
     const content = this.newTables.get(tableOffset);
     if (content === undefined) return false;
     const inTable = offset - tableOffset;
-    if (content !== null) bytes.set(content.subarray(inTable, inTable + bytes.length));
+    if (content === null) bytes.fill(0);
+    else bytes.set(content.subarray(inTable, inTable + bytes.length));
     return true;
   }
 }

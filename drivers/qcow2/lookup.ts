@@ -44,7 +44,7 @@ export class EntryLookup {
     const { l1Index, sliceStart, index } = map.place(offset);
     const table = map.tableOffset(l1Index);
     if (table === 0) return this.#withoutTable(offset, lengthBytes, l1Index);
-    const slice = map.slices.getAtOnce(table + sliceStart);
+    const slice = map.slices.glance(table + sliceStart);
     if (slice === undefined) {
       return map.slices.get(table + sliceStart).then(() => this.mapping(offset, lengthBytes));
     }

@@ -69,7 +69,7 @@ export class NodeTranslations {
 
   /**
    * A fault of a range has been served: gives the workers what is known of it now, so that the next request does not
-   * fault. Where the slice is new to the table, all of the slice.
+   * fault. Where the slice is new to the table, all of the slice, if it is worth its place there.
    */
   filled(entry: Entry, offset: number, lengthBytes: number): void {
     const { view } = entry;
@@ -96,7 +96,7 @@ export class NodeTranslations {
       const next = slice + ENTRIES_PER_SLICE;
       if (this.#table.isResident(known.number, page)) {
         this.#fill(known, page, Math.min(last + 1, next) - page);
-      } else {
+      } else if (this.#table.admits(known.number, page)) {
         const pages = Math.ceil(known.root.lengthBytes / pageBytes);
         this.#fill(known, slice, Math.min(next, pages) - slice);
         this.#fillAhead(known, next);

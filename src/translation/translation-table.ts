@@ -11,6 +11,7 @@
  */
 import { LRUCache } from 'lru-cache';
 import { assert } from '../base/assert.ts';
+import { Admission } from './admission.ts';
 import { HazardWatch, type PageRange, type WaitOptions } from './hazards.ts';
 import {
   directoryStart,
@@ -74,6 +75,9 @@ export class TranslationTable {
   readonly #free: number[];
   /** Resident slices, least recently filled or used first; values are slots. */
   readonly #resident: LRUCache<number, number>;
+  readonly #admission: Admission;
+  /** By slot: 1 when a worker has used its slice, as far as was looked. */
+  readonly #used: Uint8Array;
   readonly #freeFiles: number[] = [];
   #files = 0;
   #evicting = 0;
@@ -83,6 +87,8 @@ export class TranslationTable {
     this.#watch = new HazardWatch(this.#layout, wait);
     this.#free = Array.from({ length: shared.slots }, (_, i) => shared.slots - 1 - i);
     this.#resident = new LRUCache({ max: Math.max(1, shared.slots) });
+    this.#admission = new Admission(shared.slots);
+    this.#used = new Uint8Array(shared.slots);
   }
 
   /** Memory of the translations that are in the table now. */
@@ -150,6 +156,15 @@ export class TranslationTable {
   /** A slice can come in without another one's going. */
   get hasRoom(): boolean {
     return this.#free.length > SPARE_SLOTS;
+  }
+
+  /**
+   * Whether the slice of a page that has faulted, and is not in the table, is worth its place: always while there is room (admission.ts).
+   * Ask once for each fault. `fill` itself takes in what it is given.
+   */
+  admits(view: number, page: number): boolean {
+    const slice = Math.floor(page / ENTRIES_PER_SLICE);
+    return this.hasRoom || this.#admission.admits(keyOf(view, slice));
   }
 
   /**
@@ -277,6 +292,7 @@ export class TranslationTable {
       Atomics.store(words, tag + TAG_VIEW, view);
       Atomics.store(words, tag + TAG_SLICE, slice);
       Atomics.store(words, tag + TAG_REFERENCED, 0);
+      this.#used[slot] = 0;
       open.slots.set(slice, slot);
       this.#resident.set(keyOf(view, slice), slot);
       Atomics.store(words, at, slot + 1);
@@ -309,6 +325,7 @@ export class TranslationTable {
     const key = this.#victim();
     const slot = key === null ? undefined : this.#resident.peek(key);
     if (key === null || slot === undefined) return;
+    this.#admission.evicted(this.#used[slot] === 1);
     this.#evict(Math.floor(key / PAGE_LIMIT), key % PAGE_LIMIT, slot);
   }
 
@@ -333,6 +350,7 @@ export class TranslationTable {
       if (slot === undefined) return null;
       const referenced = tagWord(this.#layout, slot) + TAG_REFERENCED;
       if (Atomics.exchange(words, referenced, 0) === 0) return oldest.value;
+      this.#used[slot] = 1;
       this.#resident.get(oldest.value);
     }
     const oldest = this.#resident.rkeys().next();

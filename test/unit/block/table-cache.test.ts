@@ -13,6 +13,109 @@ const cacheOf = (maxBytes: number, loads: number[]): TableCache =>
     },
   });
 
+/** Its tables can be read without waiting. */
+const quickCacheOf = (
+  maxBytes: number,
+  content: Map<number, number>,
+  loads: number[],
+): TableCache =>
+  new TableCache({
+    maxBytes,
+    load: async () => assert.fail('nothing waits'),
+    atOnce: {
+      tableBytes: 100,
+      load: (key, bytes) => {
+        loads.push(key);
+        bytes.fill(content.get(key) ?? key);
+        return true;
+      },
+    },
+  });
+
+test('what a full cache is asked for once drives nothing out and takes no memory', () => {
+  const loads: number[] = [];
+  const cache = quickCacheOf(400, new Map(), loads);
+  for (const key of [1, 2, 3]) cache.glance(key);
+  const passing = [11, 12, 13, 14, 15].map((key) => {
+    const table = cache.glance(key);
+    assert.equal(table?.bytes[99], key);
+    assert.equal(table?.view.getUint8(0), key);
+    return table;
+  });
+  assert.equal(new Set(passing).size, 1, 'one place for all of them');
+  loads.length = 0;
+  for (const key of [1, 2, 3]) assert.equal(cache.glance(key)?.bytes[0], key);
+  assert.deepEqual(loads, []);
+  assert.equal(cache.bytes, 400);
+});
+
+test('what a full cache is asked for a second time comes in', () => {
+  const loads: number[] = [];
+  const cache = quickCacheOf(400, new Map(), loads);
+  for (const key of [1, 2, 3, 11, 12, 11, 13, 14]) cache.glance(key);
+  loads.length = 0;
+  assert.equal(cache.glance(11)?.bytes[0], 11);
+  assert.deepEqual(loads, [], 'it stays');
+  assert.equal(cache.glance(1)?.bytes[0], 1);
+  assert.deepEqual(loads, [1], 'in the place of the one that was not used for longest');
+});
+
+test('a glance shows what a table holds, also when it was changed after a glance before', () => {
+  const content = new Map<number, number>();
+  const cache = quickCacheOf(400, content, []);
+  for (const key of [1, 2, 3]) cache.glance(key);
+  assert.equal(cache.glance(9)?.bytes[0], 9);
+  const table = cache.getAtOnce(9);
+  assert.ok(table !== undefined);
+  table.bytes.fill(77);
+  cache.changed(table);
+  const [snapshot] = cache.snapshotDirty();
+  assert.ok(snapshot !== undefined);
+  content.set(9, 77);
+  cache.written(snapshot);
+  for (const key of [4, 5, 6]) cache.getAtOnce(key);
+  assert.equal(cache.peek(9), undefined, 'it has gone');
+  assert.equal(cache.glance(9)?.bytes[0], 77);
+});
+
+test('a glance shows nothing of what lay in a place before something else was put there', () => {
+  const content = new Map<number, number>();
+  const cache = quickCacheOf(400, content, []);
+  for (const key of [1, 2, 3]) cache.glance(key);
+  const ways = [(key: number) => cache.drop(key), () => cache.clear()];
+  for (const [i, forget] of ways.entries()) {
+    const key = 20 + i;
+    assert.equal(cache.glance(key)?.bytes[0], key);
+    content.set(key, 100 + i);
+    forget(key);
+    for (const other of [1, 2, 3]) cache.getAtOnce(other);
+    assert.equal(cache.glance(key)?.bytes[0], 100 + i);
+  }
+});
+
+test('a glance at what has to be waited for says so, and nothing of it stays', () => {
+  let isThere = true;
+  const cache = new TableCache({
+    maxBytes: 400,
+    load: async () => assert.fail('nobody asks'),
+    atOnce: {
+      tableBytes: 100,
+      load: (key, bytes) => {
+        bytes.fill(key);
+        return isThere;
+      },
+    },
+  });
+  for (const key of [1, 2, 3, 29]) cache.glance(key);
+  isThere = false;
+  assert.equal(cache.glance(30), undefined);
+  assert.equal(cache.glance(30), undefined);
+  assert.equal(cache.glance(29), undefined, 'it was overwritten');
+  assert.equal(cache.glance(31), undefined);
+  isThere = true;
+  assert.equal(cache.glance(31)?.bytes[0], 31);
+});
+
 test('two misses of one table share one load', async () => {
   const loads: number[] = [];
   const cache = cacheOf(1000, loads);
