@@ -216,6 +216,8 @@ const operate = async (scene: Scene, plan: Plan): Promise<void> => {
   const guests = Promise.all(
     parts.map((part, i) => runModelGuest(view, model, operation.guests[i] ?? [], part)),
   );
+  // Awaited below, and a failure until then is not unhandled: fast-check is to tell what led to it.
+  guests.catch(() => undefined);
   let refusal: unknown = null;
   await stand.execute(plan.command, plan.arguments).catch((error: unknown) => {
     refusal = error;
