@@ -82,6 +82,35 @@ export class Bitmap {
     }
   }
 
+  /** Sets the bits of neighbouring clusters in this turn; false when it has to wait for a table, and nothing is set. See `load`. */
+  setAtOnce(first: number, clusters: number): boolean {
+    const parts = this.#partsOf(first, clusters);
+    const tables = parts.map(({ at }) => this.#tables.peek(this.#keyOf(at)));
+    if (tables.includes(undefined)) return false;
+    for (const [i, { at, count }] of parts.entries()) {
+      const table = tables[i];
+      if (table !== undefined && changeBits(table.bytes, at % TABLE_BITS, count, true))
+        this.#tables.changed(table);
+    }
+    return true;
+  }
+
+  /** The tables of so few clusters that all of them stay in memory together. Errors: EIO. */
+  async load(first: number, clusters: number): Promise<void> {
+    for (const { at } of this.#partsOf(first, clusters)) await this.#tables.get(this.#keyOf(at));
+  }
+
+  /** One for each table. */
+  #partsOf(first: number, clusters: number): { readonly at: number; readonly count: number }[] {
+    const parts = [];
+    for (let at = first; at < first + clusters; ) {
+      const count = Math.min(TABLE_BITS - (at % TABLE_BITS), first + clusters - at);
+      parts.push({ at, count });
+      at += count;
+    }
+    return parts;
+  }
+
   /** The first cluster from `from` on, before `end`, that is not set; `end` for none. Errors: EIO. */
   async firstClear(from: number, end: number): Promise<number> {
     for (let at = from; at < end; ) {

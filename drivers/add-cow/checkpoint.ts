@@ -9,14 +9,29 @@
  * A cut before 3 leaves the old bits, and what was written under them is not read. Inside 3 each sector of bits is old or
  * new, and every set bit has its bytes on disk.
  */
+import type { TableSnapshot } from '../../src/block/table-cache.ts';
 import { bitmapBytesOf } from './bitmap.ts';
 import type { ImageState } from './state.ts';
 
 /** Errors: EIO, ENOSPC; what was dirty stays so. */
 export const runCheckpoint = async (state: ImageState): Promise<void> => {
-  const { request, bitmap, image, file } = state;
-  request.journal?.begin();
+  const { journaled, bitmap } = state;
+  journaled.begin();
   const snapshots = bitmap.snapshotDirty();
+  try {
+    await bringToDisk(state, snapshots);
+  } catch (error) {
+    journaled.fail();
+    throw error;
+  }
+  journaled.end();
+};
+
+const bringToDisk = async (
+  state: ImageState,
+  snapshots: readonly TableSnapshot[],
+): Promise<void> => {
+  const { bitmap, image, file } = state;
   await image.flush();
   if (snapshots.length > 0) {
     const clusters = Math.max(state.clusters, state.plannedClusters ?? 0);
@@ -27,5 +42,4 @@ export const runCheckpoint = async (state: ImageState): Promise<void> => {
     await file.flush();
     bitmap.written(snapshots);
   }
-  request.journal?.end();
 };

@@ -90,8 +90,7 @@ export class AddCowImage implements DriverInstance {
   }
 
   async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
-    await this.#state.admit();
-    await this.#writer.write(offset, buffer);
+    await this.#change(() => this.#writer.write(offset, buffer));
   }
 
   async populate(
@@ -99,14 +98,12 @@ export class AddCowImage implements DriverInstance {
     lengthBytes: number,
     bytes: Uint8Array | null,
   ): Promise<void> {
-    await this.#state.admit();
-    await this.#writer.populate(offset, lengthBytes, bytes);
+    await this.#change(() => this.#writer.populate(offset, lengthBytes, bytes));
   }
 
   async copyIn(offset: GuestOffset, source: HostRange, how: CopyInHow): Promise<void> {
     if (how === 'write') throw notCopied();
-    await this.#state.admit();
-    await this.#writer.populate(offset, source.length, source);
+    await this.#change(() => this.#writer.populate(offset, source.length, source));
   }
 
   async writeZeroes(
@@ -114,20 +111,25 @@ export class AddCowImage implements DriverInstance {
     lengthBytes: number,
     options: WriteZeroesOptions,
   ): Promise<void> {
-    await this.#state.admit();
-    await this.#zeroes.zero(offset, lengthBytes, options.unmap ? 'unmap' : 'keep');
+    await this.#change(() =>
+      this.#zeroes.zero(offset, lengthBytes, options.unmap ? 'unmap' : 'keep'),
+    );
   }
 
   async discard(offset: GuestOffset, lengthBytes: number): Promise<void> {
-    await this.#state.admit();
     const isIgnored = this.#state.request.discard === 'ignore';
-    await this.#zeroes.zero(offset, lengthBytes, isIgnored ? 'keep' : 'punch');
+    await this.#change(() => this.#zeroes.zero(offset, lengthBytes, isIgnored ? 'keep' : 'punch'));
   }
 
   async allocate(offset: GuestOffset, lengthBytes: number): Promise<void> {
-    await this.#state.admit();
-    await this.#writer.copyUp(offset, lengthBytes);
+    await this.#change(() => this.#writer.copyUp(offset, lengthBytes));
     await this.#state.image.allocate(offset, lengthBytes);
+  }
+
+  async #change(change: () => Promise<void>): Promise<void> {
+    await this.#state.admit();
+    await change();
+    await this.#state.settled();
   }
 
   // Workers write in place behind this driver: the image file is synced also when no bit is new.
@@ -190,12 +192,14 @@ export class AddCowImage implements DriverInstance {
 
   #mappingOf(offset: GuestOffset, { isSet, lengthBytes }: GuestRun): Mapping {
     if (!isSet) return { kind: 'unallocated', lengthBytes };
-    const { image, request } = this.#state;
+    const { image, request, journaled } = this.#state;
+    // Nobody writes beside the driver what SIGKILL may hide: nobody would wait for it.
+    const mayBeWritten = !request.readOnly && !journaled.isBehind;
     // A flat image file never moves its bytes: who reads and writes may go to the file itself.
     const inside =
       image.driver.clusterBytes === 1 ? image.driver.mapping(offset, lengthBytes) : null;
     if (inside !== null && !(inside instanceof Promise) && inside.kind === 'data')
-      return { ...inside, inPlace: inside.inPlace && !request.readOnly };
+      return { ...inside, inPlace: inside.inPlace && mayBeWritten };
     return {
       kind: 'data',
       lengthBytes,

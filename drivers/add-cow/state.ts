@@ -1,13 +1,15 @@
 /** What the parts of an opened image share. Each field is owned by the part that its comment names; others read it. */
+import { present } from '../../src/base/assert.ts';
 import { divideUp } from '../../src/base/range.ts';
 import { type GuestOffset, guestOffset } from '../../src/base/units.ts';
 import { CheckpointSchedule } from '../../src/block/checkpoint-schedule.ts';
 import type { OpenRequest } from '../../src/block/driver.ts';
+import { JournaledChanges } from '../../src/block/journaled-changes.ts';
 import type { Node } from '../../src/block/node.ts';
 import { RangeLocks } from '../../src/block/range-locks.ts';
 import { Bitmap } from './bitmap.ts';
 import type { AddCowHeader } from './header.ts';
-import { encodeRecord, stampOf } from './journal-records.ts';
+import { type BitsSet, encodeRecord, stampOf } from './journal-records.ts';
 
 /** A bit reaches the file within this time, or with this much of the journal, by itself. */
 const CHECKPOINT_DELAY_MS = 5000;
@@ -30,6 +32,8 @@ export class ImageState {
   /** Guest ranges, rounded to clusters, whose bits are being set. */
   readonly locks = new RangeLocks();
   readonly schedule: CheckpointSchedule;
+  /** What the restart journal is told; checkpoint.ts says what it has covered. */
+  readonly journaled: JournaledChanges<BitsSet>;
   /** As in the file; who writes it reads it again (image.ts, completion.ts). */
   header: AddCowHeader;
   /** Neither bitmap nor backing file is used, and the header says so on disk. Set by completion.ts, never cleared. */
@@ -46,7 +50,7 @@ export class ImageState {
     readonly checkpoint: () => Promise<void>;
   }) {
     const { request, header, image } = parts;
-    const { file, path, cacheBytes, log } = request;
+    const { file, path, cacheBytes, log, journal } = request;
     this.request = request;
     this.file = file;
     this.image = image;
@@ -56,6 +60,13 @@ export class ImageState {
     const { clusterBytes, headerBytes } = header;
     this.bitmap = new Bitmap({ file, startBytes: headerBytes, clusterBytes, cacheBytes });
     this.#maxDirtyBytes = Math.max(cacheBytes, MIN_DIRTY_BYTES);
+    this.journaled = new JournaledChanges({
+      journal,
+      log,
+      path,
+      changesPerRecord: 1,
+      encode: ([change]) => encodeRecord(present(change, 'a record has its change')),
+    });
     this.schedule = new CheckpointSchedule({
       run: parts.checkpoint,
       maxDelayMs: CHECKPOINT_DELAY_MS,
@@ -121,7 +132,8 @@ export class ImageState {
     const { clusterBytes, request } = this;
     const first = start / clusterBytes;
     const clusters = divideUp(end, clusterBytes) - first;
-    await this.bitmap.change(first, clusters, true);
+    // In the turn in which they are told: nobody may be given to write what SIGKILL would hide.
+    while (!this.bitmap.setAtOnce(first, clusters)) await this.bitmap.load(first, clusters);
     request.mappingChanged({
       start: guestOffset(start),
       lengthBytes: end - start,
@@ -132,20 +144,19 @@ export class ImageState {
   }
 
   async #record(first: number, clusters: number): Promise<void> {
-    const { journal, log, path } = this.request;
-    if (journal === null) return;
     const stamp = stampOf(this.header.fields);
-    try {
-      journal.append(encodeRecord({ stamp, imageBytes: this.lengthBytes, first, clusters }));
-    } catch (error) {
-      const reason = String(error);
-      log.warning(
-        path,
-        `the restart journal cannot be written (${reason}): a checkpoint takes its place`,
-      );
+    if (!this.journaled.tell([{ stamp, imageBytes: this.lengthBytes, first, clusters }]))
       await this.schedule.request();
-      return;
-    }
-    if (journal.pendingBytes > CHECKPOINT_JOURNAL_BYTES) this.schedule.requestInBackground();
+    else if ((this.request.journal?.pendingBytes ?? 0) > CHECKPOINT_JOURNAL_BYTES)
+      this.schedule.requestInBackground();
+  }
+
+  /**
+   * Before any change of a guest is answered. What it has found, another one may have made that the journal has not taken: this one
+   * waits for a checkpoint, too. Errors: those of the checkpoint.
+   */
+  async settled(): Promise<void> {
+    const { journaled, schedule } = this;
+    if (journaled.isBehind && !journaled.catchUp()) await schedule.request();
   }
 }

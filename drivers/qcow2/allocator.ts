@@ -38,8 +38,8 @@ export interface AllocatorOptions {
   readonly metadata: MetadataClusters;
   /** Brings what is dirty to disk, before the refcount table moves. */
   readonly checkpoint: () => Promise<void>;
-  /** Makes changes survive SIGKILL; false when it cannot. See `ImageState.journal`. */
-  readonly journal: (changes: readonly Change[]) => boolean;
+  /** Makes changes survive SIGKILL that are made in this turn. See `ImageState.tell`. */
+  readonly tell: (changes: readonly Change[]) => void;
   /** The header's refcount table fields, durably. */
   readonly moveRefcountTable: (offset: number, clusters: number) => Promise<void>;
   /** Clusters that nothing uses any more, once what says so is on disk. */
@@ -58,8 +58,6 @@ export class Allocator {
   /** Nothing is taken until it resolves. */
   #pause: Promise<void> | null = null;
   #top = 0;
-  /** What the journal did not take and no allocation carries yet. */
-  #unjournaled: Change[] = [];
 
   constructor(options: AllocatorOptions) {
     this.#options = options;
@@ -121,7 +119,7 @@ export class Allocator {
   /** Takes an allocation back whose write failed: nothing maps to it. */
   async giveBack(allocation: Allocation): Promise<void> {
     const { refcounts } = this.#options;
-    this.#journal(allocation.changes);
+    this.#options.tell(allocation.changes);
     const end = allocation.first + allocation.count;
     for (let cluster = allocation.first; cluster < end; cluster++) {
       while (refcounts.residentBlock(cluster) === null) await refcounts.loadBlockOf(cluster);
@@ -132,7 +130,7 @@ export class Allocator {
 
   /** `giveBack` in the turn in which it was taken: what counts it is in memory. */
   giveBackAtOnce(allocation: Allocation): void {
-    this.#journal(allocation.changes);
+    this.#options.tell(allocation.changes);
     const end = allocation.first + allocation.count;
     for (let cluster = allocation.first; cluster < end; cluster++) this.#uncount(cluster);
     this.free(allocation);
@@ -142,17 +140,7 @@ export class Allocator {
     const { refcounts } = this.#options;
     const block = refcounts.residentBlock(cluster);
     assert(block !== null && block !== 'none', 'a counted cluster has its block in memory');
-    this.#journal([refcounts.set(block, cluster, 0)]);
-  }
-
-  /**
-   * At once, not with the allocation that came upon it: another one, which counts clusters in the same block, or takes what was given
-   * back, may come to its end before, and a journal that tells only of the later change cannot be taken up.
-   */
-  #journal(changes: readonly Change[]): void {
-    // After what it has not taken it takes nothing: the order is that of the changes.
-    if (this.#unjournaled.length > 0 || !this.#options.journal(changes))
-      this.#unjournaled.push(...changes);
+    this.#options.tell([refcounts.set(block, cluster, 0)]);
   }
 
   /** Gives back clusters whose refcount has become 0. */
@@ -193,14 +181,16 @@ export class Allocator {
     return 'resident';
   }
 
-  // The block lies in the first cluster of its own range: nothing else is there, for nothing counted it.
+  // The block lies in the first cluster of its own range: nothing else is there, for nothing counted it. It is told of at once, not
+  // with the allocation that came upon it: another one, which counts clusters in the same block, may come to its end before, and a
+  // journal that tells only of the later change cannot be taken up. The same holds for what is given back, which another one takes.
   #makeBlock(index: number): void {
     const { refcounts, clusterBytes, metadata } = this.#options;
     const first = index * refcounts.blockEntries;
     this.#refuseMetadata(first);
     const made = refcounts.addBlock(index, first * clusterBytes);
     metadata.add(first, 'other');
-    this.#journal([...made.changes, refcounts.set(made.block, first, 1)]);
+    this.#options.tell([...made.changes, refcounts.set(made.block, first, 1)]);
   }
 
   /** From the cursor on, within its block; moves the cursor past what is in use. */
@@ -252,10 +242,9 @@ export class Allocator {
   #count(run: ClusterRun): Allocation {
     const { refcounts, file, clusterBytes } = this.#options;
     const { first, count } = run;
-    const changes = this.#unjournaled;
+    const changes: Change[] = [];
     const end = first + count;
     for (let at = first; at < end; at++) this.#refuseMetadata(at);
-    this.#unjournaled = [];
     for (let at = first; at < end; ) {
       const block = refcounts.residentBlock(at);
       assert(

@@ -41,8 +41,8 @@ export const runCheckpoint = async (
   state: ImageState,
   next: { readonly tail: FreeTail; readonly release: (runs: readonly ClusterRun[]) => void },
 ): Promise<void> => {
-  const { request, file } = state;
-  request.journal?.begin();
+  const { journaled, file } = state;
+  journaled.begin();
   const covered = collect(state);
   next.tail.begin();
   try {
@@ -55,10 +55,11 @@ export const runCheckpoint = async (
     if (covered.slices.length + covered.l1.length > 0) await file.flush();
   } catch (error) {
     state.unmapped = [...covered.unmapped, ...state.unmapped];
+    journaled.fail();
     throw error;
   }
   settle(state, covered);
-  request.journal?.end();
+  journaled.end();
   if (covered.unmapped.length > 0) next.release(covered.unmapped);
   await next.tail.end();
 };

@@ -22,13 +22,13 @@ export class FlatFile {
 
   /** The file, or null. Guests may write in place by now, unless the image is read-only. Errors: EIO. */
   async handOut(): Promise<Node | null> {
-    const { isDataFileRaw, dataFile, data } = this.#state;
+    const { isDataFileRaw, dataFile, data, journaled } = this.#state;
     if (!isDataFileRaw || dataFile === null || data.isEncrypted) return null;
     this.#isAllInPlace ??= this.#look().catch((error: unknown) => {
       this.#isAllInPlace = null;
       throw error;
     });
-    if (!(await this.#isAllInPlace)) return null;
+    if (!(await this.#isAllInPlace) || journaled.isBehind) return null;
     this.#state.isFlat = true;
     return dataFile;
   }

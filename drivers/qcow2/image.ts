@@ -149,7 +149,7 @@ export class Qcow2Image implements DriverInstance {
       refcounts: state.refcounts,
       metadata: state.metadata,
       checkpoint: () => state.schedule.request(),
-      journal: (changes) => state.journal(changes),
+      tell: (changes) => void state.tell(changes),
       moveRefcountTable: (offset, clusters) => this.#moveRefcountTable(offset, clusters),
       unmapped: (run) => state.unmapped.push(run),
     });
@@ -229,8 +229,14 @@ export class Qcow2Image implements DriverInstance {
 
   mapping(offset: GuestOffset, lengthBytes: number): Mapping | Promise<Mapping> {
     const found = this.#lookup.mapping(offset, lengthBytes);
-    if (!this.#state.data.isEncrypted) return found;
-    return found instanceof Promise ? found.then(veiled) : veiled(found);
+    return found instanceof Promise ? found.then((m) => this.#shown(m)) : this.#shown(found);
+  }
+
+  #shown(m: Mapping): Mapping {
+    if (this.#state.data.isEncrypted) return veiled(m);
+    // Nobody writes beside the driver what SIGKILL may unmap: nobody would wait for it.
+    const isKept = m.kind === 'data' && m.inPlace && this.#state.journaled.isBehind;
+    return isKept ? { ...m, inPlace: false } : m;
   }
 
   // Looked up again, a piece at a time: what was opaque when the caller looked may be mapped otherwise by now.
@@ -449,6 +455,7 @@ export class Qcow2Image implements DriverInstance {
       await this.#prepare();
       await this.#state.admit();
       await change();
+      await this.#state.settled();
     });
   }
 

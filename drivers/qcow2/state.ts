@@ -5,6 +5,7 @@ import { viewOf } from '../../src/base/byte-order.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import { CheckpointSchedule } from '../../src/block/checkpoint-schedule.ts';
 import type { OpenRequest } from '../../src/block/driver.ts';
+import { JournaledChanges } from '../../src/block/journaled-changes.ts';
 import type { Node } from '../../src/block/node.ts';
 import { RangeLocks } from '../../src/block/range-locks.ts';
 import type { ClusterRun } from './allocator.ts';
@@ -42,6 +43,8 @@ export class ImageState {
   /** Guest ranges, rounded to clusters, whose mapping is being changed. */
   readonly locks = new RangeLocks();
   readonly schedule: CheckpointSchedule;
+  /** What the restart journal is told; checkpoint.ts says what it has covered. */
+  readonly journaled: JournaledChanges<Change>;
   /** Changed by resize.ts and snapshots.ts alone. */
   lengthBytes: number;
   /** As the header has it now; changed by snapshots.ts alone. */
@@ -79,10 +82,18 @@ export class ImageState {
     this.map = parts.map;
     this.metadata = parts.metadata;
     this.#maxDirtyBytes = Math.max(request.cacheBytes, 4 * header.clusterBytes);
+    const { journal, log, path } = request;
+    this.journaled = new JournaledChanges({
+      journal,
+      log,
+      path,
+      changesPerRecord: CHANGES_PER_RECORD,
+      encode: encodeChanges,
+    });
     this.schedule = new CheckpointSchedule({
       run: parts.checkpoint,
       maxDelayMs: CHECKPOINT_DELAY_MS,
-      failed: (error) => request.log.error(request.path, `a checkpoint failed: ${String(error)}`),
+      failed: (error) => log.error(path, `a checkpoint failed: ${String(error)}`),
     });
   }
 
@@ -168,33 +179,36 @@ export class ImageState {
   }
 
   /**
-   * Makes changes survive SIGKILL: they are in the journal when it returns, or on disk where the journal is full.
+   * Makes changes survive SIGKILL that are made in this turn of the event loop: they are in the journal when it returns, or on disk
+   * where the journal cannot be written.
    */
   async record(changes: readonly Change[]): Promise<void> {
-    if (this.journal(changes)) this.limitJournal();
+    if (this.tell(changes)) this.limitJournal();
     else await this.schedule.request();
   }
 
   /**
-   * Makes changes survive SIGKILL that are made in this turn of the event loop, before or after; `limitJournal` follows them. False
-   * when the journal cannot be written: a checkpoint has to take its place.
+   * Changes that are made in this turn, before or after; `limitJournal` follows them. False when the journal does not take them: a
+   * checkpoint has to take its place, and the image is behind until then.
    */
-  journal(changes: readonly Change[]): boolean {
-    const { journal, log, path } = this.request;
+  tell(changes: readonly Change[]): boolean {
     this.schedule.changed();
-    if (journal === null || changes.length === 0) return true;
-    try {
-      for (let from = 0; from < changes.length; from += CHANGES_PER_RECORD) {
-        journal.append(encodeChanges(changes.slice(from, from + CHANGES_PER_RECORD)));
-      }
-    } catch (error) {
-      log.warning(
-        path,
-        `the restart journal cannot be written (${String(error)}): a checkpoint takes its place`,
-      );
-      return false;
-    }
-    return true;
+    return this.journaled.tell(changes);
+  }
+
+  /** As `tell`, of changes that are not made when the journal does not take them. */
+  offer(changes: readonly Change[]): boolean {
+    this.schedule.changed();
+    return this.journaled.offer(changes);
+  }
+
+  /**
+   * Before any change of a guest is answered. What it has found, another one may have made that the journal has not taken: this one
+   * waits for a checkpoint, too. Errors: those of the checkpoint.
+   */
+  async settled(): Promise<void> {
+    const { journaled, schedule } = this;
+    if (journaled.isBehind && !journaled.catchUp()) await schedule.request();
   }
 
   /** A checkpoint when the journal has become long. It takes up what is changed at this moment, and forgets all that is journaled. */

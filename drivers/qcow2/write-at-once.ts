@@ -52,7 +52,8 @@ export class WriterAtOnce {
   write(offset: number, buffer: Uint8Array): boolean {
     const { state, tables } = this.#parts;
     const { clusterBytes, map, locks, clusterFile } = state;
-    if (clusterFile.driver.worksAtOnce !== true) return false;
+    // Whoever is not answered at once waits for what the journal has not taken.
+    if (clusterFile.driver.worksAtOnce !== true || state.journaled.isBehind) return false;
     if (map.hasSubclusters || state.data.isEncrypted) return false;
     const end = offset + buffer.length;
     const start = alignDown(offset, clusterBytes);
@@ -86,7 +87,7 @@ export class WriterAtOnce {
     const bytes = count * clusterBytes;
     const isWritten = (): boolean => writeAtOnce(clusterFile, host, buffer.subarray(0, bytes));
     const changes = [...allocation.changes, map.runChange(slice, place.index, count, host)];
-    const isDone = this.#orGivenBack(allocation, isWritten) && state.journal(changes);
+    const isDone = this.#orGivenBack(allocation, isWritten) && state.offer(changes);
     if (!isDone) {
       clusters.giveBackAtOnce(allocation);
       return 0;
@@ -182,7 +183,7 @@ export class WriterAtOnce {
     const { map, clusterBytes, request } = state;
     const old = map.entry(slice, place.index);
     const now = plainEntry(copiedEntry(host));
-    if (!state.journal([...allocated, map.entryChange(slice, place.index, now)])) return false;
+    if (!state.offer([...allocated, map.entryChange(slice, place.index, now)])) return false;
     map.setEntry(slice, place.index, now);
     if (entryOffset(old.high, old.low) !== host) state.unmapEntry(old);
     request.mappingChanged({ start: guestOffset(start), lengthBytes: clusterBytes });

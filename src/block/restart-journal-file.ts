@@ -17,7 +17,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
-import { toBlockError } from '../base/block-error.ts';
+import { BlockError, toBlockError } from '../base/block-error.ts';
 import { viewOf } from '../base/byte-order.ts';
 import type { Log } from '../base/log.ts';
 import type { FileIdentity } from './file-identity.ts';
@@ -36,6 +36,8 @@ export interface JournalFactoryOptions {
   readonly log: Log;
   /** Of this boot; tests pretend another. */
   readonly bootId?: string;
+  /** Writes bytes from an index on at the end of the file, and returns how many; tests make it fail. */
+  readonly write?: (fd: number, bytes: Uint8Array, from: number) => number;
 }
 
 const currentBootId = (): string => readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
@@ -56,6 +58,8 @@ class JournalFile implements RestartJournal {
   /** Generations that have a file, oldest first, and how long each is. */
   readonly #generations = new Map<number, number>();
   #current: number;
+  /** Those before it are forgotten when the checkpoint ends. A record that fails begins a generation too, and changes nothing here. */
+  #oldestKept: number;
   #fd: number | null = null;
 
   constructor(options: JournalFactoryOptions, bootId: string, file: FileIdentity) {
@@ -65,6 +69,7 @@ class JournalFile implements RestartJournal {
     const found = this.#filesFound();
     this.leftover = found.flatMap((generation) => this.#readGeneration(generation, file.path));
     this.#current = (found.at(-1) ?? 0) + 1;
+    this.#oldestKept = this.#current;
   }
 
   get pendingBytes(): number {
@@ -80,12 +85,12 @@ class JournalFile implements RestartJournal {
     view.setUint32(4, crc32(record));
     bytes.set(record, RECORD_HEAD_BYTES);
     try {
-      const fd = this.#fd ?? this.#create();
-      writeWhole(fd, bytes);
+      this.#write(this.#fd ?? this.#create(), bytes);
     } catch (error) {
+      const path = this.#pathOf(this.#current);
       // Half a record would hide all that follow it: the generation ends here.
-      this.begin();
-      throw toBlockError(error, { op: 'journal', path: this.#pathOf(this.#current) });
+      this.#beginGeneration();
+      throw toBlockError(error, { op: 'journal', path });
     }
     this.#generations.set(
       this.#current,
@@ -94,14 +99,20 @@ class JournalFile implements RestartJournal {
   }
 
   begin(): void {
-    if (this.#fd !== null) closeSync(this.#fd);
+    this.#beginGeneration();
+    this.#oldestKept = this.#current;
+  }
+
+  #beginGeneration(): void {
+    const fd = this.#fd;
     this.#fd = null;
     this.#current++;
+    if (fd !== null) closeSync(fd);
   }
 
   end(): void {
     for (const generation of this.#generations.keys()) {
-      if (generation < this.#current) this.#remove(generation);
+      if (generation < this.#oldestKept) this.#remove(generation);
     }
   }
 
@@ -114,8 +125,17 @@ class JournalFile implements RestartJournal {
     const fd = this.#openNew(this.#pathOf(this.#current));
     this.#fd = fd;
     this.#generations.set(this.#current, 0);
-    writeWhole(fd, this.#header);
+    this.#write(fd, this.#header);
     return fd;
+  }
+
+  #write(fd: number, bytes: Uint8Array): void {
+    const { write = writeSync } = this.#options;
+    for (let done = 0; done < bytes.length; ) {
+      const written = write(fd, bytes, done);
+      if (written <= 0) throw new BlockError({ kind: 'io', message: 'nothing was written' });
+      done += written;
+    }
   }
 
   // Somebody may have tidied the runtime directory away.
@@ -130,13 +150,13 @@ class JournalFile implements RestartJournal {
   }
 
   #remove(generation: number): void {
-    this.#generations.delete(generation);
     try {
       unlinkSync(this.#pathOf(generation));
     } catch (error) {
-      // Gone already: somebody tidied the runtime directory.
+      // Gone already: somebody tidied the runtime directory. What is still there is removed after the next checkpoint.
       if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
     }
+    this.#generations.delete(generation);
   }
 
   #filesFound(): number[] {
@@ -196,8 +216,4 @@ const recordsOf = (bytes: Uint8Array): Uint8Array[] => {
     at = start + length;
   }
   return records;
-};
-
-const writeWhole = (fd: number, bytes: Uint8Array): void => {
-  for (let done = 0; done < bytes.length; ) done += writeSync(fd, bytes, done);
 };

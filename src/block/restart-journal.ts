@@ -12,11 +12,11 @@
 export interface RestartJournal {
   /** What a process that died left for this image, oldest first; empty after a clean close. */
   readonly leftover: readonly Uint8Array[];
-  /** Synchronous; the record survives SIGKILL when it returns. Errors: ENOSPC, EIO. */
+  /** Synchronous; the record survives SIGKILL when it returns. Errors: ENOSPC, EIO: it is never offered, and hides no other. */
   append(record: Uint8Array): void;
   /** Starts a new generation. One checkpoint at a time. */
   begin(): void;
-  /** Forgets every generation but the newest, leftovers too. */
+  /** Forgets what was there at the last `begin`, leftovers too, and nothing that was appended since. */
   end(): void;
   /** Bytes of records that no checkpoint has covered. */
   readonly pendingBytes: number;

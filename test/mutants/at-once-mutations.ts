@@ -15,14 +15,14 @@ export const AT_ONCE_MUTATIONS: readonly Mutation[] = [
   {
     step: 'a cluster that is written at once is journaled before the write is answered',
     file: 'drivers/qcow2/write-at-once.js',
-    find: 'if (!state.journal([...allocated, map.entryChange(slice, place.index, now)]))',
+    find: 'if (!state.offer([...allocated, map.entryChange(slice, place.index, now)]))',
     replace: 'if (false)',
     tests: AT_ONCE,
   },
   {
     step: 'clusters that are written at once are journaled before the write is answered',
     file: 'drivers/qcow2/write-at-once.js',
-    find: 'this.#orGivenBack(allocation, isWritten) && state.journal(changes);',
+    find: 'this.#orGivenBack(allocation, isWritten) && state.offer(changes);',
     replace: 'this.#orGivenBack(allocation, isWritten);',
     tests: AT_ONCE,
   },
@@ -44,8 +44,8 @@ export const AT_ONCE_MUTATIONS: readonly Mutation[] = [
   {
     step: 'a new refcount block is journaled before anything that it counts',
     file: 'drivers/qcow2/allocator.js',
-    find: 'this.#journal([...made.changes, refcounts.set(made.block, first, 1)]);',
-    replace: 'this.#unjournaled.push(...made.changes, refcounts.set(made.block, first, 1));',
+    find: 'this.#options.tell([...made.changes, refcounts.set(made.block, first, 1)]);',
+    replace: 'refcounts.set(made.block, first, 1);',
     tests: ['test/crash/sigkill-order.test.js'],
   },
   {

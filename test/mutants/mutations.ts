@@ -26,6 +26,7 @@ const BITMAPS = ['test/crash/bitmap-power-cut.test.js'];
 const SNAPSHOTS = ['test/crash/snapshot-power-cut.test.js'];
 const ADD_COW = ['test/crash/add-cow-power-cut.test.js'];
 const OVERLAP = ['test/qemu/run-time-corruption.test.js'];
+const FULL_JOURNAL = ['test/crash/sigkill-full-journal.test.js'];
 const SIGKILL = ['test/crash/sigkill.test.js'];
 const HISTORIES = ['test/reference/qcow2-concurrency.test.js'];
 const CONCURRENCY = ['test/conformance/qcow2-concurrency.test.js', ...HISTORIES, ...SIGKILL];
@@ -133,8 +134,8 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     step: 'a change of mapping is journaled before its write is answered',
     file: 'drivers/qcow2/state.js',
-    find: 'if (journal === null || changes.length === 0)',
-    replace: 'if (true)',
+    find: 'return this.journaled.tell(changes);',
+    replace: 'return true;',
     tests: SIGKILL,
   },
   {
@@ -350,10 +351,53 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     step: 'a new bit of add-cow is journaled before its write is answered',
     file: 'drivers/add-cow/state.js',
-    find: `        if (journal === null)
-            return;`,
-    replace: '        return;',
+    find: `        const stamp = stampOf(this.header.fields);`,
+    replace: '        return;\n        const stamp = 0;',
     tests: ['test/crash/add-cow-sigkill.test.js'],
+  },
+  {
+    step: 'a checkpoint forgets no record that came after it began, though one in between has failed',
+    file: 'src/block/restart-journal-file.js',
+    find: 'if (generation < this.#oldestKept)',
+    replace: 'if (generation < this.#current)',
+    tests: ['test/unit/block/restart-journal-file.test.js'],
+  },
+  {
+    step: 'nothing is told to the journal while a checkpoint covers what it has not taken',
+    file: 'src/block/journaled-changes.js',
+    find: `        if (this.#covered.length > 0)
+            return false;`,
+    replace: '',
+    tests: FULL_JOURNAL,
+  },
+  {
+    step: 'what the journal has not taken goes before what comes after it',
+    file: 'src/block/journaled-changes.js',
+    find: `        while (this.#untold.length > 0) {`,
+    replace: `        this.#untold = [];
+        while (this.#untold.length > 0) {`,
+    tests: FULL_JOURNAL,
+  },
+  {
+    step: 'a write in place waits for what the journal has not taken of its cluster',
+    file: 'drivers/qcow2/image.js',
+    find: 'await this.#state.settled();',
+    replace: '',
+    tests: FULL_JOURNAL,
+  },
+  {
+    step: 'no page may be written beside the driver that the journal does not know of',
+    file: 'drivers/qcow2/image.js',
+    find: "const isKept = m.kind === 'data' && m.inPlace && this.#state.journaled.isBehind;",
+    replace: 'const isKept = false;',
+    tests: FULL_JOURNAL,
+  },
+  {
+    step: 'a write at once waits for what the journal has not taken of its cluster',
+    file: 'drivers/qcow2/write-at-once.js',
+    find: 'clusterFile.driver.worksAtOnce !== true || state.journaled.isBehind',
+    replace: 'clusterFile.driver.worksAtOnce !== true',
+    tests: FULL_JOURNAL,
   },
   {
     step: 'a mirror waits for the writes that a range has been taken out of the bitmap for',

@@ -6,6 +6,7 @@ import { Graph } from '../../src/block/graph.ts';
 import { noLocks } from '../../src/block/image-locks.ts';
 import { openGate } from '../../src/block/open-gate.ts';
 import { DriverRegistry } from '../../src/block/registry.ts';
+import type { RestartJournal } from '../../src/block/restart-journal.ts';
 import { createJournalFactory } from '../../src/block/restart-journal-file.ts';
 import { type SecretSource, Secrets } from '../../src/block/secrets.ts';
 
@@ -17,6 +18,8 @@ export interface TestGraphOptions {
   /** Formats beside ours. */
   readonly formats?: readonly DriverDescriptor[];
   readonly journalDirectory?: string;
+  /** Stands between the drivers and their journals. */
+  readonly journal?: (made: RestartJournal) => RestartJournal;
   readonly cacheBytes?: number;
   readonly discard?: 'unmap' | 'ignore';
   readonly copyOnRead?: boolean;
@@ -25,7 +28,7 @@ export interface TestGraphOptions {
 }
 
 export const testGraph = async (options: TestGraphOptions): Promise<Graph> => {
-  const { directory, file, journalDirectory, log = silentLog } = options;
+  const { directory, file, journalDirectory, log = silentLog, journal = (made) => made } = options;
   const used = drivers.map((d) => (file !== undefined && d.name === 'file' ? file : d));
   const journals =
     journalDirectory === undefined
@@ -41,6 +44,6 @@ export const testGraph = async (options: TestGraphOptions): Promise<Graph> => {
     discard: options.discard ?? 'unmap',
     copyOnRead: options.copyOnRead ?? false,
     secrets: new Secrets(options.secrets ?? [], { keep: false }),
-    journalFor: journals,
+    journalFor: journals === null ? null : async (of) => journal(await journals(of)),
   });
 };

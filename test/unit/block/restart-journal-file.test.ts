@@ -1,5 +1,13 @@
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import {
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { silentLog } from '../../../src/base/log.ts';
@@ -75,4 +83,89 @@ test('a journal that cannot be written says so, and loses nothing that it had', 
   assert.throws(() => journal.append(record('lost')));
   journal.append(record('again'));
   assert.ok(texts((await open(FILE)).leftover).includes('kept'));
+});
+
+/** Takes so many bytes, then fails once, and takes everything afterwards. */
+const failingAfter = (bytes: number) => {
+  let left: number | null = bytes;
+  return (fd: number, content: Uint8Array, from: number): number => {
+    if (left === 0) {
+      left = null;
+      throw new Error('the runtime directory is full');
+    }
+    const part = Math.min(content.length - from, left ?? Number.POSITIVE_INFINITY);
+    if (left !== null) left -= part;
+    return writeSync(fd, content, from, part);
+  };
+};
+
+const RECORD_BYTES = 8 + 3;
+
+test('a record that fails at any byte is never offered, and hides no other', async (t) => {
+  for (let bytes = 0; bytes < HEADER_BYTES + 3 * RECORD_BYTES; bytes++) {
+    const directory = await scratchDirectory(t);
+    const write = failingAfter(bytes);
+    const journal = await createJournalFactory({ directory, log: silentLog, write })(FILE);
+    const taken: string[] = [];
+    for (const text of ['one', 'two', 'six', 'ten', 'end']) {
+      try {
+        journal.append(record(text));
+        taken.push(text);
+      } catch {
+        // That is the one.
+      }
+    }
+    assert.equal(taken.length, 4, `after ${bytes} bytes`);
+    const { leftover } = await createJournalFactory({ directory, log: silentLog })(FILE);
+    assert.deepEqual(texts(leftover), taken, `after ${bytes} bytes`);
+    journal.close();
+    assert.deepEqual(readdirSync(directory), []);
+  }
+});
+
+test('a record that fails during a checkpoint takes none with it that came after the checkpoint began', async (t) => {
+  const directory = await scratchDirectory(t);
+  const write = failingAfter(2 * HEADER_BYTES + 2 * RECORD_BYTES + 1);
+  const journal = await createJournalFactory({ directory, log: silentLog, write })(FILE);
+  journal.append(record('old'));
+  journal.begin();
+  journal.append(record('one'));
+  assert.throws(() => journal.append(record('two')), /full/);
+  journal.append(record('six'));
+  journal.end();
+  const { leftover } = await createJournalFactory({ directory, log: silentLog })(FILE);
+  assert.deepEqual(texts(leftover), ['one', 'six']);
+  journal.begin();
+  journal.end();
+  assert.deepEqual(readdirSync(directory), []);
+});
+
+test('a record that is written byte by byte is whole, and one of which nothing is written fails', async (t) => {
+  const directory = await scratchDirectory(t);
+  let most = 1;
+  const write = (fd: number, bytes: Uint8Array, from: number): number =>
+    most === 0 ? 0 : writeSync(fd, bytes, from, most);
+  const journal = await createJournalFactory({ directory, log: silentLog, write })(FILE);
+  journal.append(record('one'));
+  most = 0;
+  assert.throws(() => journal.append(record('two')), /nothing was written/);
+  const { leftover } = await createJournalFactory({ directory, log: silentLog })(FILE);
+  assert.deepEqual(texts(leftover), ['one']);
+});
+
+test('what cannot be removed after a checkpoint is removed after the next', async (t) => {
+  const directory = await scratchDirectory(t);
+  const journal = await createJournalFactory({ directory, log: silentLog })(FILE);
+  journal.append(record('one'));
+  const [name = ''] = readdirSync(directory);
+  const path = join(directory, name);
+  rmSync(path);
+  mkdirSync(path);
+  journal.begin();
+  assert.throws(() => journal.end());
+  rmdirSync(path);
+  writeFileSync(path, 'it is back');
+  journal.begin();
+  journal.end();
+  assert.deepEqual(readdirSync(directory), []);
 });
