@@ -192,6 +192,30 @@ for (const format of FORMATS) {
     });
   });
 
+  test(`${format}: a write over a cluster of one that has failed for want of journal and checkpoint is not answered before either`, async (t) => {
+    const scene = await sceneOf(t, format);
+    await write(scene.node, 8 * CLUSTER, 9);
+    await scene.node.flush();
+    scene.isFull = true;
+    scene.onFlush = async () => {
+      throw new BlockError({ kind: 'io', message: 'the fault of this test' });
+    };
+    await assert.rejects(write(scene.node, 0, 1), /the fault of this test/);
+    await assert.rejects(write(scene.node, SLOT, 2), /the fault of this test/);
+    // A host that was slow is left alone for a while: nothing is done at once then, whatever the journal has.
+    for (let tries = 0; tries < 30; tries++) {
+      const page = Buffer.alloc(CLUSTER, 2);
+      assert.notEqual(scene.node.driver.writeAtOnce?.(guestOffset(0), page), true);
+      await sleep(10);
+    }
+    scene.isFull = false;
+    await write(scene.node, 2 * SLOT, 3);
+    await scene.kill(async (next) => {
+      assert.equal(await byteAt(next, 2 * SLOT), 3);
+      assert.equal(await byteAt(next, 8 * CLUSTER), 9);
+    });
+  });
+
   test(`${format}: a journal that can be written again is: nobody waits for a checkpoint any more`, async (t) => {
     const scene = await sceneOf(t, format);
     scene.isFull = true;

@@ -190,8 +190,9 @@ export const JOB_MUTATIONS: readonly Mutation[] = [
   {
     step: 'external snapshot: a view that can go neither on nor back at once does so at the next request',
     file: 'mount/catalog/pivot.js',
-    find: 'const root = await reopen(original).catch(() => null);',
-    replace: 'const root = await reopen(original);',
+    find: `        log.error(image.name, \`what it stands for does not open, until it is used next: \${reason}\`);
+        return null;`,
+    replace: '        throw error;',
     tests: FAULTS,
   },
   {
@@ -226,7 +227,7 @@ export const JOB_MUTATIONS: readonly Mutation[] = [
   {
     step: 'write-through: a write is answered when the target has it',
     file: 'src/job/write-through.js',
-    find: 'await orAborted(writes, this.#options.signal);',
+    find: 'await orAborted(writes, signal);',
     replace: 'void writes;',
     tests: MIRROR,
   },

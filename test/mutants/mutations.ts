@@ -425,7 +425,7 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     step: 'a write to a mirror that is write-blocking waits for the copy of its range',
     file: 'src/job/write-through.js',
-    find: 'await locks.acquire({ start, end })',
+    find: 'await lockOrAborted(locks, { start, end }, signal)',
     replace: '{ [Symbol.dispose]: () => undefined }',
     tests: MIRROR,
   },
