@@ -150,7 +150,8 @@ export class AddCowImage implements DriverInstance {
 
   async changeBacking(link: BackingLink | null): Promise<void> {
     const state = this.#state;
-    await this.flush();
+    // Also of what is journaled and in the file already: its records are of the header that goes.
+    await state.schedule.request();
     await writeBackingLink(state.file, state.header, link);
     state.header = await readHeader(state.file, state.request.path);
     if (link !== null || state.isAllAllocated) return;

@@ -33,6 +33,8 @@ export class Resizer {
     if (lengthBytes === old) return;
     state.plannedClusters = divideUp(lengthBytes, state.clusterBytes);
     try {
+      // One that is under way may be about to say that all of it is in the image file.
+      await state.schedule.request();
       if (lengthBytes > old) await this.#grow(old, lengthBytes);
       else await this.#shrink(lengthBytes);
     } finally {

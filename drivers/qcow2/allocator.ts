@@ -101,6 +101,11 @@ export class Allocator {
     return this.#top;
   }
 
+  /** The refcount table is moving, to a place that nothing counts yet. */
+  get isTableMoving(): boolean {
+    return this.#growing !== null;
+  }
+
   /** Nothing is taken while `change` runs. It takes nothing itself. One at a time. Errors: those of `change`. */
   async paused(change: () => Promise<void>): Promise<void> {
     assert(this.#pause === null, 'the allocator is paused once');
@@ -118,14 +123,13 @@ export class Allocator {
 
   /** Takes an allocation back whose write failed: nothing maps to it. */
   async giveBack(allocation: Allocation): Promise<void> {
-    const { refcounts } = this.#options;
-    this.#options.tell(allocation.changes);
+    const { refcounts, tell } = this.#options;
+    tell(allocation.changes);
     const end = allocation.first + allocation.count;
     for (let cluster = allocation.first; cluster < end; cluster++) {
       while (refcounts.residentBlock(cluster) === null) await refcounts.loadBlockOf(cluster);
       this.#uncount(cluster);
     }
-    this.free(allocation);
   }
 
   /** `giveBack` in the turn in which it was taken: what counts it is in memory. */
@@ -133,14 +137,16 @@ export class Allocator {
     this.#options.tell(allocation.changes);
     const end = allocation.first + allocation.count;
     for (let cluster = allocation.first; cluster < end; cluster++) this.#uncount(cluster);
-    this.free(allocation);
   }
 
+  // Told of at once, not with the allocation that comes upon it: another one, which takes what was given back, may come to its
+  // end before. And free at once: the cursor may pass it before the next cluster's block is loaded.
   #uncount(cluster: number): void {
-    const { refcounts } = this.#options;
+    const { refcounts, tell } = this.#options;
     const block = refcounts.residentBlock(cluster);
     assert(block !== null && block !== 'none', 'a counted cluster has its block in memory');
-    this.#options.tell([refcounts.set(block, cluster, 0)]);
+    tell([refcounts.set(block, cluster, 0)]);
+    this.free({ first: cluster, count: 1 });
   }
 
   /** Gives back clusters whose refcount has become 0. */
@@ -181,16 +187,15 @@ export class Allocator {
     return 'resident';
   }
 
-  // The block lies in the first cluster of its own range: nothing else is there, for nothing counted it. It is told of at once, not
-  // with the allocation that came upon it: another one, which counts clusters in the same block, may come to its end before, and a
-  // journal that tells only of the later change cannot be taken up. The same holds for what is given back, which another one takes.
+  // The block lies in the first cluster of its own range: nothing else is there, for nothing counted it. Told of at once: of two
+  // allocations that count in it, the later may come to its end first.
   #makeBlock(index: number): void {
-    const { refcounts, clusterBytes, metadata } = this.#options;
+    const { refcounts, clusterBytes, metadata, tell } = this.#options;
     const first = index * refcounts.blockEntries;
     this.#refuseMetadata(first);
     const made = refcounts.addBlock(index, first * clusterBytes);
     metadata.add(first, 'other');
-    this.#options.tell([...made.changes, refcounts.set(made.block, first, 1)]);
+    tell([...made.changes, refcounts.set(made.block, first, 1)]);
   }
 
   /** From the cursor on, within its block; moves the cursor past what is in use. */

@@ -2,7 +2,8 @@
  * Writing compressed clusters (specification: "Compressed Clusters Descriptor"). Several share a host cluster, packed one
  * after the other; each counts in the refcount of every host cluster that it touches.
  *
- * Packing is off the main thread (compression.ts) and in parallel; taking a place is one turn of the event loop. A
+ * Packing is off the main thread (compression.ts) and in parallel; taking a place is one turn of the event loop, in which
+ * the count is journaled too: who shares a host cluster may be answered before the one that took it. A
  * place is never used twice: `forget` ends the packing into a cluster of which something was unmapped, because it may
  * be free, and another's, by the next time.
  */
@@ -11,14 +12,12 @@ import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocator } from './allocator.ts';
 import { type Compression, compressionOf } from './compression.ts';
 import { compressedEntry, type TableEntry } from './entry.ts';
-import type { Change } from './journal-records.ts';
 import type { ImageState } from './state.ts';
 
 /** What one packed cluster is put to. */
 export interface PackedPlace {
   readonly hostOffset: number;
   readonly entry: TableEntry;
-  readonly changes: readonly Change[];
 }
 
 export class CompressedWriter {
@@ -64,19 +63,21 @@ export class CompressedWriter {
     if (tail !== null && block !== null && mayShare && packedBytes <= left) {
       const hostOffset = tail.cluster * clusterBytes + tail.used;
       tail.used += packedBytes;
-      const changes = [refcounts.set(block, tail.cluster, count + 1)];
-      return {
-        hostOffset,
-        changes,
-        entry: compressedEntry(hostOffset, packedBytes, header.clusterBits),
-      };
+      this.#state.tell([refcounts.set(block, tail.cluster, count + 1)]);
+      return { hostOffset, entry: compressedEntry(hostOffset, packedBytes, header.clusterBits) };
     }
     const allocation = await this.#allocator.allocate(1);
-    this.#tail = { cluster: allocation.first, used: packedBytes };
     const hostOffset = allocation.first * clusterBytes;
     const entry = compressedEntry(hostOffset, packedBytes, header.clusterBits);
-    await this.#reserve(hostOffset + clusterBytes);
-    return { hostOffset, changes: allocation.changes, entry };
+    try {
+      await this.#reserve(hostOffset + clusterBytes);
+    } catch (error) {
+      await this.#allocator.giveBack(allocation);
+      throw error;
+    }
+    this.#state.tell(allocation.changes);
+    this.#tail = { cluster: allocation.first, used: packedBytes };
+    return { hostOffset, entry };
   }
 
   // Readers ask for whole sectors: the file holds them, also behind the last cluster. One byte that nothing was put to yet: a

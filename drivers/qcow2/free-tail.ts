@@ -60,7 +60,8 @@ export class FreeTail {
 
   async #cut(): Promise<void> {
     const { file, clusterBytes, refcounts } = this.#state;
-    for (;;) {
+    // A refcount table that moves is written past the end, and is not counted before it is in force.
+    while (!this.#allocator.isTableMoving) {
       file.driver.noticeGrowth?.();
       const end = Math.ceil(file.lengthBytes / clusterBytes);
       const found = this.#startOfTail(end);

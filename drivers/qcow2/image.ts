@@ -177,10 +177,11 @@ export class Qcow2Image implements DriverInstance {
     return new Snapshots({
       state: this.#state,
       allocator,
-      quiet: async () => {
-        await this.#prepare();
-        await this.#settle();
-      },
+      quiet: () =>
+        this.#corrupt.guard(async () => {
+          await this.#prepare();
+          await this.#settle();
+        }),
       forgetUnpacked: () => this.#compressed.forget(),
       holdBitmaps: () => this.#bitmaps.holdAll(),
     });
@@ -307,9 +308,11 @@ export class Qcow2Image implements DriverInstance {
   }
 
   async makeEmpty(): Promise<void> {
-    await this.#prepare();
-    await this.#zeroes.forget(0, this.lengthBytes);
-    await this.flush();
+    await this.#corrupt.guard(async () => {
+      await this.#prepare();
+      await this.#zeroes.forget(0, this.lengthBytes);
+      await this.flush();
+    });
   }
 
   async changeBacking(link: BackingLink | null): Promise<void> {
@@ -374,10 +377,12 @@ export class Qcow2Image implements DriverInstance {
   }
 
   async resize(lengthBytes: number): Promise<void> {
-    await this.#prepare();
-    // Until they are saved with the new length, none of them fits the image.
-    await this.#bitmaps.holdAll();
-    await this.#resizer.resize(lengthBytes);
+    await this.#corrupt.guard(async () => {
+      await this.#prepare();
+      // Until they are saved with the new length, none of them fits the image.
+      await this.#bitmaps.holdAll();
+      await this.#resizer.resize(lengthBytes);
+    });
   }
 
   async allocatedBytes(): Promise<number> {
@@ -479,8 +484,7 @@ export class Qcow2Image implements DriverInstance {
   }
 
   async #moveRefcountTable(offset: number, clusters: number): Promise<void> {
-    const { file } = this.#state;
-    await this.#state.writeHeaderRange(
+    await this.#state.writeHeaderDurably(
       HEADER.refcountTableOffset,
       (view) => {
         view.setUint32(0, Math.floor(offset / 2 ** 32));
@@ -489,6 +493,5 @@ export class Qcow2Image implements DriverInstance {
       },
       12,
     );
-    await file.flush();
   }
 }

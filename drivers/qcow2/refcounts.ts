@@ -32,8 +32,6 @@ export class Refcounts {
   /** Offsets of refcount blocks by index; 0 for none. */
   #table: Float64Array;
   readonly #dirtyWords = new Set<number>();
-  /** Blocks made since the last checkpoint: their place on disk holds anything. */
-  readonly newBlocks = new Set<number>();
 
   private constructor(
     file: Node,
@@ -178,7 +176,6 @@ export class Refcounts {
   addBlock(blockIndex: number, offset: number): { block: CachedTable; changes: Change[] } {
     assert(this.#table[blockIndex] === 0, 'a range of clusters gets its refcount block once');
     const block = this.cache.put(offset, new Uint8Array(this.#clusterBytes));
-    this.newBlocks.add(offset);
     return {
       block,
       changes: [{ kind: 'table', at: offset, source: 0 }, this.setTableWord(blockIndex, offset)],

@@ -53,6 +53,9 @@ export const replayJournal = async (state: ImageState): Promise<boolean> => {
       `another program has changed this image since vdiskfs was killed (${conflict}): ` +
         `${records.length} changes that were answered then and never synced are lost`,
     );
+    // Before there are new ones: whoever takes those up must not meet the lost ones again.
+    journal?.begin();
+    journal?.end();
     return false;
   }
   await apply(state, folded);

@@ -42,12 +42,19 @@ export class Resizer {
         path: state.request.path,
       });
     }
-    if (now > old) await this.#prepareGrowth(old, now);
-    else
-      await this.#zeroes.forget(alignUp(now, state.clusterBytes), alignUp(old, state.clusterBytes));
-    await state.schedule.request();
-    await state.writeHeaderRange(HEADER.size, (view) => writeU64BE(view, 0, now), 8);
-    await state.file.flush();
+    try {
+      if (now > old) await this.#prepareGrowth(old, now);
+      else {
+        const { clusterBytes } = state;
+        await this.#zeroes.forget(alignUp(now, clusterBytes), alignUp(old, clusterBytes));
+      }
+      await state.schedule.request();
+      await state.writeHeaderDurably(HEADER.size, (view) => writeU64BE(view, 0, now), 8);
+    } catch (error) {
+      // Until the header says so, what a guest wrote past the old end would be gone with this opening.
+      state.lengthBytes = old;
+      throw error;
+    }
     state.lengthBytes = now;
     if (now < old) await state.dataFile?.resize(now);
   }
@@ -68,14 +75,9 @@ export class Resizer {
     if (entries > state.map.l1Entries) await this.#enlargeL1(entries);
     await this.#growDataFile(old, now);
     state.lengthBytes = now;
-    try {
-      const zeroEnd = Math.min(now, Math.max(alignUp(old, clusterBytes), state.backingBytes));
-      if (zeroEnd > old && !state.isFlat) await this.#zeroes.zero(old, zeroEnd - old, 'unmap');
-      if (state.isDataFileRaw) await this.#zeroes.mapInPlace(old, now);
-    } catch (error) {
-      state.lengthBytes = old;
-      throw error;
-    }
+    const zeroEnd = Math.min(now, Math.max(alignUp(old, clusterBytes), state.backingBytes));
+    if (zeroEnd > old && !state.isFlat) await this.#zeroes.zero(old, zeroEnd - old, 'unmap');
+    if (state.isDataFileRaw) await this.#zeroes.mapInPlace(old, now);
   }
 
   /** To the end that guests see, and zeros from the old one on whatever lay there. */
@@ -118,7 +120,7 @@ export class Resizer {
       first: map.l1Offset / clusterBytes,
       count: divideUp(map.l1Entries * ENTRY_BYTES, clusterBytes),
     };
-    await state.writeHeaderRange(
+    await state.writeHeaderDurably(
       HEADER.l1Size,
       (view) => {
         view.setUint32(0, entries);
@@ -127,7 +129,6 @@ export class Resizer {
       },
       12,
     );
-    await file.flush();
     map.moveL1(offset, bytes);
     metadata.addRun(allocation.first, clusters, 'other');
     for (let i = 0; i < old.count; i++) metadata.remove(old.first + i);

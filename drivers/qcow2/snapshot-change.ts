@@ -67,9 +67,9 @@ export class SnapshotChange {
       await this.#takeBack(steps);
       throw error;
     }
-    await steps.commit();
-    // Nothing is packed any more into a host cluster that a snapshot names, or that is free now.
+    // Nothing is packed any more into a host cluster that a snapshot names, or that is free then.
     state.compressedUnmapped(0, Number.POSITIVE_INFINITY);
+    await steps.commit();
     try {
       await steps.finish();
       await this.sync();

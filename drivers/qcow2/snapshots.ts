@@ -117,7 +117,7 @@ export class Snapshots implements InternalSnapshots {
   }
 
   async apply(id: string): Promise<void> {
-    const { state, quiet, forgetUnpacked, holdBitmaps } = this.#options;
+    const { quiet, holdBitmaps } = this.#options;
     this.#refuseDataFile();
     await holdBitmaps();
     await quiet();
@@ -149,12 +149,6 @@ export class Snapshots implements InternalSnapshots {
         await this.#free(tools, before.offset, before.view.byteLength);
       },
     });
-    forgetUnpacked();
-    // Any of it may have changed.
-    state.request.dirtyBitmaps.resize(state.lengthBytes);
-    state.request.dirtyBitmaps.mark(0, state.lengthBytes);
-    const lengthBytes = Math.max(before.view.byteLength, bytes.length) * state.map.tableSpanBytes;
-    state.request.mappingChanged({ start: guestOffset(0), lengthBytes });
   }
 
   async remove(id: string): Promise<void> {
@@ -302,7 +296,21 @@ export class Snapshots implements InternalSnapshots {
     map.slices.clear();
     map.moveL1(offset, l1);
     state.lengthBytes = sizeBytes;
+    this.#tellReplaced(Math.max(old.lengthBytes, l1.length));
     await state.file.flush();
+  }
+
+  /** In the turn in which the content becomes another: any of it may have changed. */
+  #tellReplaced(l1Bytes: number): void {
+    const { state, forgetUnpacked } = this.#options;
+    const { request, lengthBytes, map } = state;
+    forgetUnpacked();
+    request.dirtyBitmaps.resize(lengthBytes);
+    request.dirtyBitmaps.mark(0, lengthBytes);
+    request.mappingChanged({
+      start: guestOffset(0),
+      lengthBytes: (l1Bytes / ENTRY_BYTES) * map.tableSpanBytes,
+    });
   }
 }
 

@@ -248,4 +248,24 @@ export class ImageState {
     fill(viewOf(bytes));
     await this.file.write(guestOffset(at), bytes);
   }
+
+  /**
+   * The same, durably. A failure leaves the fields as they were: what is in memory goes on by them, and whoever opens the image
+   * next.
+   */
+  async writeHeaderDurably(
+    at: number,
+    fill: (view: DataView) => void,
+    lengthBytes: number,
+  ): Promise<void> {
+    const before = new Uint8Array(lengthBytes);
+    await this.file.readClipped(guestOffset(at), before);
+    try {
+      await this.writeHeaderRange(at, fill, lengthBytes);
+      await this.file.flush();
+    } catch (error) {
+      await this.file.write(guestOffset(at), before).catch(() => undefined);
+      throw error;
+    }
+  }
 }

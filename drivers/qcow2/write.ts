@@ -127,20 +127,15 @@ export class Writer {
     try {
       const place = map.place(offset);
       this.#lookup.kindForChange(await this.#tables.sliceFor(place), place.index);
+      // A failure leaves its place leaked; the journal knows that it is counted.
       const placed = await this.#compressed.place(packed.length);
-      try {
-        await file.write(guestOffset(placed.hostOffset), packed);
-      } catch (error) {
-        // Its place is leaked, and the journal knows that it is counted.
-        await this.#state.record(placed.changes);
-        throw error;
-      }
+      await file.write(guestOffset(placed.hostOffset), packed);
       const slice = await this.#tables.sliceFor(place);
       const old = map.entry(slice, place.index);
       const change = map.setEntry(slice, place.index, plainEntry(placed.entry));
       this.#state.unmapEntry(old);
       request.mappingChanged({ start: guestOffset(offset), lengthBytes: clusterBytes });
-      await this.#state.record([...placed.changes, change]);
+      await this.#state.record([change]);
     } finally {
       lock.release();
     }

@@ -3,7 +3,8 @@
  *
  * Clean tables are evicted least recently used first; a dirty one stays until what it holds is on disk. Two misses of
  * one table share one load. A table that somebody holds across an await may have been evicted and loaded anew: who
- * changes one gets it and changes it in the same turn of the event loop.
+ * changes one gets it and changes it in the same turn of the event loop. Until the turn ends an evicted table is still the
+ * one that everybody gets: between getting and changing it lie promises of others, which may evict it and ask for it again.
  *
  * Who only looks something up takes a `glance`. In a full cache a table that can be read without waiting then comes in with its second
  * glance: until that one it is on trial, in a single place, whose memory the next one is read into. What is looked at once drives nothing out
@@ -65,6 +66,8 @@ export class TableCache {
   /** Made when the cache is full. */
   #trial: Trial | null = null;
   #glanced: Ghosts | null = null;
+  /** Evicted in this turn. */
+  readonly #leaving = new Map<number, CachedTable>();
   #dirtyBytes = 0;
 
   constructor(options: TableCacheOptions) {
@@ -73,6 +76,9 @@ export class TableCache {
     this.#clean = new LRUCache({
       maxSize: this.#maxCleanBytes,
       sizeCalculation: (table) => table.bytes.length,
+      dispose: (table, key, reason) => {
+        if (reason === 'evict') this.#leave(key, table);
+      },
     });
   }
 
@@ -87,7 +93,7 @@ export class TableCache {
 
   /** The table when it is in memory. */
   peek(key: number): CachedTable | undefined {
-    return this.#dirty.get(key) ?? this.#clean.get(key);
+    return this.#dirty.get(key) ?? this.#clean.get(key) ?? this.#leaving.get(key);
   }
 
   /** The table when it is in memory, or can be read without waiting. */
@@ -137,8 +143,11 @@ export class TableCache {
     assert(table !== this.#trial, 'what was glanced at is not changed');
     table.changes++;
     this.#endTrial(table.key);
+    const kept = this.#dirty.get(table.key) ?? this.#clean.peek(table.key);
+    assert(kept === undefined || kept === table, 'who changes a table has the one that is kept');
     if (this.#dirty.has(table.key)) return;
     this.#clean.delete(table.key);
+    this.#leaving.delete(table.key);
     this.#dirty.set(table.key, table);
     this.#dirtyBytes += table.bytes.length;
   }
@@ -169,6 +178,7 @@ export class TableCache {
       this.#dirtyBytes -= dirty.bytes.length;
     }
     this.#clean.delete(key);
+    this.#leaving.delete(key);
     this.#loading.delete(key);
     this.#endTrial(key);
   }
@@ -177,6 +187,7 @@ export class TableCache {
   clear(): void {
     assert(this.#dirty.size === 0, 'tables that are not on disk are not forgotten');
     this.#clean.clear();
+    this.#leaving.clear();
     this.#loading.clear();
     this.#trial = null;
   }
@@ -195,6 +206,11 @@ export class TableCache {
   /** What the image says there is about to be something else. */
   #endTrial(key: number): void {
     if (this.#trial?.key === key) this.#trial.key = NO_TABLE;
+  }
+
+  #leave(key: number, table: CachedTable): void {
+    if (this.#leaving.size === 0) setImmediate(() => this.#leaving.clear());
+    this.#leaving.set(key, table);
   }
 
   #load(key: number): Promise<CachedTable> {

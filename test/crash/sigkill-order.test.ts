@@ -48,6 +48,7 @@ for (const held of [0, 1, 2]) {
       assert.ok(found.equals(Buffer.alloc(CLUSTER - 1, 7)), `write ${i} of ${WRITES}`);
     }
     await graph.close(next);
-    await qemuImg(['check', path]);
+    // A checkpoint that came by itself has counted what was held: leaks.
+    await qemuImg(['check', path], [0, 3]);
   });
 }

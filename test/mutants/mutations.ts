@@ -29,6 +29,7 @@ const OVERLAP = ['test/qemu/run-time-corruption.test.js'];
 const FULL_JOURNAL = ['test/crash/sigkill-full-journal.test.js'];
 const SIGKILL = ['test/crash/sigkill.test.js'];
 const HISTORIES = ['test/reference/qcow2-concurrency.test.js'];
+const JOURNAL = ['test/crash/sigkill-journal.test.js'];
 const CONCURRENCY = ['test/conformance/qcow2-concurrency.test.js', ...HISTORIES, ...SIGKILL];
 const BACKUP = [
   'test/unit/block/copy-before-write.test.js',
@@ -44,6 +45,50 @@ const MIRROR = [
 const SUBCLUSTERS = ['test/qemu/subclusters.test.js', ...HISTORIES];
 
 export const MUTATIONS: readonly Mutation[] = [
+  {
+    step: 'the count of a host cluster that packed ones share is journaled when it is taken',
+    file: 'drivers/qcow2/compressed-write.js',
+    find: 'this.#state.tell([refcounts.set(block, tail.cluster, count + 1)]);',
+    replace: 'refcounts.set(block, tail.cluster, count + 1);',
+    tests: JOURNAL,
+  },
+  {
+    step: 'a journal that does not fit the image is forgotten',
+    file: 'drivers/qcow2/replay.js',
+    find: `        journal?.begin();
+        journal?.end();`,
+    replace: '',
+    tests: JOURNAL,
+  },
+  {
+    step: 'an evicted table is the one that everybody gets until the turn ends',
+    file: 'src/block/table-cache.js',
+    find: 'this.#leave(key, table);',
+    replace: '',
+    tests: ['test/unit/block/table-cache.test.js'],
+  },
+  {
+    step: 'the file is not cut while its refcount table moves',
+    file: 'drivers/qcow2/free-tail.js',
+    find: 'while (!this.#allocator.isTableMoving)',
+    replace: 'while (true)',
+    tests: ['test/unit/drivers/qcow2/free-tail.test.js'],
+  },
+  {
+    step: 'a header field that could not be synced is put back',
+    file: 'drivers/qcow2/state.js',
+    find: 'await this.file.write(guestOffset(at), before).catch(() => undefined);',
+    replace: '',
+    tests: ['test/unit/drivers/qcow2/failed-steps.test.js'],
+  },
+  {
+    step: 'an add-cow image that becomes complete is waited for before its size changes',
+    file: 'drivers/add-cow/resize.js',
+    find: `            // One that is under way may be about to say that all of it is in the image file.
+            await state.schedule.request();`,
+    replace: '',
+    tests: ['test/unit/drivers/add-cow/header-changes.test.js'],
+  },
   {
     step: 'a worker makes its sequence odd before it loads entries',
     file: 'src/translation/hazards.js',

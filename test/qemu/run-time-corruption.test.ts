@@ -91,6 +91,11 @@ for (const { what, damage, at, message } of DAMAGES) {
     assert.equal(await isMarked(path), true, 'before the write was answered');
     await assert.rejects(node.write(guestOffset(0), bytes), isEio(/found corrupt/));
     await assert.rejects(node.discard(guestOffset(0), CLUSTER_BYTES), isEio(/found corrupt/));
+    await assert.rejects(node.resize(CLUSTER_BYTES), isEio(/found corrupt/));
+    const snapshot = node.withSnapshots('create', (snapshots) =>
+      snapshots.create({ name: 's', dateSeconds: 0, dateNanoseconds: 0 }),
+    );
+    await assert.rejects(snapshot, isEio(/found corrupt/));
     await node.read(guestOffset(0), bytes);
     assert.deepEqual(bytes, new Uint8Array(512).fill(7));
     const m = await node.mapping(guestOffset(0), 512);

@@ -26,6 +26,13 @@ interface MemoryFile {
   lengthBytes: number;
 }
 
+export interface ShuffledFilesOptions {
+  /** Some of what is asked for at once is done at once, as the seed has it; without, nothing is. */
+  readonly atOnce?: boolean;
+  /** What it throws is the failure of an operation, of which nothing was done. Zeroing is writing. */
+  readonly fault?: (operation: 'read' | 'write', path: string) => void;
+}
+
 export class ShuffledFiles {
   readonly descriptor: DriverDescriptor;
   readonly #random: Random;
@@ -33,16 +40,24 @@ export class ShuffledFiles {
   #waiting: Waiting[] = [];
   #picked = 0;
   #isPicking = false;
+  readonly #options: ShuffledFilesOptions;
 
-  constructor(random: Random) {
+  constructor(random: Random, options: ShuffledFilesOptions = {}) {
     this.#random = random;
+    this.#options = options;
     this.descriptor = {
       ...hostFile,
       openPath: async ({ path }) => {
         const file = this.#files.get(path) ?? (await this.#load(path));
-        return this.#instance(file);
+        return this.#instance(file, path);
       },
     };
+  }
+
+  /** A copy of a file that was opened, as it is at this moment: of what is under way, a part may be done. */
+  contentOf(path: string): Uint8Array {
+    const { bytes, lengthBytes } = present(this.#files.get(path), 'a file that was opened');
+    return bytes.slice(0, lengthBytes);
   }
 
   /** Brings a file to the host's disk, for other programs. */
@@ -83,10 +98,12 @@ export class ShuffledFiles {
     start: number,
     lengthBytes: number,
     run: (from: number, to: number) => void,
+    fail?: () => void,
   ): Promise<void> {
     const end = start + lengthBytes;
     for (let at = start; at < end; ) {
       await this.#turn();
+      if (at === start) fail?.();
       const pieces = 1 + this.#random.below(8);
       const next = Math.min(end, at - (at % PIECE_BYTES) + pieces * PIECE_BYTES);
       run(at, next);
@@ -94,10 +111,34 @@ export class ShuffledFiles {
     }
   }
 
-  #instance(file: MemoryFile): DriverInstance {
-    const zero = (start: number, lengthBytes: number): Promise<void> =>
-      this.#inPieces(start, lengthBytes, (from, to) => file.bytes.fill(0, from, to));
+  #atOnce(file: MemoryFile): Partial<DriverInstance> {
+    if (this.#options.atOnce !== true) return {};
+    const isDone = (): boolean => this.#random.below(3) > 0;
     return {
+      worksAtOnce: true,
+      readAtOnce: (offset, buffer) => {
+        if (!isDone()) return false;
+        const found = file.bytes.subarray(0, file.lengthBytes).subarray(offset);
+        buffer.fill(0);
+        buffer.set(found.subarray(0, buffer.length));
+        return true;
+      },
+      writeAtOnce: (offset, buffer) => {
+        if (!isDone()) return false;
+        grow(file, offset + buffer.length);
+        file.bytes.set(buffer, offset);
+        return true;
+      },
+    };
+  }
+
+  #instance(file: MemoryFile, path: string): DriverInstance {
+    const { fault } = this.#options;
+    const fail = (operation: 'read' | 'write') => () => fault?.(operation, path);
+    const zero = (start: number, lengthBytes: number): Promise<void> =>
+      this.#inPieces(start, lengthBytes, (from, to) => file.bytes.fill(0, from, to), fail('write'));
+    return {
+      ...this.#atOnce(file),
       clusterBytes: 1,
       backingLink: null,
       growsOnWrite: true,
@@ -107,17 +148,27 @@ export class ShuffledFiles {
       mapping: (_offset, lengthBytes) => ({ kind: 'opaque', lengthBytes }),
       stores: async (_offset, lengthBytes) => ({ stored: true, lengthBytes }),
       read: async (offset, buffer) => {
-        await this.#inPieces(offset, buffer.length, (from, to) => {
-          buffer.fill(0, from - offset, to - offset);
-          const end = Math.min(to, file.lengthBytes);
-          if (end > from) buffer.set(file.bytes.subarray(from, end), from - offset);
-        });
+        await this.#inPieces(
+          offset,
+          buffer.length,
+          (from, to) => {
+            buffer.fill(0, from - offset, to - offset);
+            const end = Math.min(to, file.lengthBytes);
+            if (end > from) buffer.set(file.bytes.subarray(from, end), from - offset);
+          },
+          fail('read'),
+        );
       },
       write: async (offset, buffer) => {
-        await this.#inPieces(offset, buffer.length, (from, to) => {
-          grow(file, to);
-          file.bytes.set(buffer.subarray(from - offset, to - offset), from);
-        });
+        await this.#inPieces(
+          offset,
+          buffer.length,
+          (from, to) => {
+            grow(file, to);
+            file.bytes.set(buffer.subarray(from - offset, to - offset), from);
+          },
+          fail('write'),
+        );
       },
       writeZeroes: async (offset, lengthBytes) => {
         grow(file, offset + lengthBytes);

@@ -13,6 +13,9 @@ const cacheOf = (maxBytes: number, loads: number[]): TableCache =>
     },
   });
 
+/** What was evicted in this turn is gone then. */
+const turnEnded = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+
 /** Its tables can be read without waiting. */
 const quickCacheOf = (
   maxBytes: number,
@@ -49,10 +52,11 @@ test('what a full cache is asked for once drives nothing out and takes no memory
   assert.equal(cache.bytes, 400);
 });
 
-test('what a full cache is asked for a second time comes in', () => {
+test('what a full cache is asked for a second time comes in', async () => {
   const loads: number[] = [];
   const cache = quickCacheOf(400, new Map(), loads);
   for (const key of [1, 2, 3, 11, 12, 11, 13, 14]) cache.glance(key);
+  await turnEnded();
   loads.length = 0;
   assert.equal(cache.glance(11)?.bytes[0], 11);
   assert.deepEqual(loads, [], 'it stays');
@@ -60,7 +64,7 @@ test('what a full cache is asked for a second time comes in', () => {
   assert.deepEqual(loads, [1], 'in the place of the one that was not used for longest');
 });
 
-test('a glance shows what a table holds, also when it was changed after a glance before', () => {
+test('a glance shows what a table holds, also when it was changed after a glance before', async () => {
   const content = new Map<number, number>();
   const cache = quickCacheOf(400, content, []);
   for (const key of [1, 2, 3]) cache.glance(key);
@@ -74,6 +78,7 @@ test('a glance shows what a table holds, also when it was changed after a glance
   content.set(9, 77);
   cache.written(snapshot);
   for (const key of [4, 5, 6]) cache.getAtOnce(key);
+  await turnEnded();
   assert.equal(cache.peek(9), undefined, 'it has gone');
   assert.equal(cache.glance(9)?.bytes[0], 77);
 });
@@ -131,6 +136,7 @@ test('clean tables are evicted, least recently used first; dirty ones stay until
   dirty.bytes[0] = 9;
   cache.changed(dirty);
   for (const key of [2, 3, 4, 5]) await cache.get(key);
+  await turnEnded();
   assert.equal(cache.peek(1), dirty);
   assert.equal(cache.peek(2), undefined);
   assert.notEqual(cache.peek(5), undefined);
@@ -158,6 +164,36 @@ test('a table that was put while an older one was loading wins', async () => {
   const put = cache.put(3, new Uint8Array(100).fill(99));
   assert.equal(await loading, put);
   assert.equal(cache.peek(3)?.bytes[0], 99);
+});
+
+test('changes of one table meet in it, also when others evict it between its being got and being changed', async () => {
+  const cache = new TableCache({
+    maxBytes: 300,
+    load: async () => assert.fail('all is loaded at once'),
+    atOnce: { tableBytes: 100, load: () => true },
+  });
+  const got = async (key: number) => cache.getAtOnce(key);
+  const change = async (key: number, index: number): Promise<void> => {
+    const table = await got(key);
+    assert.ok(table !== undefined);
+    table.bytes[index] = 1;
+    cache.changed(table);
+  };
+  await Promise.all([1, 2, 3, 4, 5, 1].map((key, index) => change(key, index)));
+  const [first] = cache.snapshotDirty();
+  assert.deepEqual([...(first?.bytes.subarray(0, 6) ?? [])], [1, 0, 0, 0, 0, 1]);
+});
+
+test('a table that was evicted is read again once the turn has ended', async () => {
+  const loads: number[] = [];
+  const cache = cacheOf(100, loads);
+  const old = await cache.get(1);
+  await cache.get(2);
+  assert.equal(cache.peek(1), old);
+  await turnEnded();
+  assert.equal(cache.peek(1), undefined);
+  assert.notEqual(await cache.get(1), old);
+  assert.deepEqual(loads, [1, 2, 1]);
 });
 
 test('checkpoints run one at a time, and callers that come meanwhile share the next', async () => {

@@ -1,0 +1,96 @@
+/** What a restart journal takes up when something was in its way: it did not fit the image once, or answers came in another order. */
+import assert from 'node:assert/strict';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { guestOffset } from '../../src/base/units.ts';
+import type { Node } from '../../src/block/node.ts';
+import { delayedFile, type Interference } from '../support/delayed-file.ts';
+import { qemuImg } from '../support/qemu-img.ts';
+import { scratchDirectory } from '../support/scratch.ts';
+import { testGraph } from '../support/test-graph.ts';
+
+const CLUSTER = 4096;
+const DISK_BYTES = 256 << 10;
+
+interface Place {
+  readonly directory: string;
+  readonly path: string;
+  readonly journals: string;
+}
+
+const made = async (t: TestContext): Promise<Place> => {
+  const directory = await scratchDirectory(t);
+  const [path, journals] = [join(directory, 'disk.qcow2'), join(directory, 'journals')];
+  await mkdir(journals);
+  const options = ['-f', 'qcow2', '-o', `cluster_size=${CLUSTER}`];
+  await qemuImg(['create', '-q', ...options, path, String(DISK_BYTES)]);
+  return { directory, path, journals };
+};
+
+/** Opens it; nobody closes what is killed. */
+const opened = async (
+  { directory, path, journals }: Place,
+  host: Interference | null = null,
+): Promise<{ node: Node; close: () => Promise<void> }> => {
+  const graph = await testGraph({
+    directory,
+    journalDirectory: journals,
+    ...(host && { file: delayedFile(path, host) }),
+  });
+  const node = await graph.open({ path, format: 'qcow2', readOnly: false });
+  return { node, close: () => graph.close(node) };
+};
+
+const filled = (fill: number): Uint8Array => new Uint8Array(CLUSTER).fill(fill);
+
+const assertFound = async (node: Node, cluster: number, fill: number): Promise<void> => {
+  const found = filled(0);
+  await node.read(guestOffset(cluster * CLUSTER), found);
+  assert.deepEqual(found, filled(fill), `cluster ${cluster}`);
+};
+
+const never = new Promise<void>(() => undefined);
+
+test('packed clusters that share one of the host survive in whatever order they were answered', async (t) => {
+  const place = await made(t);
+  let held = 0;
+  const isPacked = (lengthBytes: number): boolean => lengthBytes > 1 && lengthBytes < 100;
+  const host: Interference = {
+    before: async (operation, _offset, lengthBytes) => {
+      if (operation === 'write' && isPacked(lengthBytes) && held++ === 0) await never;
+    },
+  };
+  const { node } = await opened(place, host);
+  const first = node.writeCompressed(guestOffset(0), filled(1));
+  void first.catch(() => undefined);
+  while (held === 0) await new Promise((resolve) => setTimeout(resolve, 1));
+  await node.writeCompressed(guestOffset(CLUSTER), filled(2));
+  await node.writeCompressed(guestOffset(2 * CLUSTER), filled(3));
+  const next = await opened(place);
+  await assertFound(next.node, 1, 2);
+  await assertFound(next.node, 2, 3);
+  await next.close();
+  await qemuImg(['check', place.path], [0, 3]);
+});
+
+test('after a journal that was lost to another program, what is answered next is kept, and nothing else', async (t) => {
+  const place = await made(t);
+  const before = new Uint8Array(await readFile(place.path));
+  const lost = await opened(place);
+  await lost.node.write(guestOffset(0), filled(1));
+  await lost.node.flush();
+  await lost.node.write(guestOffset(CLUSTER), filled(2));
+  // The table that its journal changes an entry of is not there any more.
+  await writeFile(place.path, before);
+  await qemuImg(['resize', '-q', '-f', 'qcow2', place.path, '1M']);
+  const other = Buffer.alloc(CLUSTER, 0xaa);
+  await writeFile(place.path, Buffer.concat([await readFile(place.path), other, other]));
+  const second = await opened(place);
+  await second.node.write(guestOffset(2 * CLUSTER), filled(3));
+  const third = await opened(place);
+  await assertFound(third.node, 2, 3);
+  await assertFound(third.node, 1, 0);
+  await third.close();
+  await qemuImg(['check', place.path], [0, 3]);
+});
