@@ -30,6 +30,7 @@ import { isLocalFileSystem } from '../../src/os/local-file-systems.ts';
 import { type DirectIo, openDirect } from './direct-io.ts';
 import { openLookedAt } from './looked-at.ts';
 import { QuickIo } from './quick-io.ts';
+import { giveBackSpaceOf, SpaceAhead } from './space-ahead.ts';
 
 const ZERO_CHUNK_BYTES = 1 << 20;
 
@@ -44,6 +45,9 @@ interface HostFileOptions {
   readonly direct: DirectIo | null;
   /** Type of the file system of a regular file on this machine, else null. */
   readonly localFileSystem: number | null;
+  /** Of the file system, as stat(2) has it. */
+  readonly device: number;
+  readonly takesSpaceAhead: boolean;
 }
 
 class HostFile implements DriverInstance {
@@ -57,6 +61,9 @@ class HostFile implements DriverInstance {
   readonly #direct: DirectIo | null;
   /** Null where the file may be slow in ways that cannot be told beforehand. */
   readonly #quick: QuickIo | null;
+  readonly #device: number;
+  /** Null for a file that takes none. */
+  readonly #ahead: SpaceAhead | null;
   /** Whose files the kernel does not copy from. */
   readonly #foreign = new WeakSet<DriverInstance>();
   /** Whose blocks this file cannot share. */
@@ -77,6 +84,11 @@ class HostFile implements DriverInstance {
     this.#direct = direct;
     this.#quick =
       localFileSystem === null || direct !== null ? null : new QuickIo(handle.fd, localFileSystem);
+    const { device } = options;
+    this.#device = device;
+    this.#ahead = options.takesSpaceAhead
+      ? new SpaceAhead({ handle, device, lengthBytes: () => this.#lengthBytes })
+      : null;
   }
 
   get lengthBytes(): number {
@@ -89,6 +101,10 @@ class HostFile implements DriverInstance {
 
   get hostFd(): number | undefined {
     return this.#direct === null ? this.#handle.fd : undefined;
+  }
+
+  lend(end: HostOffset): boolean {
+    return this.#ahead?.lend(end) !== false;
   }
 
   async reloadLength(): Promise<void> {
@@ -140,6 +156,8 @@ class HostFile implements DriverInstance {
   }
 
   writeAtOnce(offset: GuestOffset, buffer: Uint8Array): boolean {
+    const end = offset + buffer.length;
+    if (end > this.#lengthBytes && this.#ahead?.mayGrow === false) return false;
     try {
       if (this.#quick?.write(buffer, offset) !== true) return false;
     } catch {
@@ -147,20 +165,42 @@ class HostFile implements DriverInstance {
       this.noticeGrowth();
       return false;
     }
-    this.#lengthBytes = Math.max(this.#lengthBytes, offset + buffer.length);
+    this.#written(offset, end);
     return true;
   }
 
   async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
     if (buffer.length <= SHORT_BYTES && this.writeAtOnce(offset, buffer)) return;
+    const end = offset + buffer.length;
     try {
-      await this.#writeWaiting(offset, buffer);
+      await this.#withSpace(() => this.#reaching(end, () => this.#writeWaiting(offset, buffer)));
     } catch (error) {
       // Part of it may have made the file longer.
       this.noticeGrowth();
       throw error;
     }
-    this.#lengthBytes = Math.max(this.#lengthBytes, offset + buffer.length);
+    this.#written(offset, end);
+  }
+
+  #written(offset: number, end: number): void {
+    this.#lengthBytes = Math.max(this.#lengthBytes, end);
+    this.#ahead?.written(offset, end);
+  }
+
+  /** Runs what writes up to `end`, and may make the file longer by that. */
+  #reaching<T>(end: number, run: () => Promise<T>): Promise<T> {
+    return this.#ahead === null || end <= this.#lengthBytes ? run() : this.#ahead.grow(run);
+  }
+
+  /** Once more where the file system was full and had space that was taken ahead. */
+  async #withSpace<T>(run: () => Promise<T>): Promise<T> {
+    try {
+      return await run();
+    } catch (error) {
+      if (toBlockError(error).kind !== 'no-space') throw error;
+      if (!(await giveBackSpaceOf(this.#device))) throw error;
+      return run();
+    }
   }
 
   async #writeWaiting(offset: number, buffer: Uint8Array): Promise<void> {
@@ -188,25 +228,30 @@ class HostFile implements DriverInstance {
     const { hostFd } = driver;
     if (hostFd === undefined || this.#quick === null || this.#foreign.has(driver))
       throw notCopied();
-    if (await this.#cloneIn(offset, source, hostFd)) return;
+    const end = offset + source.length;
+    if (await this.#reaching(end, () => this.#cloneIn(offset, source, hostFd))) return;
     // All of it at once: the copy itself goes by 64 KiB, and is quicker into space that is there.
     await Promise.all([
       readAheadOf(hostFd, source.offset, source.length),
       this.#reserve(offset, source.length),
     ]);
+    await this.#reaching(end, () => this.#copy(offset, source, hostFd));
+    this.#lengthBytes = Math.max(this.#lengthBytes, end);
+  }
+
+  async #copy(offset: number, source: HostRange, hostFd: number): Promise<void> {
     for (let done = 0; done < source.length; ) {
       const from = { fd: hostFd, offset: source.offset + done };
       const to = { fd: this.#handle.fd, offset: offset + done };
       const copied = await copyFileRange(from, to, source.length - done);
       if (copied <= 0) {
-        if (done === 0) this.#foreign.add(driver);
+        if (done === 0) this.#foreign.add(source.file.driver);
         // What was copied has made the file longer, and is not to be taken for new space.
         this.noticeGrowth();
         throw notCopied();
       }
       done += copied;
     }
-    this.#lengthBytes = Math.max(this.#lengthBytes, offset + source.length);
   }
 
   async #cloneIn(offset: number, source: HostRange, hostFd: number): Promise<boolean> {
@@ -273,8 +318,11 @@ class HostFile implements DriverInstance {
   }
 
   async resize(lengthBytes: number): Promise<void> {
-    await this.#handle.truncate(lengthBytes);
+    const cut = (): Promise<void> => this.#handle.truncate(lengthBytes);
+    // A shorter one too: giving back would make it as long as it was.
+    await (this.#ahead === null ? cut() : this.#ahead.grow(cut));
     this.#lengthBytes = lengthBytes;
+    this.#ahead?.resized();
   }
 
   async allocatedBytes(): Promise<number> {
@@ -282,6 +330,7 @@ class HostFile implements DriverInstance {
   }
 
   async close(): Promise<void> {
+    await this.#ahead?.close();
     await (this.#direct ?? this.#handle).close();
   }
 
@@ -308,7 +357,11 @@ class HostFile implements DriverInstance {
   ): Promise<boolean> {
     if (this.#lacks.has(what)) return false;
     try {
-      await fallocate(this.#handle.fd, mode, offset, lengthBytes);
+      await this.#withSpace(() =>
+        this.#reaching(offset + lengthBytes, () =>
+          fallocate(this.#handle.fd, mode, offset, lengthBytes),
+        ),
+      );
       return true;
     } catch (error) {
       const failure = toBlockError(error, { op: what, path: this.#path });
@@ -337,6 +390,8 @@ const openPath = async (request: OpenPathRequest): Promise<DriverInstance> => {
     const lengthBytes = isBlockDevice ? endOf(handle.fd) : s.size;
     const { type } = await statfs(path);
     const localFileSystem = s.isFile() && isLocalFileSystem(type) ? type : null;
+    const takesSpaceAhead =
+      request.growsHereAlone === true && !readOnly && direct === null && localFileSystem !== null;
     return new HostFile(handle, {
       path,
       lengthBytes,
@@ -344,6 +399,8 @@ const openPath = async (request: OpenPathRequest): Promise<DriverInstance> => {
       direct,
       isBlockDevice,
       localFileSystem,
+      device: s.dev,
+      takesSpaceAhead,
     });
   } catch (error) {
     await (direct ?? handle).close();

@@ -2,7 +2,7 @@
  * From the node graph to translations: what each page of a range of a view may be given, as far as the drivers know it
  * without waiting.
  */
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, hostOffset } from '../../src/base/units.ts';
 import type { Mapping } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
 import { READ, WRITE, ZERO } from '../../src/translation/table-layout.ts';
@@ -98,7 +98,7 @@ const runAt = (
       return { lengthBytes: m.lengthBytes, translation: null };
     case 'data': {
       const file = walk.fileOf(m.file);
-      const isWorkers = writable && m.inPlace && m.file.driver.hostFd !== undefined;
+      const isWorkers = writable && m.inPlace && mayWrite(m.file, m.hostOffset + m.lengthBytes);
       const permissions = isWorkers ? READ | WRITE : READ;
       const translation = file === null ? null : { permissions, file, hostOffset: m.hostOffset };
       return { lengthBytes: m.lengthBytes, translation };
@@ -115,5 +115,8 @@ const runAt = (
     }
   }
 };
+
+const mayWrite = ({ driver }: Node, end: number): boolean =>
+  driver.hostFd !== undefined && driver.lend?.(hostOffset(end)) !== false;
 
 const ZEROES: Translation = { permissions: READ | ZERO, file: 0, hostOffset: 0 };

@@ -137,6 +137,11 @@ export interface DriverInstance {
    * DIRECT_BLOCK_BYTES with it. Writes have to be ordered with those that are not aligned: they are the driver's.
    */
   readonly directFd?: number | undefined;
+  /**
+   * Protocol drivers with `hostFd`: the data plane is about to let workers write up to `end`, in this turn of the event loop and until
+   * it has closed the view. False: it must not now; those requests fault.
+   */
+  lend?(end: HostOffset): boolean;
   /** Protocol drivers of what lies on another machine, where others may change it unseen. */
   readonly remote?: RemoteState;
 
@@ -349,6 +354,11 @@ export interface OpenPathRequest {
   readonly readOnly: boolean;
   /** Makes the file, which must not exist yet (EEXIST), mode 0644 less the umask. */
   readonly create: boolean;
+  /**
+   * While it is open for writing nobody makes it longer but this instance, and workers as far as they were let (`lend`): it may
+   * have space taken ahead.
+   */
+  readonly growsHereAlone?: boolean;
   /** Host cache mode (`--cache`): page cache with real flushes, O_DIRECT, flushes ignored. */
   readonly cache: 'writeback' | 'none' | 'unsafe';
   readonly log: Log;

@@ -34,6 +34,8 @@ export interface GraphOptions {
   /** Per image, in bytes. */
   readonly cacheBytes: number;
   readonly discard: 'unmap' | 'ignore';
+  /** See `OpenPathRequest`: of every file that is opened for writing. */
+  readonly growsHereAlone?: boolean;
   /** Keys of encrypted images. Null: they are opened without, to look at their mapping alone. */
   readonly secrets: Secrets | null;
   /** What is read through the backing of an image that is opened for writing becomes its own. */
@@ -386,10 +388,10 @@ export class Graph {
   }
 
   async #openFile(identity: FileIdentity, readOnly: boolean): Promise<Node> {
-    const { cache, log, registry, credentials = [] } = this.#options;
+    const { cache, log, registry, credentials = [], growsHereAlone = false } = this.#options;
     const { path } = identity;
     const descriptor = registry.protocolFor(path);
-    const request = { path, readOnly, create: false, cache, log, credentials };
+    const request = { path, readOnly, create: false, cache, log, credentials, growsHereAlone };
     const driver = await descriptor.openPath?.(request);
     if (driver === undefined) throw invalidImage('no driver opens it', { path });
     const node = new Node({ name: this.#name(), path, descriptor, readOnly, file: null });

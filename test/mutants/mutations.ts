@@ -3,6 +3,7 @@
  * its place, and the tests of which one must fail.
  */
 
+import { AHEAD_MUTATIONS } from './ahead-mutations.ts';
 import { AT_ONCE_MUTATIONS } from './at-once-mutations.ts';
 import { JOB_MUTATIONS } from './job-mutations.ts';
 
@@ -507,6 +508,7 @@ export const MUTATIONS: readonly Mutation[] = [
     image.pivoted(candidate, inspection);`,
     tests: ['test/unit/mount/pivot.test.js'],
   },
+  ...AHEAD_MUTATIONS,
   ...AT_ONCE_MUTATIONS,
   ...JOB_MUTATIONS,
 ];

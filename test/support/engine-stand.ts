@@ -108,6 +108,7 @@ export class EngineStand {
       cacheBytes: 256 << 10,
       discard: 'unmap',
       secrets: noSecrets,
+      growsHereAlone: true,
       journalFor: createJournalFactory({ directory: journalDirectory, log }),
     });
     const ids = new NodeIds({ earlier: [], given: () => undefined });

@@ -23,6 +23,7 @@ export interface TestGraphOptions {
   readonly cacheBytes?: number;
   readonly discard?: 'unmap' | 'ignore';
   readonly copyOnRead?: boolean;
+  readonly growsHereAlone?: boolean;
   readonly secrets?: readonly SecretSource[];
   readonly log?: Log;
 }
@@ -43,6 +44,7 @@ export const testGraph = async (options: TestGraphOptions): Promise<Graph> => {
     cacheBytes: options.cacheBytes ?? 256 << 10,
     discard: options.discard ?? 'unmap',
     copyOnRead: options.copyOnRead ?? false,
+    growsHereAlone: options.growsHereAlone ?? false,
     secrets: new Secrets(options.secrets ?? [], { keep: false }),
     journalFor: journals === null ? null : async (of) => journal(await journals(of)),
   });

@@ -1,0 +1,57 @@
+/** What keeps bytes that a file grows by from being cut off with the space that was taken ahead of them. */
+import type { Mutation } from './mutations.ts';
+
+const file = 'drivers/file/space-ahead.js';
+const tests = ['test/unit/drivers/file/space-ahead.test.js'];
+
+export const AHEAD_MUTATIONS: readonly Mutation[] = [
+  {
+    step: 'space ahead is given back when no write that makes the file longer is in flight',
+    file,
+    find: 'if (this.#growers > 0)',
+    replace: 'if (false)',
+    tests,
+  },
+  {
+    step: 'what makes a file longer waits until its space ahead was given back',
+    file,
+    find: 'while (this.#givingBack !== null)',
+    replace: 'while (false)',
+    tests,
+  },
+  {
+    step: 'a write at once makes no file longer whose space ahead is given back',
+    file,
+    find: 'return this.#givingBack === null;',
+    replace: 'return true;',
+    tests,
+  },
+  {
+    step: 'workers do not get places past the end of a file that has space ahead',
+    file,
+    find: 'if (!isInside && (this.#holds || this.#givingBack !== null))',
+    replace: 'if (false)',
+    tests,
+  },
+  {
+    step: 'a file that workers may make longer has no space taken ahead',
+    file,
+    find: 'if (this.#isOff || this.#lentTo > lengthBytes)',
+    replace: 'if (this.#isOff)',
+    tests,
+  },
+  {
+    step: 'a file that workers may make longer is not cut off at its end',
+    file,
+    find: 'if (this.#lentTo > size)',
+    replace: 'if (false)',
+    tests,
+  },
+  {
+    step: 'a file is not cut while its space ahead is given back',
+    file: 'drivers/file/index.js',
+    find: 'await (this.#ahead === null ? cut() : this.#ahead.grow(cut));',
+    replace: 'await cut();',
+    tests,
+  },
+];
