@@ -3,6 +3,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { walkPages } from '../../../../mount/kernel/page-walk.ts';
+import { present } from '../../../../src/base/assert.ts';
 import { guestOffset } from '../../../../src/base/units.ts';
 import type { Node } from '../../../../src/block/node.ts';
 import { READ, WRITE } from '../../../../src/translation/table-layout.ts';
@@ -60,6 +61,21 @@ test('workers may write a page once all of it is dirty in every bitmap that reco
   assert.equal(permissions(node), 'rrrrwwwwrrrrrrrr');
   await node.dirtyBitmaps.disable(coarse);
   assert.equal(permissions(node), 'wwwwwwwwwwwwwwww');
+});
+
+test('workers may write no page that its file does not lend', async (t) => {
+  const node = await openRaw(t);
+  const { driver } = present(node.file, 'a raw image has a file');
+  let asked = 0;
+  driver.lend = (end) => {
+    asked = end;
+    return false;
+  };
+  assert.equal(permissions(node), 'rrrrrrrrrrrrrrrr');
+  assert.equal(asked, PAGES * PAGE, 'up to the end of what is in one piece');
+  asked = 0;
+  assert.equal(permissions(node, false), 'rrrrrrrrrrrrrrrr');
+  assert.equal(asked, 0, 'nothing is lent for reading');
 });
 
 test('a page of which only a part is dirty faults', async (t) => {
