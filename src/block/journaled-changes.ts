@@ -1,7 +1,7 @@
 /**
  * What a driver tells the restart journal, and what becomes of it when that cannot be written (the runtime directory is full): a
  * change that it has not taken waits here, in order, until it takes it after all or a checkpoint has brought it to the disk. As long
- * as there is one the image is *behind*: no request is answered before `request`ed checkpoints have ended (see `isBehind`).
+ * as there is one the image is *behind* (see `isBehind`).
  *
  * While a checkpoint brings such a change to the disk nothing is told: what comes after the change could not be taken up without it,
  * and the change itself, told then, would be done a second time when what it freed is another's.
@@ -45,9 +45,10 @@ export class JournaledChanges<T> {
 
   /** Changes that are made in this turn whatever comes of it. False: they are not told, and the image is behind. */
   tell(changes: readonly T[]): boolean {
-    if (this.#options.journal === null) return true;
+    if (this.offer(changes)) return true;
     for (const change of changes) this.#untold.push(change);
-    return this.catchUp();
+    // More than one record takes.
+    return changes.length > this.#options.changesPerRecord && this.catchUp();
   }
 
   /** Changes that are made in this turn if the journal takes them. False: it has taken nothing of them. */
