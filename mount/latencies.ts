@@ -6,7 +6,7 @@ import {
   readLatencies,
 } from '../src/translation/latency.ts';
 
-/** Workers answer only the first two. */
+/** Workers answer only the first three. */
 export const OPERATIONS = ['read', 'write', 'fsync', 'other'] as const;
 export type Operation = (typeof OPERATIONS)[number];
 

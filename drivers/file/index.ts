@@ -3,7 +3,7 @@
  *
  * Owns one descriptor. Reads past the end are zeros, writes past the end grow the file.
  */
-import { constants, fstatSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { type FileHandle, open, statfs } from 'node:fs/promises';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { type GuestOffset, type HostOffset, hostOffset } from '../../src/base/units.ts';
@@ -73,6 +73,8 @@ class HostFile implements DriverInstance {
   readonly #lacks = new Set<'punch' | 'zero' | 'allocate'>();
   /** A failed fdatasync has lost data for good: the kernel reports it once, this node for ever. */
   #flushFailure: BlockError | null = null;
+  /** Null before the first flush, and where there is none. */
+  #syncFd: number | null = null;
 
   constructor(handle: FileHandle, options: HostFileOptions) {
     this.#handle = handle;
@@ -105,6 +107,14 @@ class HostFile implements DriverInstance {
 
   lend(end: HostOffset): boolean {
     return this.#ahead?.lend(end) !== false;
+  }
+
+  get syncFd(): number | undefined {
+    return this.#syncFd ?? undefined;
+  }
+
+  syncHasFailed(error: BlockError): void {
+    this.#flushFailure ??= error;
   }
 
   async reloadLength(): Promise<void> {
@@ -309,11 +319,24 @@ class HostFile implements DriverInstance {
   async flush(): Promise<void> {
     if (this.#flushFailure !== null) throw this.#flushFailure;
     if (!this.#flushes) return;
+    // Before the sync: what is lost after it is told to both.
+    this.#openForSyncs();
     try {
       await this.#handle.datasync();
     } catch (error) {
-      this.#flushFailure = toBlockError(error, { op: 'flush', path: this.#path });
+      this.#flushFailure ??= toBlockError(error, { op: 'flush', path: this.#path });
       throw this.#flushFailure;
+    }
+    // Of a sync beside this one, which may have been told of what this one was to bring to the disk.
+    if (this.#flushFailure !== null) throw this.#flushFailure;
+  }
+
+  #openForSyncs(): void {
+    if (this.#syncFd !== null || this.#quick === null) return;
+    try {
+      this.#syncFd = openSync(`/proc/self/fd/${this.#handle.fd}`, constants.O_RDONLY);
+    } catch {
+      // Whoever may not open it any more does without, and asks again at the next flush.
     }
   }
 
@@ -331,6 +354,8 @@ class HostFile implements DriverInstance {
 
   async close(): Promise<void> {
     await this.#ahead?.close();
+    if (this.#syncFd !== null) closeSync(this.#syncFd);
+    this.#syncFd = null;
     await (this.#direct ?? this.#handle).close();
   }
 

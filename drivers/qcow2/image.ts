@@ -376,6 +376,10 @@ export class Qcow2Image implements DriverInstance {
     else await Promise.all([this.#state.file.flush(), this.#state.flushClusters()]);
   }
 
+  get flushesFileAlone(): boolean {
+    return !this.#state.isDirty && this.#state.dataFile === null;
+  }
+
   async resize(lengthBytes: number): Promise<void> {
     await this.#corrupt.guard(async () => {
       await this.#prepare();

@@ -18,6 +18,7 @@ class RawImage implements DriverInstance {
   readonly clusterBytes = 1;
   readonly backingLink = null;
   readonly holesMeanZero = true;
+  readonly flushesFileAlone = true;
   readonly #file: Node;
   readonly #request: OpenRequest;
   #lengthBytes: number;

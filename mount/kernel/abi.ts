@@ -132,6 +132,8 @@ export const READ_IN = { bytes: 40, offset: 8, size: 16, flags: 32 } as const;
 export const WRITE_IN = { bytes: 40, offset: 8, size: 16, writeFlags: 20, flags: 32 } as const;
 export const OPEN_IN = { bytes: 8, flags: 0 } as const;
 export const RELEASE_IN = { bytes: 24, handle: 0, flags: 8 } as const;
+/** `padding`: zeros from the kernel; a worker leaves there the errno of a sync of its own that has failed. */
+export const FSYNC_IN = { bytes: 16, padding: 12 } as const;
 export const SETATTR_IN = {
   bytes: 88,
   valid: 0,

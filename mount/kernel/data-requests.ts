@@ -7,6 +7,7 @@ import type { Entry } from '../directory.ts';
 import {
   COPY_FILE_RANGE_IN,
   FALLOCATE_IN,
+  FSYNC_IN,
   LSEEK_IN,
   LSEEK_OUT_BYTES,
   READ_IN,
@@ -15,6 +16,7 @@ import {
   WRITE_OUT_BYTES,
 } from './abi.ts';
 import { entryOf, type Handler, type HandlerContext } from './context.ts';
+import { syncFailure } from './node-translations.ts';
 import { type FuseRequest, REPLY_BODY_AT } from './request.ts';
 
 /** Copied by one COPY_FILE_RANGE request at most: the caller asks again for the rest. */
@@ -129,7 +131,13 @@ const writeWhenSpaceIsBack = async (
 };
 
 export const fsync: Handler = async (request, context) => {
-  await entryOf(request, context).view.flush();
+  const entry = entryOf(request, context);
+  const errno = request.u32(FSYNC_IN.padding);
+  if (errno !== 0) {
+    context.translations?.syncHasFailed(entry);
+    throw syncFailure(errno);
+  }
+  await entry.view.flush();
   return 0;
 };
 

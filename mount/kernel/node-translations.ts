@@ -5,6 +5,8 @@
  * it out, waits for the workers, and lets the next fault bring it back with what is true then.
  */
 import { assert, present } from '../../src/base/assert.ts';
+import { BlockError } from '../../src/base/block-error.ts';
+import { errnoName } from '../../src/base/errno.ts';
 import { isPowerOfTwo } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { MappingChange } from '../../src/block/driver.ts';
@@ -41,12 +43,14 @@ interface TranslatedView {
   readonly chain: readonly Node[];
   readonly isDraining: () => boolean;
   readonly onChange: (change: MappingChange) => void;
+  readonly onFlush: () => void;
   /** Takes it out of the table; the next fault brings it back. */
   readonly close: () => Promise<void>;
 }
 
 export class NodeTranslations {
   readonly #table: TranslationTable;
+  readonly #workersSync: boolean;
   readonly #views = new Map<number, TranslatedView>();
   /** Views that workers may still use, though they are out of the table. */
   readonly #closing = new Map<number, Promise<void>>();
@@ -58,8 +62,10 @@ export class NodeTranslations {
   /** Views whose every request is to come to the control plane. */
   readonly #barred = new Set<number>();
 
-  constructor(table: TranslationTable) {
+  /** `workersSync`: false with passthrough, where a kernel makes files longer by itself, which images take up at an FSYNC. */
+  constructor(table: TranslationTable, options: { readonly workersSync: boolean }) {
     this.#table = table;
+    this.#workersSync = options.workersSync;
   }
 
   /** Memory of the translations that are kept now. */
@@ -185,6 +191,7 @@ export class NodeTranslations {
       chain,
       isDraining: () => entry.view.isDraining,
       onChange,
+      onFlush: () => this.#syncWith(view),
       close,
     };
     for (const node of chain) {
@@ -195,6 +202,8 @@ export class NodeTranslations {
     entry.view.drainListeners.add(close);
     // A dirty bitmap that begins to record may ask for smaller pages.
     root.dirtyBitmaps.listeners.add(close);
+    for (const mark of marksOf(root)) mark.listeners.add(view.onFlush);
+    view.onFlush();
     return view;
   }
 
@@ -213,8 +222,28 @@ export class NodeTranslations {
     this.#ahead = this.#ahead.filter((ahead) => ahead.view !== view);
     for (const node of view.chain) node.mappingListeners.delete(view.onChange);
     view.root.dirtyBitmaps.listeners.delete(view.close);
+    for (const mark of marksOf(view.root)) mark.listeners.delete(view.onFlush);
     await this.#table.closeView(number);
+    this.#noteSyncFailure(view);
     for (const file of view.files) this.#forgetFile(file);
+  }
+
+  // While it is true that an FSYNC of the view has nothing left to do but to sync the file. Called before a change begins.
+  #syncWith(view: TranslatedView): void {
+    this.#table.syncWith(view.number, this.#workersSync ? syncFdOf(view.root) : null);
+  }
+
+  /** A worker's sync for an FSYNC of the view has failed: no later flush succeeds. */
+  syncHasFailed(entry: Entry): void {
+    const view = this.#views.get(entry.nodeId);
+    // Of one that is out of the table it was noticed then.
+    if (view !== undefined) this.#noteSyncFailure(view);
+  }
+
+  #noteSyncFailure({ number, root }: TranslatedView): void {
+    const errno = this.#table.syncFailure(number);
+    if (errno !== 0 && root.file?.isOpen === true)
+      root.file.driver.syncHasFailed?.(syncFailure(errno));
   }
 
   #revoke(number: number, change: MappingChange): void {
@@ -284,6 +313,27 @@ export class NodeTranslations {
     this.#table.removeFile(known.index);
   }
 }
+
+const marksOf = (root: Node) => [
+  root.flushMark,
+  ...(root.file === null ? [] : [root.file.flushMark]),
+];
+
+/** What syncing is all that a flush would do now; null: it has more to do, or is the engine's. */
+const syncFdOf = (root: Node): number | null => {
+  const { file } = root;
+  if (!root.flushMark.isSet || root.readOnly || file === null || file.flushMark.hasFailed)
+    return null;
+  if (!root.isOpen || root.driver.flushesFileAlone !== true) return null;
+  return file.driver.syncFd ?? null;
+};
+
+/** What fdatasync(2) has failed with. */
+export const syncFailure = (errno: number): BlockError => {
+  const name = errnoName(errno);
+  const kind = name === 'ENOSPC' || name === 'EDQUOT' ? 'no-space' : 'io';
+  return new BlockError({ kind, errno: name, op: 'flush', message: `fdatasync failed: ${name}` });
+};
 
 /** log2 of the page size, not larger than a granule of a dirty bitmap; null for a view that the table cannot hold. */
 const pageBitsOf = (root: Node): number | null => {

@@ -243,14 +243,19 @@ export class KernelSession implements Backend {
         `worker ${worker} has been in one request for ${waitedMs} ms`,
       );
     const options = { reportAfterMs: STUCK_WORKER_MS, stuck };
+    const passthrough = this.#passthrough();
     return {
       directory,
       log,
       readOnly,
       handles: new OpenHandles({ inherited: generation > 0 }),
-      passthrough: this.#passthrough(),
+      passthrough,
       translations:
-        table === null ? null : new NodeTranslations(new TranslationTable(table, options)),
+        table === null
+          ? null
+          : new NodeTranslations(new TranslationTable(table, options), {
+              workersSync: passthrough === null,
+            }),
       maxTransferBytes: init.maxWriteBytes,
       release: (request) => this.#detach(request),
       remembered: (nodeId) => this.#lookups.set(nodeId, (this.#lookups.get(nodeId) ?? 0) + 1),

@@ -1,10 +1,10 @@
 /**
- * A worker of the data plane: reads requests from /dev/fuse, answers reads and writes of translated pages itself, and
- * hands everything else to the control plane. Its loop allocates nothing for a request that it answers.
+ * A worker of the data plane: reads requests from /dev/fuse, answers reads and writes of translated pages itself, and FSYNCs that need
+ * a sync of one host file alone, and hands everything else to the control plane. Its loop allocates nothing for a request that it answers.
  *
  * It ends when the mount is gone (ENODEV), after which its thread ends by itself.
  */
-import { readSync, writeSync } from 'node:fs';
+import { fdatasyncSync, readSync, writeSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
 import { present } from '../../src/base/assert.ts';
 import { ERRNO } from '../../src/base/errno.ts';
@@ -14,9 +14,10 @@ import { COUNTER, WorkerCounters } from '../../src/translation/counters.ts';
 import { Lookup, ZERO_RUN } from '../../src/translation/lookup.ts';
 import { Patience } from '../../src/translation/patience.ts';
 import { HEADER_AREA_BYTES, SlotTaker } from '../../src/translation/slots.ts';
+import { Syncs } from '../../src/translation/syncs.ts';
 import { DIRECT_FILE, layoutOf, READ, WRITE } from '../../src/translation/table-layout.ts';
 import { OPERATIONS, recorderOf } from '../latencies.ts';
-import { IN, OPCODE, OUT, OUT_HEADER_BYTES, READ_IN, WRITE_OUT_BYTES } from './abi.ts';
+import { FSYNC_IN, IN, OPCODE, OUT, OUT_HEADER_BYTES, READ_IN, WRITE_OUT_BYTES } from './abi.ts';
 import { ringDoorbell } from './doorbell.ts';
 import { REPLY_AT, REPLY_BODY_AT, REQUEST_AT, REQUEST_BODY_AT } from './request.ts';
 import { SPLICE_FROM_BYTES, SpliceReply } from './splice-reply.ts';
@@ -30,8 +31,10 @@ const taker = new SlotTaker(slots);
 const counters = new WorkerCounters(setup.counters, setup.worker);
 const latencies = setup.latencies === null ? null : recorderOf(setup.latencies, setup.worker);
 const [READ_LATENCY, WRITE_LATENCY] = [OPERATIONS.indexOf('read'), OPERATIONS.indexOf('write')];
+const FSYNC_LATENCY = OPERATIONS.indexOf('fsync');
 const layout = setup.table === null ? null : layoutOf(setup.table);
 const lookup = layout === null ? null : new Lookup(layout, setup.worker);
+const syncs = layout === null ? null : new Syncs(layout, setup.worker);
 const patience = layout === null ? null : new Patience(layout);
 const memoryAddress = addressOf(memory);
 const splices = new SpliceReply({
@@ -227,6 +230,47 @@ const transfer = (base: number, slot: number, opcode: number): boolean => {
   return true;
 };
 
+/** Syncs a descriptor; errno, 0 when it has succeeded. */
+const errnoOfSync = (file: number): number => {
+  try {
+    fdatasyncSync(file);
+    return 0;
+  } catch (error) {
+    return Math.abs((error as NodeJS.ErrnoException).errno ?? ERRNO.EIO);
+  }
+};
+
+/** Whether the FSYNC was answered. A failure travels with the request: nobody is told of it twice by the kernel. */
+const sync = (base: number): boolean => {
+  if (syncs === null || fields.getUint32(base + REQUEST_AT + IN.nodeId + 4, true) !== 0)
+    return false;
+  const file = syncs.begin(fields.getUint32(base + REQUEST_AT + IN.nodeId, true));
+  if (file < 0) return false;
+  const errno = errnoOfSync(file);
+  syncs.end(errno);
+  if (errno !== 0) {
+    fields.setUint32(base + REQUEST_BODY_AT + FSYNC_IN.padding, errno, true);
+    return false;
+  }
+  counters.add(COUNTER.hits, 1);
+  reply(base, 0);
+  return true;
+};
+
+/** Which kind of latency the answer counts to; -1: the control plane has to answer. */
+const answered = (base: number, slot: number): number => {
+  switch (fields.getUint32(base + REQUEST_AT + IN.opcode, true)) {
+    case OPCODE.READ:
+      return transfer(base, slot, OPCODE.READ) ? READ_LATENCY : -1;
+    case OPCODE.WRITE:
+      return transfer(base, slot, OPCODE.WRITE) ? WRITE_LATENCY : -1;
+    case OPCODE.FSYNC:
+      return sync(base) ? FSYNC_LATENCY : -1;
+    default:
+      return -1;
+  }
+};
+
 const serve = (): void => {
   for (let slot = taker.take(); ; ) {
     const base = slots.firstByte + slot * slots.slotBytes;
@@ -235,14 +279,11 @@ const serve = (): void => {
       return;
     }
     counters.add(COUNTER.requests, 1);
-    const opcode = fields.getUint32(base + REQUEST_AT + IN.opcode, true);
-    if (opcode === OPCODE.READ || opcode === OPCODE.WRITE) {
-      const begunMs = latencies === null ? 0 : performance.now();
-      if (transfer(base, slot, opcode)) {
-        const kind = opcode === OPCODE.READ ? READ_LATENCY : WRITE_LATENCY;
-        if (latencies !== null) latencies.record(kind, performance.now() - begunMs);
-        continue;
-      }
+    const begunMs = latencies === null ? 0 : performance.now();
+    const kind = answered(base, slot);
+    if (kind >= 0) {
+      if (latencies !== null) latencies.record(kind, performance.now() - begunMs);
+      continue;
     }
     counters.add(COUNTER.faults, 1);
     if (taker.handOver(slot)) ringDoorbell(doorbell);

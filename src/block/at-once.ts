@@ -72,7 +72,10 @@ export const writeAtOnce = (node: Node, offset: number, buffer: Uint8Array): boo
   if (driver.growsOnWrite !== true && offset + buffer.length > driver.lengthBytes) return false;
   // Before the write begins. A bit too much does no harm.
   node.dirtyBitmaps.mark(offset, buffer.length);
-  if (orNothing(() => driver.writeAtOnce?.(guestOffset(offset), buffer)) !== true) return false;
+  node.flushMark.changeBegins();
+  const isWritten = orNothing(() => driver.writeAtOnce?.(guestOffset(offset), buffer));
+  node.flushMark.changeEnded();
+  if (isWritten !== true) return false;
   statistics.writes++;
   statistics.writtenBytes += buffer.length;
   return true;

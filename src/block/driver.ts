@@ -13,6 +13,7 @@
  * and a graph change run inside a drained section. A driver serialises for itself what must be serial
  * (see `RangeLocks`), and two requests to different clusters never wait for each other.
  */
+import type { BlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import type { GuestOffset, HostOffset } from '../base/units.ts';
 import type { BitmapStore, DirtyTracking } from './dirty-tracking.ts';
@@ -132,6 +133,16 @@ export interface DriverInstance {
 
   /** A host file descriptor whose offsets are this node's: the data plane may read and write it directly. */
   readonly hostFd?: number | undefined;
+  /**
+   * The same file, opened another time, for nothing but fdatasync(2) by the data plane: the kernel tells each open file of a lost
+   * write once, so what that one is told of, `flush` is told of too. Undefined while there is none, and where a sync may take as
+   * long as a server likes.
+   */
+  readonly syncFd?: number | undefined;
+  /** A sync of `syncFd` has failed: from now on no flush succeeds. */
+  syncHasFailed?(error: BlockError): void;
+  /** Format drivers: `flush` would now do no more than flush the file below. */
+  readonly flushesFileAlone?: boolean;
   /**
    * As `hostFd`, of a file opened for direct I/O, and for reading alone: the data plane may read blocks of
    * DIRECT_BLOCK_BYTES with it. Writes have to be ordered with those that are not aligned: they are the driver's.

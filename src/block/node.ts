@@ -21,6 +21,7 @@ import type {
   WriteZeroesOptions,
 } from './driver.ts';
 import { Epochs } from './epochs.ts';
+import { FlushMark } from './flush-mark.ts';
 import { HostRange } from './host-range.ts';
 import type { BackingLink } from './image-description.ts';
 import type { InternalSnapshots } from './internal-snapshots.ts';
@@ -73,6 +74,8 @@ export class Node {
   readonly lateClose = new LateClose();
   /** What records which ranges are written. */
   readonly dirtyBitmaps = new DirtyTracking(this);
+  /** Whether a flush has left to do more than what the data plane has written. */
+  readonly flushMark = new FlushMark();
   #driver: DriverInstance | null = null;
   #backing: Node | null = null;
   #closed = false;
@@ -280,23 +283,17 @@ export class Node {
   /** See `DriverInstance.makeEmpty`. Errors: EOPNOTSUPP where the format has no backing files. */
   async makeEmpty(): Promise<void> {
     const driver = this.#writable('make-empty');
-    if (driver.makeEmpty === undefined) throw this.#cannot('give up its content');
-    try {
-      await driver.makeEmpty();
-    } catch (error) {
-      throw this.#inContext(error, 'make-empty', guestOffset(0));
-    }
+    const { makeEmpty } = driver;
+    if (makeEmpty === undefined) throw this.#cannot('give up its content');
+    await this.#changeWhole('make-empty', makeEmpty.bind(driver));
   }
 
   /** See `DriverInstance.changeBacking`. Errors: EOPNOTSUPP where the format has no backing files. */
   async changeBacking(link: BackingLink | null): Promise<void> {
     const driver = this.#writable('change-backing');
-    if (driver.changeBacking === undefined) throw this.#cannot('change its backing file');
-    try {
-      await driver.changeBacking(link);
-    } catch (error) {
-      throw this.#inContext(error, 'change-backing', guestOffset(0));
-    }
+    const { changeBacking } = driver;
+    if (changeBacking === undefined) throw this.#cannot('change its backing file');
+    await this.#changeWhole('change-backing', changeBacking.bind(driver, link));
   }
 
   /** The range reads as zeros afterwards. Writes zeros where the driver has no better way. */
@@ -359,9 +356,12 @@ export class Node {
     this.statistics.flushes++;
     if (this.readOnly) return;
     // Not an epoch: a flush may run a checkpoint, and a checkpoint may wait for the epochs.
+    const ended = this.flushMark.flushBegins();
     try {
       await this.driver.flush();
+      ended(true);
     } catch (error) {
+      ended(false);
       throw this.#inContext(error, 'flush', guestOffset(0));
     }
   }
@@ -376,12 +376,10 @@ export class Node {
     const resize = driver.resize.bind(driver, lengthBytes);
     const lost = driver.lengthBytes - lengthBytes;
     const change = { offset: guestOffset(lengthBytes), lengthBytes: lost, bytes: null };
-    try {
+    await this.#changeWhole('resize', async () => {
       await (lost > 0 ? interposed(this.interposers, change, resize) : resize());
       this.dirtyBitmaps.resize(driver.lengthBytes);
-    } catch (error) {
-      throw this.#inContext(error, 'resize', guestOffset(0));
-    }
+    });
   }
 
   /** Runs one operation on the internal snapshots; `InternalSnapshots` says which are drained. Errors: EOPNOTSUPP without any. */
@@ -391,10 +389,14 @@ export class Node {
   ): Promise<T> {
     const { snapshots } = op === 'list' ? this.driver : this.#writable('snapshot');
     if (snapshots === undefined) throw this.#cannot('keep internal snapshots');
+    const isChange = op !== 'list';
+    if (isChange) this.flushMark.changeBegins();
     try {
       return await run(snapshots);
     } catch (error) {
       throw toBlockError(error, { op: 'snapshot', node: this.name, path: this.path });
+    } finally {
+      if (isChange) this.flushMark.changeEnded();
     }
   }
 
@@ -529,12 +531,26 @@ export class Node {
 
   async #inFlight(op: string, offset: GuestOffset, run: () => Promise<void>): Promise<void> {
     const token = this.epochs.enter();
+    this.flushMark.changeBegins();
     try {
       await run();
     } catch (error) {
       throw this.#inContext(error, op, offset);
     } finally {
+      this.flushMark.changeEnded();
       this.epochs.leave(token);
+    }
+  }
+
+  /** A change of more than content, drained where `driver.ts` says so. */
+  async #changeWhole(op: string, run: () => Promise<void>): Promise<void> {
+    this.flushMark.changeBegins();
+    try {
+      await run();
+    } catch (error) {
+      throw this.#inContext(error, op, guestOffset(0));
+    } finally {
+      this.flushMark.changeEnded();
     }
   }
 

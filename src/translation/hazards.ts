@@ -13,6 +13,7 @@ import {
   HAZARD_SEQUENCE,
   HAZARD_VIEW,
   hazardWord,
+  SYNC,
   type TableLayout,
   WAITERS,
 } from './table-layout.ts';
@@ -74,14 +75,15 @@ export class HazardWatch {
     this.#options = options;
   }
 
-  /** Whether a worker uses some page of the range now (any page of any view when null). */
+  /** Whether a worker uses some page of the range now (any page of any view when null; a sync uses none). */
   isUsing(worker: number, range: PageRange | null): boolean {
     const words = this.#layout.words;
     const at = hazardWord(this.#layout, worker);
     // The sequence is read first: what a record says means nothing while it is even, and one that is being written
     // for the next use belongs to a worker that will load its entries after this look.
     if ((Atomics.load(words, at + HAZARD_SEQUENCE) & 1) === 0) return false;
-    if (range === null) return true;
+    // A record that says so was a sync's when the sequence was read, or has become one's since: nothing from before is used.
+    if (range === null) return Atomics.load(words, at + HAZARD_KIND) !== SYNC;
     return (
       Atomics.load(words, at + HAZARD_VIEW) === range.view &&
       Atomics.load(words, at + HAZARD_FIRST_PAGE) <= range.lastPage &&

@@ -4,7 +4,7 @@
  *
  *     words of 32 bits
  *     ┌──────────────┐ 0
- *     │ header       │ 16 words: 0 how many waiters the control plane has  1 blocked workers
+ *     │ header       │ 16 words: 0 how many waiters the control plane has  1 blocked workers  2 syncing workers
  *     ├──────────────┤ hazards
  *     │ hazards      │ one record of 16 words (a cache line) for each worker
  *     │              │   0 sequence (odd: in use)  1 view  2 first page  3 last page  4 kind
@@ -15,6 +15,7 @@
  *     │              │   0 page bits + 1 (0: every request of the view faults)
  *     │              │   1 length, low word  2 length, high word
  *     │              │   3 word0, 4 word1 of the one page of a view with ONE_PAGE
+ *     │              │   5 descriptor + 1 to sync for an FSYNC, 0 for none  6 a worker does  7 errno of a sync that has failed
  *     ├──────────────┤ directory
  *     │ directory    │ open-addressed hash of (view, slice): slot + 1, 0 for none; a lookup reads PROBES places
  *     ├──────────────┤ tags
@@ -61,6 +62,8 @@ export const HEADER_WORDS = 16;
 export const WAITERS = 0;
 /** Workers that wait for a host file. */
 export const BLOCKED = 1;
+/** Workers that sync a host file. */
+export const SYNCING = 2;
 
 export const HAZARD_WORDS = 16;
 export const HAZARD_SEQUENCE = 0;
@@ -68,12 +71,18 @@ export const HAZARD_VIEW = 1;
 export const HAZARD_FIRST_PAGE = 2;
 export const HAZARD_LAST_PAGE = 3;
 export const HAZARD_KIND = 4;
+/** Kind of a sync, which uses the view and no page of it. */
+export const SYNC = 8;
+export const SYNC_PAGE = -1;
 
 export const VIEW_WORDS = 8;
 export const VIEW_PAGE_BITS = 0;
 export const VIEW_LENGTH_LOW = 1;
 export const VIEW_LENGTH_HIGH = 2;
 export const VIEW_ENTRY = 3;
+export const VIEW_SYNC_FILE = 5;
+export const VIEW_SYNC_BUSY = 6;
+export const VIEW_SYNC_FAILED = 7;
 
 export const TAG_WORDS = 4;
 export const TAG_VIEW = 0;

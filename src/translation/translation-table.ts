@@ -27,6 +27,7 @@ import {
   PROBES,
   type SharedTable,
   SLICE_BYTES,
+  SYNC_PAGE,
   slotWord,
   TAG_REFERENCED,
   TAG_SLICE,
@@ -37,6 +38,8 @@ import {
   VIEW_LENGTH_HIGH,
   VIEW_LENGTH_LOW,
   VIEW_PAGE_BITS,
+  VIEW_SYNC_FAILED,
+  VIEW_SYNC_FILE,
   viewWord,
   WORDS_PER_SLICE,
   ZERO,
@@ -124,6 +127,7 @@ export class TranslationTable {
     const { words } = this.#layout;
     const record = viewWord(this.#layout, view);
     Atomics.store(words, record + VIEW_ENTRY, 0);
+    Atomics.store(words, record + VIEW_SYNC_FAILED, 0);
     Atomics.store(words, record + VIEW_LENGTH_LOW, lengthBytes | 0);
     Atomics.store(words, record + VIEW_LENGTH_HIGH, Math.floor(lengthBytes / 2 ** 32));
     this.#views.set(view, { pageBits, slots: new Map() });
@@ -140,10 +144,27 @@ export class TranslationTable {
     const record = viewWord(this.#layout, view);
     Atomics.store(words, record + VIEW_PAGE_BITS, 0);
     Atomics.store(words, record + VIEW_ENTRY, 0);
+    Atomics.store(words, record + VIEW_SYNC_FILE, 0);
     const slots = [...open.slots];
     for (const [slice, slot] of slots) this.#unlink(view, slice, slot);
-    await this.quiesce({ view, firstPage: 0, lastPage: PAGE_LIMIT });
+    await this.quiesce({ view, firstPage: SYNC_PAGE, lastPage: PAGE_LIMIT });
     for (const [, slot] of slots) this.#free.push(slot);
+  }
+
+  /**
+   * Workers may answer FSYNCs of the view by a sync of this descriptor, which is closed after `closeView`. Null: no worker does that
+   * from now on. One that has begun goes on: the FSYNC was there before the call.
+   */
+  syncWith(view: number, descriptor: number | null): void {
+    if (!this.#views.has(view)) return;
+    const file = viewWord(this.#layout, view) + VIEW_SYNC_FILE;
+    Atomics.store(this.#layout.words, file, descriptor === null ? 0 : descriptor + 1);
+  }
+
+  /** errno of a worker's sync that has failed since the view was opened, also after it was closed; 0 for none. */
+  syncFailure(view: number): number {
+    if (view >= MAX_VIEWS) return 0;
+    return Atomics.load(this.#layout.words, viewWord(this.#layout, view) + VIEW_SYNC_FAILED);
   }
 
   /** Whether the slice that holds a page is in the table; a one-page view always is. */

@@ -6,6 +6,7 @@
 import { AHEAD_MUTATIONS } from './ahead-mutations.ts';
 import { AT_ONCE_MUTATIONS } from './at-once-mutations.ts';
 import { JOB_MUTATIONS } from './job-mutations.ts';
+import { SYNC_MUTATIONS } from './sync-mutations.ts';
 
 export interface Mutation {
   /** The step that is left out. */
@@ -130,7 +131,7 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     step: 'a closed view waits for the workers',
     file: 'src/translation/translation-table.js',
-    find: 'await this.quiesce({ view, firstPage: 0, lastPage: PAGE_LIMIT });',
+    find: 'await this.quiesce({ view, firstPage: SYNC_PAGE, lastPage: PAGE_LIMIT });',
     replace: '',
     tests: PROTOCOL,
   },
@@ -510,5 +511,6 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   ...AHEAD_MUTATIONS,
   ...AT_ONCE_MUTATIONS,
+  ...SYNC_MUTATIONS,
   ...JOB_MUTATIONS,
 ];

@@ -95,6 +95,10 @@ const interfered = (
       await before('flush', 0, 0);
       await inner.flush();
     },
+    get syncFd() {
+      return inner.syncFd;
+    },
+    syncHasFailed: (error) => inner.syncHasFailed?.(error),
     allocatedBytes: () => inner.allocatedBytes(),
     close: () => inner.close(),
   };

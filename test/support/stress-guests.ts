@@ -71,7 +71,9 @@ export const startStressGuests = async (
   const root = await view.open();
   const table = createSharedTable({ workers: WORKERS, slots: 4 });
   const options = { reportAfterMs: 10_000, stuck: () => undefined };
-  const translations = new NodeTranslations(new TranslationTable(table, options));
+  const translations = new NodeTranslations(new TranslationTable(table, options), {
+    workersSync: true,
+  });
   const entry = { nodeId: VIEW, name: 'disk.raw', view } as unknown as Entry;
   const failures: string[] = [];
   const stand = startWorkers({

@@ -5,6 +5,7 @@
 import { readSync, writeSync } from 'node:fs';
 import koffi from 'koffi';
 import {
+  FSYNC_IN,
   IN,
   IN_HEADER_BYTES,
   OPCODE,
@@ -51,17 +52,38 @@ export class StandIn {
   readonly outgoing = this.#request.subarray(IN_HEADER_BYTES + WRITE_IN.bytes);
   readonly incoming = this.#reply.subarray(OUT_HEADER_BYTES);
 
-  /** Throws for an answer to another request, of another length, or an error. */
-  transfer(opcode: 'READ' | 'WRITE', node: number, offset: number, lengthBytes: number): void {
+  /** Sends an FSYNC; `answered` takes the answer. */
+  fsync(node: number): void {
+    const length = IN_HEADER_BYTES + FSYNC_IN.bytes;
+    this.#request.fill(0, IN_HEADER_BYTES, length);
+    this.#header('FSYNC', node, length);
+    writeSync(this.#descriptor, this.#request, 0, length);
+  }
+
+  /** Takes one answer; its error, 0 for none. Blocks until there is one. */
+  answered(): number {
+    readSync(this.#descriptor, this.#reply, 0, this.#reply.length, null);
+    return this.#replyFields.getInt32(OUT.error, true);
+  }
+
+  /** Returns the request's number. */
+  #header(opcode: 'READ' | 'WRITE' | 'FSYNC', node: number, length: number): number {
     const fields = this.#fields;
-    const isWrite = opcode === 'WRITE';
-    const length = IN_HEADER_BYTES + WRITE_IN.bytes + (isWrite ? lengthBytes : 0);
     const unique = ++this.#unique;
     fields.setUint32(IN.length, length, true);
     fields.setUint32(IN.opcode, OPCODE[opcode], true);
     fields.setUint32(IN.unique, unique, true);
     fields.setUint32(IN.unique + 4, this.#worker, true);
     fields.setUint32(IN.nodeId, node, true);
+    return unique;
+  }
+
+  /** Throws for an answer to another request, of another length, or an error. */
+  transfer(opcode: 'READ' | 'WRITE', node: number, offset: number, lengthBytes: number): void {
+    const fields = this.#fields;
+    const isWrite = opcode === 'WRITE';
+    const length = IN_HEADER_BYTES + WRITE_IN.bytes + (isWrite ? lengthBytes : 0);
+    const unique = this.#header(opcode, node, length);
     fields.setUint32(IN_HEADER_BYTES + READ_IN.offset, offset % 2 ** 32, true);
     fields.setUint32(IN_HEADER_BYTES + READ_IN.offset + 4, Math.floor(offset / 2 ** 32), true);
     fields.setUint32(IN_HEADER_BYTES + READ_IN.size, lengthBytes, true);
