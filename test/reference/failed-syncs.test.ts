@@ -83,6 +83,11 @@ const standOf = async (t: Cleanup, fails: boolean) => {
     while (served + sumCounter(workers.counters, COUNTER.hits) === done) await setImmediate();
     assert.equal(kernel.answered(), 0);
   };
+  t.after(async () => {
+    await workers.close();
+    await view.close().catch(() => undefined);
+    closeSync(unsyncable);
+  });
   await view.open();
   translations.filled(entry, 0, BYTES);
   await view.flush();
@@ -91,16 +96,11 @@ const standOf = async (t: Cleanup, fails: boolean) => {
     fsyncs,
     failures,
     hits: () => sumCounter(workers.counters, COUNTER.hits),
-    close: async () => {
-      await workers.close();
-      await view.close().catch(() => undefined);
-      closeSync(unsyncable);
-    },
   };
 };
 
 test('a worker answers an FSYNC after a flush, and the engine after a write of its own', async (t) => {
-  const { view, fsyncs, failures, hits, close } = await standOf(t, false);
+  const { view, fsyncs, failures, hits } = await standOf(t, false);
   await fsyncs();
   assert.equal(hits(), 1);
   await view.write(guestOffset(0), new Uint8Array(512));
@@ -109,24 +109,21 @@ test('a worker answers an FSYNC after a flush, and the engine after a write of i
   await fsyncs();
   assert.equal(hits(), 2);
   assert.deepEqual(failures, []);
-  await close();
 });
 
 test('a sync that fails fails its FSYNC, and every flush after it', async (t) => {
-  const { view, fsyncs, failures, hits, close } = await standOf(t, true);
+  const { view, fsyncs, failures, hits } = await standOf(t, true);
   await fsyncs();
   assert.deepEqual(failures, ['EINVAL']);
   await assert.rejects(view.flush(), /fdatasync failed: EINVAL/);
   await fsyncs();
   assert.deepEqual(failures, ['EINVAL', 'EINVAL']);
   assert.equal(hits(), 0);
-  await close();
 });
 
 test('a sync that has failed is known to a view that was drained before its FSYNC was taken up', async (t) => {
-  const { view, fsyncs, failures, close } = await standOf(t, true);
+  const { view, fsyncs, failures } = await standOf(t, true);
   await fsyncs(() => view.drained(async () => undefined));
   assert.deepEqual(failures, ['EINVAL']);
   await assert.rejects(view.flush(), /fdatasync failed: EINVAL/);
-  await close();
 });
