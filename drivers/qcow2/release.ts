@@ -77,7 +77,9 @@ export class Releases {
         request.log.error(request.path, text);
         continue;
       }
-      changes.push(refcounts.set(block, cluster, count - gone));
+      // In steps of one: whoever takes it next counts it once, and a checkpoint may write that before the journal is told.
+      for (let now = count - 1; now >= count - gone; now--)
+        changes.push(refcounts.set(block, cluster, now));
       if (count !== gone) continue;
       this.#allocator.free({ first: cluster, count: 1 });
       this.#tail.freed(cluster);

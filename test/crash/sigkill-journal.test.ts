@@ -94,3 +94,35 @@ test('after a journal that was lost to another program, what is answered next is
   await third.close();
   await qemuImg(['check', place.path], [0, 3]);
 });
+
+test('a host cluster of two packed ones may be taken, and counted on disk, before its next owner is answered', async (t) => {
+  const place = await made(t);
+  let holds: 'nothing' | 'the next write' | 'each flush' = 'nothing';
+  const host: Interference = {
+    before: async (operation) => {
+      if (operation === 'flush' && holds === 'each flush') await never;
+      if (operation !== 'write' || holds !== 'the next write') return;
+      holds = 'nothing';
+      await never;
+    },
+  };
+  const { node } = await opened(place, host);
+  await node.writeCompressed(guestOffset(0), filled(1));
+  await node.writeCompressed(guestOffset(CLUSTER), filled(2));
+  await node.discard(guestOffset(0), 2 * CLUSTER);
+  await node.flush();
+  // What was unmapped is given back by itself.
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  holds = 'the next write';
+  void node.write(guestOffset(10 * CLUSTER), filled(3));
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(holds, 'nothing', 'it has taken a place, and is not written');
+  await node.write(guestOffset(20 * CLUSTER), filled(4));
+  holds = 'each flush';
+  void node.flush();
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  const next = await opened(place);
+  await assertFound(next.node, 20, 4);
+  await next.close();
+  await qemuImg(['check', place.path], [0, 3]);
+});

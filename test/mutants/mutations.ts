@@ -55,6 +55,13 @@ export const MUTATIONS: readonly Mutation[] = [
     tests: JOURNAL,
   },
   {
+    step: 'what packed clusters share is counted down in steps of one',
+    file: 'drivers/qcow2/release.js',
+    find: 'for (let now = count - 1; now >= count - gone; now--)',
+    replace: 'for (const now of [count - gone])',
+    tests: JOURNAL,
+  },
+  {
     step: 'a journal that does not fit the image is forgotten',
     file: 'drivers/qcow2/replay.js',
     find: `        journal?.begin();
