@@ -10,6 +10,8 @@ const STARTS_A_TURN = 64;
 /** What one view may have waiting; beyond it requests fail with ENOMEM. */
 const MAX_WAITING = 16_384;
 const MAX_WAITING_BYTES = 256 << 20;
+/** Views without requests that are remembered, so that the next one of theirs need not be made room for. */
+const KEPT_VIEWS = 64;
 
 interface ViewRequests {
   serving: number;
@@ -87,7 +89,8 @@ export class RequestQueue {
       view.serving++;
       this.#ready.push(next);
       if (!this.#isStarting) this.#startReady();
-    } else if (view.serving === 0) this.#views.delete(request.nodeId);
+    } else if (view.serving === 0 && this.#views.size > KEPT_VIEWS)
+      this.#views.delete(request.nodeId);
   }
 
   // Not from inside of one another: thousands may wait, and each be answered within its start.

@@ -378,12 +378,15 @@ export class KernelSession implements Backend {
 
   #reply(request: FuseRequest, errno: number, bodyBytes: number): void {
     if (errno === 0) this.#count(request, bodyBytes);
-    if (!this.#answered.delete(request)) this.#send(request, errno, errno === 0 ? bodyBytes : 0);
+    const isAnswered = this.#answered.size > 0 && this.#answered.delete(request);
+    if (!isAnswered) this.#send(request, errno, errno === 0 ? bodyBytes : 0);
     this.#latencies?.served(operationOf(request.opcode), performance.now() - request.arrivedMs);
     if (request.slot >= 0) this.#receiver.release(request.slot);
     this.#queue.ended(request);
-    this.#ends.get(request)?.();
-    this.#ends.delete(request);
+    if (this.#ends.size > 0) {
+      this.#ends.get(request)?.();
+      this.#ends.delete(request);
+    }
     this.#left(request);
   }
 

@@ -35,7 +35,7 @@ export class Ghosts {
       keys[place] = 0;
       return true;
     }
-    keys.copyWithin(first + 1, first, first + WAYS - 1);
+    for (let place = first + WAYS - 1; place > first; place--) keys[place] = keys[place - 1] ?? 0;
     keys[first] = key + 1;
     return false;
   }
