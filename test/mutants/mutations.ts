@@ -296,9 +296,9 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     step: 'what a smaller size cuts off is unmapped on disk before the size is',
     file: 'drivers/qcow2/resize.js',
-    find: `        await state.schedule.request();
-        await state.writeHeaderRange(HEADER.size`,
-    replace: '        await state.writeHeaderRange(HEADER.size',
+    find: `            await state.schedule.request();
+            await state.writeHeaderDurably(HEADER.size`,
+    replace: '            await state.writeHeaderDurably(HEADER.size',
     tests: EVERY_PREFIX,
   },
   {
