@@ -45,8 +45,8 @@ export const AT_ONCE_MUTATIONS: readonly Mutation[] = [
   {
     step: 'a new refcount block is journaled before anything that it counts',
     file: 'drivers/qcow2/allocator.js',
-    find: 'this.#options.tell([...made.changes, refcounts.set(made.block, first, 1)]);',
-    replace: 'refcounts.set(made.block, first, 1);',
+    find: '        tell([...made.changes, refcounts.set(made.block, first, 1)]);',
+    replace: '        refcounts.set(made.block, first, 1);',
     tests: ['test/crash/sigkill-order.test.js'],
   },
   {
