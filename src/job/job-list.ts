@@ -28,6 +28,8 @@ export interface StartOptions extends Omit<JobFields, 'emit' | 'copyMemory'>, Cl
   readonly resumable?: boolean;
   /** Called when the job has begun, and on each change that a later engine should know of. */
   readonly changed?: (job: Job) => void;
+  /** Resolves when what `changed` has told so far survives the engine. Never throws. */
+  readonly kept?: () => Promise<void>;
   /** Called when the job is dismissed. */
   readonly dismissed?: (job: Job) => void;
 }
@@ -96,13 +98,14 @@ export class JobList {
 
   /** Errors: JobError for an id that is taken or not well formed, and for nodes that another job needs. */
   start(options: StartOptions): Job {
-    const { id, changed } = options;
+    const { id, changed, kept } = options;
     this.#refuseClaimed(options);
     const job = this.#add(options);
     this.#claim(job, options);
     if (options.resumable === true) this.#resumable.add(job);
     this.#started++;
     job.onChanged = () => changed?.(job);
+    if (kept !== undefined) job.kept = kept;
     void job.concluded.then(() => {
       this.#giveUp(job, options);
       this.#report(job);

@@ -136,6 +136,8 @@ export class Job implements JobControl {
   /** Called when the job goes to `null`, and whenever what should survive an engine has changed. */
   onDismissed: () => void = () => undefined;
   onChanged: () => void = () => undefined;
+  /** Resolves when what `onChanged` has told survives the engine. Never throws. */
+  kept: () => Promise<void> = async () => undefined;
   #status: JobStatus = 'undefined';
   #userPaused = false;
   #asleep = false;
@@ -146,6 +148,8 @@ export class Job implements JobControl {
   #lengthBytes = 0;
   #ioStatus: IoStatus = 'ok';
   #error: string | null = null;
+  /** What came of it is known, and does not change any more. */
+  #isDecided = false;
 
   constructor(fields: JobFields) {
     this.id = fields.id;
@@ -201,13 +205,14 @@ export class Job implements JobControl {
     this.#offset = result.offset;
     this.#lengthBytes = result.lengthBytes;
     this.#error = result.error;
+    this.#isDecided = true;
     this.#status = 'concluded';
     this.#resolveConcluded();
   }
 
-  /** What came of it; null while it has not ended. */
+  /** What came of it; null while that is not known. */
   get result(): JobResult | null {
-    if (this.#status !== 'concluded') return null;
+    if (!this.#isDecided) return null;
     return { error: this.#error, offset: this.#offset, lengthBytes: this.#lengthBytes };
   }
 
@@ -226,7 +231,13 @@ export class Job implements JobControl {
     await this.#work.clean?.().catch((error: unknown) => {
       failure ??= error;
     });
-    this.#conclude(failure);
+    const isCancel = this.#decide(failure);
+    // Who hears of the result finds it again, whenever the engine dies.
+    if (!this.autoDismiss) {
+      this.onChanged();
+      await this.kept();
+    }
+    this.#conclude(isCancel);
   }
 
   blockJobInfo(): BlockJobInfo {
@@ -391,11 +402,17 @@ export class Job implements JobControl {
     await this.#work.prepare?.();
   }
 
-  #conclude(failure: unknown): void {
+  /** Whether it was cancelled. */
+  #decide(failure: unknown): boolean {
     const isCancel = this.#cancelled && failure instanceof JobCancelled;
     if (failure !== null && !isCancel) this.#error = describe(failure);
     // QEMU reports a cancelled job with the text of ECANCELED in query-jobs.
     if (isCancel) this.#error = 'Operation canceled';
+    this.#isDecided = true;
+    return isCancel;
+  }
+
+  #conclude(isCancel: boolean): void {
     const data = this.#eventData();
     if (isCancel) this.#emit('BLOCK_JOB_CANCELLED', data);
     else

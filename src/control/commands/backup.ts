@@ -200,6 +200,7 @@ const begin = async (context: ControlContext, plan: Plan): Promise<Job> => {
         nodes: [root, target.node],
         layers: layersOf(root),
         changed: (now) => keep(context, plan, now),
+        kept: () => context.store.settled(),
         dismissed: (now) => context.store.forget(now.id),
       });
       if (options.paused === true) job.pause();

@@ -150,6 +150,7 @@ const startJob = (scene: Scene): Job => {
     work: place.top === 0 ? activeCommit(scene) : layerCommit(scene),
     ...claimOf(chain, place),
     changed: (job) => keep(scene, job),
+    kept: () => context.store.settled(),
     dismissed: (job) => context.store.forget(job.id),
   });
 };

@@ -75,6 +75,7 @@ export const startStream = async (
       layers: layersDownTo(root, base),
       resumable: true,
       changed: (now) => keep(context, device, now, given),
+      kept: () => context.store.settled(),
       dismissed: (now) => context.store.forget(now.id),
     });
     if (options.paused === true) job.pause();

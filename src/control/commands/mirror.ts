@@ -257,6 +257,7 @@ const begin = (
     nodes: [root, node],
     layers: [...layersOf(root), ...layersOf(node)],
     changed: (now) => keep(scene, plan, { job: now, node, work }),
+    kept: () => context.store.settled(),
     dismissed: (now) => context.store.forget(now.id),
   });
   if (bitmap !== null) bitmap.user = `job '${id}'`;

@@ -166,6 +166,34 @@ test('auto-finalize off waits in pending, auto-dismiss off in concluded with the
   assert.equal(jobs.get('vm'), null);
 });
 
+test('a result that is to be dismissed survives the engine before anybody hears of it', async () => {
+  const jobs = new JobList(silentLog);
+  const seen: unknown[] = [];
+  jobs.listen((name, data) => {
+    if (name === 'BLOCK_JOB_COMPLETED' || data['status'] === 'concluded') seen.push(name);
+  });
+  const job: Job = jobs.start({
+    id: 'vm',
+    type: 'stream',
+    speed: 0,
+    autoFinalize: true,
+    autoDismiss: false,
+    nodes: [],
+    work: { run: async (control) => control.progress(10, 10) },
+    changed: ({ result }) => {
+      if (result !== null) seen.push(result);
+    },
+    kept: async () => {
+      seen.push('kept');
+      await sleep(5);
+      assert.notEqual(job.status, 'concluded');
+    },
+  });
+  await job.concluded;
+  const result = { error: null, offset: 10, lengthBytes: 10 };
+  assert.deepEqual(seen.slice(0, 4), [result, 'kept', 'BLOCK_JOB_COMPLETED', 'JOB_STATUS_CHANGE']);
+});
+
 test('an error of the work, of its end, or of what it gives back is the error of the job', async () => {
   const fail = async (): Promise<void> => {
     throw new BlockError({ kind: 'io', message: 'a bad block' });
