@@ -398,10 +398,12 @@ export class Catalog implements Directory {
     if (this.#closed) return;
     const { gate, mountpoint, nodeIds, format, standIns = noStandIns } = this.#options;
     await this.#watch.beginScan();
+    const sinceMs = performance.now();
     try {
       const found = await listSources(this.#sources, gate, mountpoint);
       const listing = this.#reservations.apply(await withStandIns(found, standIns, this.#sources));
       const result = await scan(listing.candidates, {
+        sinceMs,
         table: this.#table,
         inspector: this.#inspector,
         context: this.#context,

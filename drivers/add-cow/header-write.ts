@@ -71,14 +71,14 @@ export const writeAllAllocated = async (
 };
 
 /**
- * Names another backing file, or none, durably; the rest of the header stays. Errors: EINVAL, ENOSPC for a name or a
- * format that does not fit.
+ * Names another backing file, or none, durably; the rest of the header stays. Returns the header as it is then. Errors: EINVAL, ENOSPC
+ * for a name or a format that does not fit; EIO. A failure leaves the header as it was.
  */
 export const writeBackingLink = async (
   file: Node,
   header: AddCowHeader,
   link: BackingLink | null,
-): Promise<void> => {
+): Promise<AddCowHeader> => {
   const { path } = file;
   const fields = header.fields.slice();
   const view = viewOf(fields);
@@ -93,17 +93,27 @@ export const writeBackingLink = async (
     await file.write(guestOffset(offset), name);
     await file.flush();
   }
-  await file.write(guestOffset(0), fields);
-  await file.flush();
-  // What is no name is zero.
-  const image = {
+  try {
+    await file.write(guestOffset(0), fields);
+    await file.flush();
+  } catch (error) {
+    await file.write(guestOffset(0), header.fields).catch(() => undefined);
+    throw error;
+  }
+  const image: ByteRange = {
     start: view.getUint32(FIELD.imageOffset, true),
     end: view.getUint32(FIELD.imageOffset, true) + view.getUint32(FIELD.imageSize, true),
   };
-  if (old.end > old.start && (old.end <= image.start || image.end <= old.start)) {
-    await file.write(guestOffset(old.start), new Uint8Array(old.end - old.start));
-    await file.flush();
-  }
+  if (old.end > old.start && (old.end <= image.start || image.end <= old.start))
+    await clearName(file, old);
+  const backing: ByteRange = { start: offset, end: offset + name.length };
+  return { ...header, backing: link, fields, names: link === null ? [image] : [backing, image] };
+};
+
+/** What is no name is zero. Not worth an error: nobody looks there, and the link is another one already. */
+const clearName = async (file: Node, { start, end }: ByteRange): Promise<void> => {
+  await file.write(guestOffset(start), new Uint8Array(end - start)).catch(() => undefined);
+  await file.flush().catch(() => undefined);
 };
 
 /** The first gap that the names of the present header leave. */

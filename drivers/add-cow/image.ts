@@ -1,4 +1,5 @@
 /** An opened add-cow image: puts the parts together and holds the order of opening and closing. */
+import { toBlockError } from '../../src/base/block-error.ts';
 import { type GuestOffset, guestOffset, hostOffset } from '../../src/base/units.ts';
 import type {
   CopyInHow,
@@ -152,12 +153,23 @@ export class AddCowImage implements DriverInstance {
     const state = this.#state;
     // Also of what is journaled and in the file already: its records are of the header that goes.
     await state.schedule.request();
-    await writeBackingLink(state.file, state.header, link);
-    state.header = await readHeader(state.file, state.request.path);
-    if (link !== null || state.isAllAllocated) return;
-    // Without a backing file nothing is below: what is not there is zeros, and they can be here.
-    await this.#zeroes.fill();
-    await this.flush();
+    state.header = await writeBackingLink(state.file, state.header, link);
+    if (link === null && !state.isAllAllocated) await this.#fill();
+  }
+
+  /**
+   * Without a backing file nothing is below: what is not there is zeros, and they can be here. Never throws: the link has changed,
+   * and all is the same without.
+   */
+  async #fill(): Promise<void> {
+    const { log, path } = this.#state.request;
+    try {
+      await this.#zeroes.fill();
+      await this.flush();
+    } catch (error) {
+      const reason = toBlockError(error).describe();
+      log.warning(path, `is not made complete now that nothing lies below it: ${reason}`);
+    }
   }
 
   async makeEmpty(): Promise<void> {

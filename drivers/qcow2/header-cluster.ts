@@ -57,7 +57,8 @@ const extensionsEnd = (view: DataView, headerBytes: number): number => {
 };
 
 /**
- * Writes extensions and backing link, durably. Errors: EINVAL when they do not fit the header cluster; ENOSPC, EIO.
+ * Writes extensions and backing link, durably. Errors: EINVAL when they do not fit the header cluster; ENOSPC, EIO. A failure leaves
+ * the header as it was: what is in memory goes on by it, and so does whoever opens the image next.
  */
 export const rewriteHeaderCluster = async (
   file: Node,
@@ -90,13 +91,19 @@ export const rewriteHeaderCluster = async (
     await file.write(guestOffset(at), name);
     await file.flush();
   }
+  const front = isUnused ? at : at + name.length;
+  const before = cluster.slice(0, front);
   cluster.set(encoded, headerBytes);
   // Up to the name, nothing of older extensions is left.
   if (at > end) cluster.fill(0, end, at);
   writeU64BE(view, HEADER.backingOffset, name.length === 0 ? 0 : at);
   view.setUint32(HEADER.backingSize, name.length);
   cluster.set(name, at);
-  const front = isUnused ? at : at + name.length;
-  await file.write(guestOffset(0), cluster.subarray(0, front));
-  await file.flush();
+  try {
+    await file.write(guestOffset(0), cluster.subarray(0, front));
+    await file.flush();
+  } catch (error) {
+    await file.write(guestOffset(0), before).catch(() => undefined);
+    throw error;
+  }
 };

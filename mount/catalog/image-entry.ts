@@ -80,6 +80,8 @@ export class ImageEntry implements Entry {
   #lastAttributes: FileAttributes | null = null;
   #reported = '';
   #lookedAtMs = 0;
+  /** When `host` was last looked at beside the scans. */
+  #seenMs = Number.NEGATIVE_INFINITY;
   #settling: Promise<void> = Promise.resolve();
   /** The last of those that `alone` lets in. */
   #alone: Promise<unknown> = Promise.resolve();
@@ -167,18 +169,34 @@ export class ImageEntry implements Entry {
     return this.view.root !== null || this.#openings > 0 || this.#closings > 0;
   }
 
-  /** What a scan has found of the same file. */
-  adopt(found: { name: string; candidate: Candidate; inspection: Inspection }): void {
+  /**
+   * A candidate of a scan that began at `sinceMs` (`performance.now()`), with the file as it was looked at last: what we have done to
+   * it since is ours, and does not make it another one.
+   */
+  latest(candidate: Candidate, sinceMs: number): Candidate {
+    const { host } = candidate;
+    const isSame = host.identity === this.host.identity && host.path === this.host.path;
+    return isSame && this.#seenMs >= sinceMs ? { ...candidate, host: this.host } : candidate;
+  }
+
+  /** What a scan has found of the same file. `inspectionBefore`: what was known of it when the scan looked; what we know since, stays. */
+  adopt(found: {
+    readonly name: string;
+    readonly candidate: Candidate;
+    readonly inspection: Inspection;
+    readonly inspectionBefore: Inspection | null;
+    /** See `latest`. */
+    readonly sinceMs: number;
+  }): void {
+    this.name = found.name;
     // A scan that has begun before a pivot: the next one knows.
     const isOtherFile = found.candidate.host.identity !== this.host.identity;
-    if (targetOf(found.candidate) !== targetOf(this.candidate) || (this.isOpen && isOtherFile)) {
-      this.name = found.name;
+    if (targetOf(found.candidate) !== targetOf(this.candidate) || (this.isOpen && isOtherFile))
       return;
-    }
-    if (found.candidate.host.stamp !== this.host.stamp) this.#openError = null;
-    this.name = found.name;
-    this.candidate = found.candidate;
-    this.inspection = found.inspection;
+    const candidate = this.latest(found.candidate, found.sinceMs);
+    if (candidate.host.stamp !== this.host.stamp) this.#openError = null;
+    this.candidate = candidate;
+    if (this.inspection === found.inspectionBefore) this.inspection = found.inspection;
   }
 
   /**
@@ -343,7 +361,7 @@ export class ImageEntry implements Entry {
     this.#openError = null;
     this.#unwritable = null;
     this.#times.keep(null);
-    this.candidate = { ...this.candidate, host };
+    this.#see(host);
     const inspection = await this.#context.inspect(this.candidate, true);
     if (inspection === null) throw this.#stale();
     this.inspection = inspection;
@@ -526,7 +544,7 @@ export class ImageEntry implements Entry {
   async #reinspect(host: HostFile, patient: boolean): Promise<void> {
     // Of a file that has not changed, only an opening tells whether it opens now.
     if (host.stamp !== this.host.stamp) this.#openError = null;
-    this.candidate = { ...this.candidate, host };
+    this.#see(host);
     this.#lookedAtMs = performance.now();
     const inspection = await this.#context.inspect(this.candidate, patient);
     if (inspection === null) throw this.#stale();
@@ -553,10 +571,15 @@ export class ImageEntry implements Entry {
     }
   }
 
+  #see(host: HostFile): void {
+    this.candidate = { ...this.candidate, host };
+    this.#seenMs = performance.now();
+  }
+
   /** What we did to the file ourselves does not make it another one. */
   async #adoptStamp(): Promise<void> {
     const host = await tryStatHostFile(this.host.path);
-    if (host?.identity === this.host.identity) this.candidate = { ...this.candidate, host };
+    if (host?.identity === this.host.identity) this.#see(host);
     const dataFiles = await asTheyAre(this.inspection.dataFiles);
     this.inspection = { ...this.inspection, dataFiles };
   }

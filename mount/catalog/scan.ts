@@ -18,6 +18,8 @@ import { knownEntry, snapshotEntries, snapshotsOf } from './snapshot-listing.ts'
 import { keyOf } from './stand-ins.ts';
 
 export interface ScanOptions {
+  /** When the sources began to be listed; `performance.now()`. */
+  readonly sinceMs: number;
   readonly table: EntryTable;
   readonly inspector: Inspector;
   readonly context: EntryContext;
@@ -47,6 +49,8 @@ interface Found {
   readonly candidate: Candidate;
   readonly entry: ImageEntry | null;
   readonly inspection: Inspection;
+  /** What the entry knew when it was looked at; null without one. */
+  readonly inspectionBefore: Inspection | null;
   readonly openError: BlockError | null;
   readonly key: string;
   /** The file was known here with other content: its old node id must not stand for it any more. */
@@ -117,19 +121,22 @@ const withoutDataFiles = (images: readonly Found[], ignored: IgnoredFile[]): Fou
 };
 
 const look = async (
-  candidate: Candidate,
+  listed: Candidate,
   hosts: ReadonlyMap<string, HostFile>,
   options: ScanOptions,
 ): Promise<Found | { host: HostFile; reason: string }> => {
-  const { host } = candidate;
-  const key = candidate.standIn?.record.key ?? keyOf(host);
+  const key = listed.standIn?.record.key ?? keyOf(listed.host);
   const known = options.table.byKey(key);
+  const candidate = known?.latest(listed, options.sinceMs) ?? listed;
+  const { host } = candidate;
   if (known !== null && stays(known, host, hosts, options.directories)) {
     const { inspection, openError } = known;
-    return { candidate, entry: known, inspection, openError, key, renews: false };
+    const asItWas = { inspection, inspectionBefore: inspection, openError, renews: false };
+    return { candidate, entry: known, key, ...asItWas };
   }
   const remembered = options.knownIgnored.get(host.stamp);
   if (remembered !== undefined) return { host, reason: remembered };
+  const inspectionBefore = known?.inspection ?? null;
   const inspection = await options.inspector.inspect(candidate, {
     format: options.format,
     patient: false,
@@ -144,7 +151,7 @@ const look = async (
   const keepsNode = known?.canBecome({ broken: isBroken }) === true && (!changed || isBroken);
   const entry = keepsNode ? known : null;
   const renews = known !== null && entry === null;
-  return { candidate, entry, inspection, openError, key, renews };
+  return { candidate, entry, inspection, inspectionBefore, openError, key, renews };
 };
 
 const hasSameDataFiles = (a: Inspection, b: Inspection): boolean =>
@@ -226,9 +233,10 @@ const makeImages = async (
   const fresh = named.filter(({ image }) => image.entry === null).map(({ image }) => image);
   const idOf = await nodeIdsOf(fresh, options);
   return named.map(({ image, name }) => {
-    const { candidate, inspection, openError, key } = image;
+    const { candidate, inspection, inspectionBefore, openError, key } = image;
     if (image.entry !== null) {
-      image.entry.adopt({ name, candidate, inspection });
+      const { sinceMs } = options;
+      image.entry.adopt({ name, candidate, inspection, inspectionBefore, sinceMs });
       return image.entry;
     }
     const nodeId = present(idOf.get(image), 'the supervisor answers with one id for each key');

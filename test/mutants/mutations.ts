@@ -91,6 +91,34 @@ export const MUTATIONS: readonly Mutation[] = [
     tests: ['test/unit/drivers/qcow2/failed-steps.test.js'],
   },
   {
+    step: 'a qcow2 header with another backing link that could not be synced is put back',
+    file: 'drivers/qcow2/header-cluster.js',
+    find: 'await file.write(guestOffset(0), before).catch(() => undefined);',
+    replace: '',
+    tests: ['test/unit/drivers/qcow2/failed-steps.test.js'],
+  },
+  {
+    step: 'an add-cow header with another backing link that could not be synced is put back',
+    file: 'drivers/add-cow/header-write.js',
+    find: 'await file.write(guestOffset(0), header.fields).catch(() => undefined);',
+    replace: '',
+    tests: ['test/unit/drivers/add-cow/header-changes.test.js'],
+  },
+  {
+    step: 'a scan that has seen a file before we closed it does not take it for another one',
+    file: 'mount/catalog/image-entry.js',
+    find: 'isSame && this.#seenMs >= sinceMs',
+    replace: 'false',
+    tests: ['test/unit/mount/catalog.test.js'],
+  },
+  {
+    step: 'what is known of an image since a scan has looked at it stays',
+    file: 'mount/catalog/image-entry.js',
+    find: 'if (this.inspection === found.inspectionBefore)',
+    replace: '',
+    tests: ['test/unit/mount/catalog.test.js'],
+  },
+  {
     step: 'an add-cow image that becomes complete is waited for before its size changes',
     file: 'drivers/add-cow/resize.js',
     find: `            // One that is under way may be about to say that all of it is in the image file.

@@ -285,6 +285,49 @@ for (const { command, given, faulty, kind } of JOBS) {
   }
 }
 
+/** What the header of the view's image says now of what lies below it. */
+const namedBelow = async ({ view }: Scene): Promise<string | null> => {
+  const { descriptor, file, path } = await view.open();
+  const header = await descriptor.inspect?.(present(file, 'an image has a file'), path);
+  return header?.backing?.filename ?? null;
+};
+
+for (const { command, given, left } of [
+  { command: 'block-stream', given: {}, left: ['top'] },
+  { command: 'block-stream', given: { base: 'base.qcow2' }, left: ['top', 'base'] },
+  { command: 'block-commit', given: { top: 'mid.qcow2' }, left: ['top', 'base'] },
+]) {
+  test(`${command} to ${left}: whichever flush of the image fails, its header names what the view stands on`, async (t) => {
+    const scene = await chainScene(t, ['base', 'mid', 'top']);
+    const { stand, faults, path } = scene;
+    let failures = 0;
+    for (let attempt = 0; ; attempt++) {
+      // Each twice: there is less to flush after one that has failed late.
+      const at = 1 + Math.floor(attempt / 2);
+      faults.arm({ path: path('top.qcow2'), kind: 'flush', at, count: 1, isFull: false });
+      const common = { device: 'top', 'job-id': 'job', 'auto-dismiss': false, ...given };
+      const refusal = await stand.execute(command, common).then(
+        () => null,
+        (error: unknown) => String(error),
+      );
+      const job = stand.job('job');
+      await job?.concluded;
+      faults.arm(null);
+      const failure = refusal ?? job?.error ?? null;
+      job?.dismiss();
+      const isDone = failure === null;
+      if (!isDone) assert.match(failure, INJECTED);
+      const chain = isDone ? left : ['top', 'mid', 'base'];
+      assert.equal(await namedBelow(scene), chain.length === 1 ? null : `${chain[1]}.qcow2`);
+      await assertUnharmed(scene, chain);
+      if (isDone) break;
+      failures++;
+    }
+    assert.ok(failures > 1, 'the one before the header is written, and the one after');
+    await assertLaterMount(scene, left);
+  });
+}
+
 test('a write of the guest that fails half way leaves a mirror that writes through in step with the image', async (t) => {
   const scene = await chainScene(t, ['top']);
   const { stand, faults, path, view } = scene;

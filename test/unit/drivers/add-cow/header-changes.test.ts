@@ -3,10 +3,11 @@ import assert from 'node:assert/strict';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { BlockError } from '../../../../src/base/block-error.ts';
 import { silentLog } from '../../../../src/base/log.ts';
 import { guestOffset } from '../../../../src/base/units.ts';
 import { decodeAddCow, writeAddCow } from '../../../support/add-cow-file.ts';
-import { delayedFile } from '../../../support/delayed-file.ts';
+import { delayedFile, type FileOperation } from '../../../support/delayed-file.ts';
 import { scratchDirectory } from '../../../support/scratch.ts';
 import { testGraph } from '../../../support/test-graph.ts';
 
@@ -97,3 +98,80 @@ test('what is answered after the backing link has changed survives SIGKILL, when
   }
   assert.deepEqual(errors, []);
 });
+
+/** Whether an operation fails, of those that come once the header is being written. */
+interface Fault {
+  readonly what: string;
+  readonly fails: (step: {
+    readonly operation: FileOperation;
+    readonly offset: number;
+    readonly isHeader: boolean;
+    readonly isOwnFile: boolean;
+  }) => boolean;
+}
+
+const changeFailing = async (
+  t: TestContext,
+  { fails }: Fault,
+): Promise<{ inMemory: unknown; inFile: unknown; error: unknown }> => {
+  const { directory, path } = await made(t, Array(8).fill(false));
+  let writes = 0;
+  const file = delayedFile(null, {
+    before: async (operation, offset, _length, of) => {
+      const isOwnFile = of === path;
+      const isHeader = isOwnFile && operation === 'write' && offset === 0;
+      if (isHeader) writes++;
+      if (writes !== 1 || !fails({ operation, offset, isHeader, isOwnFile })) return;
+      throw new BlockError({ kind: 'io', message: 'the fault of this test' });
+    },
+  });
+  const graph = await testGraph({ directory, file });
+  const node = await graph.open({ path, format: 'add-cow', readOnly: false });
+  const error = await node.changeBacking(null).then(
+    () => null,
+    (failure: unknown) => failure,
+  );
+  assert.ok(writes > 0);
+  const inMemory = node.driver.backingLink;
+  // What fails there has to fail no more.
+  writes = 2;
+  await graph.close(node);
+  const plain = await testGraph({ directory });
+  const again = await plain.open({ path, format: 'add-cow', readOnly: true });
+  const inFile = again.driver.backingLink;
+  await plain.close(again);
+  return { inMemory, inFile, error };
+};
+
+const OLD_LINK = { filename: 'base.raw', format: 'raw' };
+
+for (const fault of [
+  { what: 'the write of the header', fails: ({ isHeader }) => isHeader },
+  { what: 'the flush after it', fails: ({ operation }) => operation === 'flush' },
+] satisfies Fault[]) {
+  test(`a backing link that cannot be changed is the old one in memory and file: ${fault.what}`, async (t) => {
+    const { inMemory, inFile, error } = await changeFailing(t, fault);
+    assert.match(String(error), /the fault of this test/);
+    assert.deepEqual([inMemory, inFile], [OLD_LINK, OLD_LINK]);
+  });
+}
+
+for (const fault of [
+  {
+    what: 'clearing the old name',
+    fails: ({ isOwnFile, operation, offset }) =>
+      isOwnFile && operation === 'write' && offset >= 76 && offset < CLUSTER,
+  },
+  { what: 'zeros for what is not there', fails: ({ isOwnFile }) => !isOwnFile },
+  {
+    what: 'its bits',
+    fails: ({ isOwnFile, operation, offset }) =>
+      isOwnFile && operation === 'write' && offset >= CLUSTER,
+  },
+] satisfies Fault[]) {
+  test(`a backing link that has changed is the new one in memory and file, whatever fails then: ${fault.what}`, async (t) => {
+    const { inMemory, inFile, error } = await changeFailing(t, fault);
+    assert.equal(error, null);
+    assert.deepEqual([inMemory, inFile], [null, null]);
+  });
+}

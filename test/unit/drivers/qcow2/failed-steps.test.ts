@@ -1,6 +1,6 @@
 /** Operations on a whole image that fail at one of their steps: what is in memory goes on as the file has it. */
 import assert from 'node:assert/strict';
-import { readFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { BlockError } from '../../../../src/base/block-error.ts';
@@ -98,6 +98,33 @@ for (const { step, fails } of STEPS) {
     });
   }
 }
+
+test('a backing link that is written, and cannot be synced, is the old one again', async (t) => {
+  const subject = await opened(t);
+  const { node, graph, path, directory } = subject;
+  const link = { filename: 'base.raw', format: 'raw' };
+  await writeFile(join(directory, link.filename), new Uint8Array(DISK_BYTES).fill(3));
+  const before = await readFile(path);
+  let isWritten = false;
+  subject.fails = (operation, offset) => {
+    isWritten ||= operation === 'write' && offset === 0;
+    return isWritten && operation === 'flush';
+  };
+  await assert.rejects(node.changeBacking(link), refused);
+  assert.ok(isWritten, 'the header was written');
+  const fields = (file: Buffer): Buffer => file.subarray(0, 112);
+  assert.deepEqual(fields(await readFile(path)), fields(before));
+  subject.fails = () => false;
+  await node.changeBacking(link);
+  await graph.close(node);
+  const again = await (await testGraph({ directory })).open({
+    path,
+    format: 'qcow2',
+    readOnly: true,
+  });
+  assert.deepEqual(again.driver.backingLink, link);
+  await again.close();
+});
 
 test('what a guest writes after its L1 table could not be moved is there when the image is opened again', async (t) => {
   const subject = await opened(t);
