@@ -67,11 +67,19 @@ const assertUnharmed = async ({ view, model, path }: Scene, chain: string[]): Pr
   );
 };
 
-for (const count of [2, 4, 5, 6, 7]) {
-  test(`a chain that does not open for a commit, nor again perhaps (${count} reads fail), is opened at the next request`, async (t) => {
+const READS = [2, 4, 5, 6, 7].map(
+  (count) => ({ faulty: 'base.qcow2', kind: 'read', count }) as const,
+);
+/** Of the end of the first opening, and of what the later ones take up of it. */
+const FLUSHES = [2, 3, 4, 5].map(
+  (count) => ({ faulty: 'top.qcow2', kind: 'flush', count }) as const,
+);
+
+for (const { faulty, kind, count } of [...READS, ...FLUSHES]) {
+  test(`a chain that does not open for a commit, nor again perhaps (${kind} of ${faulty} fails ${count} times), is opened at the next request`, async (t) => {
     const scene = await chainScene(t);
     const { stand, faults, path, view } = scene;
-    faults.arm({ path: path('base.qcow2'), kind: 'read', ...ALL, count });
+    faults.arm({ path: path(faulty), kind, ...ALL, count });
     const command = stand.execute('block-commit', { device: 'top', 'job-id': 'job' });
     const isOver = command.then(
       () => true,
