@@ -110,7 +110,8 @@ class HostFile implements DriverInstance {
   }
 
   get syncFd(): number | undefined {
-    return this.#syncFd ?? undefined;
+    // One that has failed has told what it had to tell: the next would succeed.
+    return this.#flushFailure === null ? (this.#syncFd ?? undefined) : undefined;
   }
 
   syncHasFailed(error: BlockError): void {
@@ -352,8 +353,12 @@ class HostFile implements DriverInstance {
     return this.#isBlockDevice ? this.#lengthBytes : (await this.#handle.stat()).blocks * 512;
   }
 
-  async close(): Promise<void> {
+  async settle(): Promise<void> {
     await this.#ahead?.close();
+  }
+
+  async close(): Promise<void> {
+    await this.settle();
     if (this.#syncFd !== null) closeSync(this.#syncFd);
     this.#syncFd = null;
     await (this.#direct ?? this.#handle).close();
@@ -363,9 +368,16 @@ class HostFile implements DriverInstance {
   async #punch(offset: GuestOffset, lengthBytes: number): Promise<boolean> {
     if (offset + lengthBytes > this.#lengthBytes) this.noticeGrowth();
     const inside = Math.min(lengthBytes, this.#lengthBytes - offset);
-    if (inside < lengthBytes) await this.resize(offset + lengthBytes);
+    if (inside < lengthBytes) await this.#reach(offset + lengthBytes);
     if (inside <= 0) return true;
     return this.#fallocate('punch', FALLOC.PUNCH_HOLE | FALLOC.KEEP_SIZE, offset, inside);
+  }
+
+  /** Makes the file so long at least. It never cuts off what is written beside it, as a truncation would. */
+  async #reach(end: number): Promise<void> {
+    if (await this.#fallocate('allocate', 0, end - 1, 1))
+      this.#lengthBytes = Math.max(this.#lengthBytes, end);
+    else await this.resize(end);
   }
 
   async #zeroRange(offset: GuestOffset, lengthBytes: number): Promise<boolean> {

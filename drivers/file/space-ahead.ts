@@ -12,7 +12,7 @@
  *   past the end of the file, or space is ahead: while there is one no space is taken, and while space is taken none is made.
  *   An entry that leads past the end because the file was cut there keeps the space from being given back.
  * - What others can write unseen (`--passthrough`) has no space ahead: see `OpenPathRequest.growsHereAlone`.
- * - Other programs are kept away by the image's lock, which is held until after close.
+ * - Other programs are kept away by the image's lock, which is held until after `close`: nothing is given back after that.
  *
  * After SIGKILL the space stays, past the end of a sound file, until the next opening that writes closes.
  */
@@ -59,6 +59,7 @@ export class SpaceAhead {
   #taking: Promise<void> | null = null;
   #givingBack: Promise<boolean> | null = null;
   #isOff = false;
+  #closed: Promise<void> | null = null;
   #hasWritten = false;
   #freeBytes = 0;
   #untilFreeIsAsked = 0;
@@ -119,8 +120,13 @@ export class SpaceAhead {
     return this.#givingBack;
   }
 
-  /** Drained, and no worker has the file any more. */
-  async close(): Promise<void> {
+  /** Drained, and no worker has the file any more. Once: whatever comes later leaves the file alone. */
+  close(): Promise<void> {
+    this.#closed ??= this.#end();
+    return this.#closed;
+  }
+
+  async #end(): Promise<void> {
     this.#isOff = true;
     await this.#givingBack;
     this.#lentTo = 0;

@@ -286,6 +286,12 @@ export interface DriverInstance {
   /** Dirty bitmaps that the image keeps; without it the format has none. */
   readonly bitmapStore?: BitmapStore;
 
+  /**
+   * After it nothing changes the file any more, `close` neither: the image's lock may be given back although what reads from the file
+   * still has it open. Called once, drained, before `close`.
+   */
+  settle?(): Promise<void>;
+
   /** Flushes what is pending, gives everything back. Called once, drained; also after errors. */
   close(): Promise<void>;
 }

@@ -427,6 +427,7 @@ export class Node {
     try {
       await this.copyOnRead?.settled();
       await this.epochs.quiesce();
+      await driver?.settle?.();
       if (driver !== null) await this.lateClose.close(() => driver.close());
     } finally {
       this.#closed = true;

@@ -1,8 +1,13 @@
 import assert from 'node:assert/strict';
+import { pbkdf2 } from 'node:crypto';
+import { appendFileSync, statSync } from 'node:fs';
 import { appendFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
 import { present } from '../../../../src/base/assert.ts';
+import { BlockError } from '../../../../src/base/block-error.ts';
 import { guestOffset } from '../../../../src/base/units.ts';
 import { scratchDirectory } from '../../../support/scratch.ts';
 import { testGraph } from '../../../support/test-graph.ts';
@@ -27,4 +32,59 @@ test('what was written past the known end is read, and no punch cuts it off', as
   await file.driver.discard?.(guestOffset(8192), 6144);
   assert.equal((await stat(path)).size, 16_384);
   await graph.close(node);
+});
+
+/** Asynchronous calls to the host wait until this has ended. */
+const allThreadsBusy = async (): Promise<void> => {
+  const work = (): Promise<Buffer> => promisify(pbkdf2)('', '', 300_000, 64, 'sha512');
+  await Promise.all(Array.from({ length: 8 }, work));
+};
+
+test('a punch past the end makes the file longer, and cuts nothing off that is written meanwhile', async (t) => {
+  const directory = await scratchDirectory(t);
+  const path = join(directory, 'disk.raw');
+  await writeFile(path, Buffer.alloc(4096, 1));
+  const graph = await testGraph({ directory });
+  const node = await graph.open({ path, format: 'raw', readOnly: false });
+  const { driver } = present(node.file, 'a raw image has a file');
+  const busy = allThreadsBusy();
+  const punched = driver.discard?.(guestOffset(8192), 4096);
+  appendFileSync(path, Buffer.alloc(64_000, 2));
+  await Promise.all([busy, punched]);
+  assert.equal((await stat(path)).size, 68_096);
+  await driver.discard?.(guestOffset(70_000), 1000);
+  assert.equal((await stat(path)).size, 71_000);
+  await graph.close(node);
+});
+
+test('a file that is closed late is not touched any more: its lock may be given back', async (t) => {
+  const directory = await scratchDirectory(t);
+  const path = join(directory, 'disk.raw');
+  await writeFile(path, Buffer.alloc(4096, 1));
+  const graph = await testGraph({ directory, growsHereAlone: true });
+  const node = await graph.open({ path, format: 'raw', readOnly: false });
+  const file = present(node.file, 'a raw image has a file');
+  await node.write(guestOffset(0), new Uint8Array(4096));
+  const release = file.lateClose.hold();
+  await graph.close(node);
+  const { ctimeMs } = statSync(path);
+  await sleep(20);
+  release();
+  await sleep(100);
+  assert.equal(statSync(path).ctimeMs, ctimeMs);
+});
+
+test('after a sync that has failed there is nothing to sync by', async (t) => {
+  const directory = await scratchDirectory(t);
+  const path = join(directory, 'disk.raw');
+  await writeFile(path, Buffer.alloc(4096, 1));
+  const graph = await testGraph({ directory });
+  const node = await graph.open({ path, format: 'raw', readOnly: false });
+  const { driver } = present(node.file, 'a raw image has a file');
+  await driver.flush();
+  assert.notEqual(driver.syncFd, undefined);
+  driver.syncHasFailed?.(new BlockError({ kind: 'io', message: 'the disk is gone' }));
+  assert.equal(driver.syncFd, undefined);
+  await assert.rejects(driver.flush(), /the disk is gone/);
+  await graph.close(node).catch(() => undefined);
 });
