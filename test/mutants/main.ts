@@ -1,5 +1,5 @@
 /**
- * `npm run mutants`: leaves each step of mutations.ts out of a copy of the built program, and runs the tests that must notice.
+ * `npm run mutants`: leaves each step that mutations.ts collects out of a copy of the built program, and runs the tests that must notice.
  * Words choose those whose step has one of them. Prints one line a mutant; exits 1 when one survives, or when a mutation does not fit the program any more.
  */
 import { spawnSync } from 'node:child_process';

@@ -1,52 +1,20 @@
-/** The steps of jobs that change chains and copy disks: commit, stream, backup, external snapshot, and mirrors that write through. */
+/**
+ * The layers that a view stands on, while commit, stream, an external snapshot or a pivot changes them: no content is lost on
+ * the way, and the next engine finds the same layers.
+ */
 import type { Mutation } from './mutations.ts';
 
 const ORDER = ['test/reference/job-order.test.js'];
 const FAULTS = ['test/reference/chain-faults.test.js'];
-const BACKUP = ['test/reference/backup.test.js'];
-const MIRROR = [
-  'test/reference/mirror.test.js',
-  'test/reference/mirror-errors.test.js',
-  'test/reference/mirror-cancel.test.js',
-];
-const LET_GO = ['test/reference/mirror-let-go.test.js'];
 const STREAM = ['test/reference/stream.test.js'];
 
-export const JOB_MUTATIONS: readonly Mutation[] = [
+export const CHAIN_MUTATIONS: readonly Mutation[] = [
   {
     step: 'a view whose record cannot be taken back stands for what is recorded',
     file: 'mount/catalog/pivot.js',
     find: 'image.pivoted(candidate, unseen(descriptor, candidate.host, inspectionBefore));',
     replace: 'image.pivoted(before, inspectionBefore);',
     tests: FAULTS,
-  },
-  {
-    step: 'the descriptor that a hanging copy reads from is closed when the copy ends',
-    file: 'src/job/direct-copy.js',
-    find: 'place.file.lateClose.hold()',
-    replace: '() => undefined',
-    tests: LET_GO,
-  },
-  {
-    step: 'a guest does not wait for the range of a copy that nobody wants any more',
-    file: 'src/job/write-through.js',
-    find: 'await lockOrAborted(locks, { start, end }, signal)',
-    replace: 'await locks.acquire({ start, end })',
-    tests: LET_GO,
-  },
-  {
-    step: 'what waited for its turn is not begun when its job was given up',
-    file: 'src/block/view.js',
-    find: 'signal?.throwIfAborted();',
-    replace: '',
-    tests: ['test/unit/block/view.test.js'],
-  },
-  {
-    step: 'what was in flight when a mirror was cancelled is left in its bitmap',
-    file: 'src/job/mirror.js',
-    find: 'this.#copy?.keepOpen();',
-    replace: '',
-    tests: MIRROR,
   },
   {
     step: 'commit: the base is flushed before the overlay names it',
@@ -128,45 +96,6 @@ export const JOB_MUTATIONS: readonly Mutation[] = [
     tests: STREAM,
   },
   {
-    step: 'block status: refcounts that could not be read once are no error for good',
-    file: 'drivers/qcow2/image.js',
-    find: 'hasPreallocatedMetadata(file, checkShapeOf(header)).catch(() => false);',
-    replace: 'hasPreallocatedMetadata(file, checkShapeOf(header));',
-    tests: ['test/reference/unread-refcounts.test.js'],
-  },
-  {
-    step: 'backup: its bitmap is cleared only when it has succeeded',
-    file: 'src/job/backup.js',
-    find: `        if (this.#hasSucceeded)
-            this.#bitmap?.succeed();
-        else
-            this.#bitmap?.fail(point.uncopied);`,
-    replace: '        this.#bitmap?.succeed();',
-    tests: BACKUP,
-  },
-  {
-    step: 'backup: it has succeeded when its target is flushed',
-    file: 'src/job/backup.js',
-    find: 'await orAborted(this.#options.target.node.flush(), control.signal);',
-    replace: '',
-    tests: [...ORDER, ...FAULTS],
-  },
-  {
-    step: 'backup: what was ignored is an error in the end',
-    file: 'src/job/backup.js',
-    find: `        if (this.#ignored !== null)
-            throw this.#ignored;`,
-    replace: '',
-    tests: FAULTS,
-  },
-  {
-    step: 'backup: what programs have written before is in it, also what the kernel still holds',
-    file: 'src/control/commands/backup.js',
-    find: "await context.syncDevice(device, 'backup');",
-    replace: '',
-    tests: ORDER,
-  },
-  {
     step: 'external snapshot: what programs have written before is in it, also what the kernel still holds',
     file: 'src/control/commands/external-snapshot.js',
     find: "await context.syncDevice(device, 'snapshot');",
@@ -225,26 +154,14 @@ export const JOB_MUTATIONS: readonly Mutation[] = [
     tests: FAULTS,
   },
   {
-    step: 'write-through: a write is answered when the target has it',
-    file: 'src/job/write-through.js',
-    find: 'await orAborted(writes, signal);',
-    replace: 'void writes;',
-    tests: MIRROR,
-  },
-  {
-    step: 'write-through: what lies past the end of the target is dirty',
-    file: 'src/job/write-through.js',
-    find: `        if (limit < end)
-            bitmap.mark(Math.max(offset, limit), end - Math.max(offset, limit));`,
-    replace: '',
-    tests: MIRROR,
-  },
-  {
-    step: 'write-through: a write that has failed leaves its range dirty',
-    file: 'src/job/write-through.js',
-    find: `                bitmap.mark(change.offset, change.lengthBytes);
-                throw error;`,
-    replace: '                throw error;',
-    tests: FAULTS,
+    step: 'what a view stands for is remembered before its root is swapped',
+    file: 'mount/catalog/pivot.js',
+    find: `    const candidate = await remember(scene, target, []);
+    image.pivoted(candidate, inspection);
+    const old = image.view.swapRoot(target);`,
+    replace: `    const old = image.view.swapRoot(target);
+    const candidate = await remember(scene, target, []);
+    image.pivoted(candidate, inspection);`,
+    tests: ['test/unit/mount/pivot.test.js'],
   },
 ];

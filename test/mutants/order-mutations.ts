@@ -1,0 +1,152 @@
+/** The order in which things reach the disk, so that a power cut at any point leaves a sound image. */
+import type { Mutation } from './mutations.ts';
+
+const POWER_CUT = ['test/crash/power-cut.test.js'];
+const EVERY_PREFIX = ['test/crash/every-prefix.test.js'];
+const BITMAPS = ['test/crash/bitmap-power-cut.test.js'];
+const SNAPSHOTS = ['test/crash/snapshot-power-cut.test.js'];
+const ADD_COW = ['test/crash/add-cow-power-cut.test.js'];
+
+export const ORDER_MUTATIONS: readonly Mutation[] = [
+  {
+    step: 'a header field that could not be synced is put back',
+    file: 'drivers/qcow2/state.js',
+    find: 'await this.file.write(guestOffset(at), before).catch(() => undefined);',
+    replace: '',
+    tests: ['test/unit/drivers/qcow2/failed-steps.test.js'],
+  },
+  {
+    step: 'a qcow2 header with another backing link that could not be synced is put back',
+    file: 'drivers/qcow2/header-cluster.js',
+    find: 'await file.write(guestOffset(0), before).catch(() => undefined);',
+    replace: '',
+    tests: ['test/unit/drivers/qcow2/failed-steps.test.js'],
+  },
+  {
+    step: 'an add-cow header with another backing link that could not be synced is put back',
+    file: 'drivers/add-cow/header-write.js',
+    find: 'await file.write(guestOffset(0), header.fields).catch(() => undefined);',
+    replace: '',
+    tests: ['test/unit/drivers/add-cow/header-changes.test.js'],
+  },
+  {
+    step: 'an add-cow image that becomes complete is waited for before its size changes',
+    file: 'drivers/add-cow/resize.js',
+    find: `            // One that is under way may be about to say that all of it is in the image file.
+            await state.schedule.request();`,
+    replace: '',
+    tests: ['test/unit/drivers/add-cow/header-changes.test.js'],
+  },
+  {
+    step: 'data and refcounts are synced before entries name them',
+    file: 'drivers/qcow2/checkpoint.js',
+    find: `        await Promise.all([file.flush(), state.flushClusters()]);
+        await writeMapping(state, covered);`,
+    replace: '        await writeMapping(state, covered);',
+    tests: POWER_CUT,
+  },
+  {
+    step: 'entries are synced before a flush is answered',
+    file: 'drivers/qcow2/checkpoint.js',
+    find: 'if (covered.slices.length + covered.l1.length > 0)',
+    replace: 'if (false)',
+    tests: POWER_CUT,
+  },
+  {
+    step: 'new L2 tables are written before the L1 table names them',
+    file: 'drivers/qcow2/checkpoint.js',
+    find: 'await file.write(guestOffset(offset), content ?? new Uint8Array(state.clusterBytes));',
+    replace: '',
+    tests: POWER_CUT,
+  },
+  {
+    step: 'refcounts are written before the entries',
+    file: 'drivers/qcow2/checkpoint.js',
+    find: 'await writeRefcounts(state, covered);',
+    replace: '',
+    tests: POWER_CUT,
+  },
+  {
+    step: 'a data file is synced before entries name its clusters',
+    file: 'drivers/qcow2/checkpoint.js',
+    find: 'await Promise.all([file.flush(), state.flushClusters()]);',
+    replace: 'await file.flush();',
+    tests: ['test/crash/data-file-power-cut.test.js'],
+  },
+  {
+    step: 'a larger refcount table is on disk before the header names it',
+    file: 'drivers/qcow2/allocator.js',
+    find: `        await file.flush();
+        await moveRefcountTable(tableOffset, plan.tableClusters);`,
+    replace: '        await moveRefcountTable(tableOffset, plan.tableClusters);',
+    tests: EVERY_PREFIX,
+  },
+  {
+    step: 'a larger L1 table is on disk before the header names it',
+    file: 'drivers/qcow2/resize.js',
+    find: `        await file.flush();
+        const old = {`,
+    replace: '        const old = {',
+    tests: EVERY_PREFIX,
+  },
+  {
+    step: 'what a smaller size cuts off is unmapped on disk before the size is',
+    file: 'drivers/qcow2/resize.js',
+    find: `            await state.schedule.request();
+            await state.writeHeaderDurably(HEADER.size`,
+    replace: '            await state.writeHeaderDurably(HEADER.size',
+    tests: EVERY_PREFIX,
+  },
+  {
+    step: 'dirty bitmaps that record are marked before the first write',
+    file: 'drivers/qcow2/image.js',
+    find: 'await this.#bitmaps.holdRecording();',
+    replace: '',
+    tests: BITMAPS,
+  },
+  {
+    step: 'the marks of dirty bitmaps are synced before a write goes on',
+    file: 'drivers/qcow2/persistent-bitmaps.js',
+    find: `        await file.flush();
+        for (const entry of wanted) {`,
+    replace: '        for (const entry of wanted) {',
+    tests: BITMAPS,
+  },
+  {
+    step: 'dirty bitmaps are on disk and counted before the header names them',
+    file: 'drivers/qcow2/bitmap-writer.js',
+    find: 'await schedule.request();',
+    replace: '',
+    tests: BITMAPS,
+  },
+  {
+    step: 'the dirty bit is set before a snapshot changes refcounts',
+    file: 'drivers/qcow2/snapshot-change.js',
+    find: 'await this.#markDirty(true);',
+    replace: '',
+    tests: SNAPSHOTS,
+  },
+  {
+    step: 'what a snapshot names is on disk before the header names the snapshot',
+    file: 'drivers/qcow2/snapshot-change.js',
+    find: `            await steps.prepare();
+            await this.sync();`,
+    replace: '            await steps.prepare();',
+    tests: SNAPSHOTS,
+  },
+  {
+    step: 'the image file of add-cow is synced before the bits',
+    file: 'drivers/add-cow/checkpoint.js',
+    find: 'await image.flush();',
+    replace: '',
+    tests: ADD_COW,
+  },
+  {
+    step: 'the bits of add-cow are synced before a flush is answered',
+    file: 'drivers/add-cow/checkpoint.js',
+    find: `        await file.flush();
+        bitmap.written(snapshots);`,
+    replace: '        bitmap.written(snapshots);',
+    tests: ADD_COW,
+  },
+];

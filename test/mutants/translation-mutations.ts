@@ -1,0 +1,68 @@
+/** The protocol between the control plane, which fills and takes away translations, and the workers, which use them. */
+import type { Mutation } from './mutations.ts';
+
+const PROTOCOL = [
+  'test/reference/translation-protocol.test.js',
+  'test/reference/translation-views.test.js',
+];
+
+export const TRANSLATION_MUTATIONS: readonly Mutation[] = [
+  {
+    step: 'a worker makes its sequence odd before it loads entries',
+    file: 'src/translation/hazards.js',
+    find: `    enter() {
+        Atomics.add(this.#words, this.#at + HAZARD_SEQUENCE, 1);`,
+    replace: '    enter() {',
+    tests: PROTOCOL,
+  },
+  {
+    step: 'a worker publishes its pages before it enters',
+    file: 'src/translation/hazards.js',
+    find: 'Atomics.store(words, at + HAZARD_LAST_PAGE, lastPage);',
+    replace: '',
+    tests: PROTOCOL,
+  },
+  {
+    step: 'a worker looks at the first word again after the second',
+    file: 'src/translation/lookup.js',
+    find: 'if (Atomics.load(words, entry) !== word0)',
+    replace: 'if (false)',
+    tests: PROTOCOL,
+  },
+  {
+    step: 'a worker looks at the view again after it has entered',
+    file: 'src/translation/lookup.js',
+    find: 'Atomics.load(words, record + VIEW_PAGE_BITS) - 1 === bits &&',
+    replace: '',
+    tests: PROTOCOL,
+  },
+  {
+    step: 'an entry is taken away before it is filled anew',
+    file: 'src/translation/translation-table.js',
+    find: `        Atomics.store(words, at, 0);
+        if (permissions === 0`,
+    replace: '        if (permissions === 0',
+    tests: PROTOCOL,
+  },
+  {
+    step: 'a closed view waits for the workers',
+    file: 'src/translation/translation-table.js',
+    find: 'await this.quiesce({ view, firstPage: SYNC_PAGE, lastPage: PAGE_LIMIT });',
+    replace: '',
+    tests: PROTOCOL,
+  },
+  {
+    step: 'an evicted slot waits for the workers',
+    file: 'src/translation/translation-table.js',
+    find: 'void this.quiesce({ view, firstPage, lastPage: firstPage + ENTRIES_PER_SLICE - 1 }).then(() => {',
+    replace: 'void Promise.resolve().then(() => {',
+    tests: PROTOCOL,
+  },
+  {
+    step: 'the control plane waits for a worker that uses the pages',
+    file: 'src/translation/hazards.js',
+    find: 'if (this.isUsing(worker, range))',
+    replace: 'if (false)',
+    tests: PROTOCOL,
+  },
+];
