@@ -7,13 +7,13 @@ export const CATALOG_MUTATIONS: readonly Mutation[] = [
     file: 'mount/catalog/image-entry.js',
     find: 'isSame && this.#seenMs >= sinceMs',
     replace: 'false',
-    tests: ['test/unit/mount/catalog.test.js'],
+    tests: ['test/unit/mount/catalog-scan-races.test.js'],
   },
   {
     step: 'what is known of an image since a scan has looked at it stays',
     file: 'mount/catalog/image-entry.js',
     find: 'if (this.inspection === found.inspectionBefore)',
     replace: '',
-    tests: ['test/unit/mount/catalog.test.js'],
+    tests: ['test/unit/mount/catalog-scan-races.test.js'],
   },
 ];

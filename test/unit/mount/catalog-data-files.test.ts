@@ -3,23 +3,12 @@ import assert from 'node:assert/strict';
 import { appendFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { Catalog } from '../../../mount/catalog.ts';
-import type { Entry } from '../../../mount/directory.ts';
 import { guestOffset } from '../../../src/base/units.ts';
 import { writeAddCow } from '../../support/add-cow-file.ts';
-import { catalogFixture } from './catalog-fixture.ts';
+import { catalogFixture, lookup, namesOf } from './catalog-fixture.ts';
 
 const CLUSTER = 65_536;
 const BYTES = 4 * CLUSTER + 100;
-
-const namesOf = async (catalog: Catalog): Promise<string[]> =>
-  (await catalog.entries()).map((entry) => entry.name).sort();
-
-const lookup = async (catalog: Catalog, name: string): Promise<Entry> => {
-  const entry = await catalog.lookup(name);
-  assert.ok(entry !== null, `${name} is shown`);
-  return entry;
-};
 
 /** NAME.add-cow over base.img, whose data goes to IMAGE. */
 const makeAddCow = async (directory: string, name: string, image: string): Promise<void> => {

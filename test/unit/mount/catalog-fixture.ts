@@ -1,12 +1,15 @@
 /** A catalog over a temporary directory, with locks and node ids that tests can look into. */
+import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { drivers } from '../../../drivers/index.ts';
 import type { CatalogOptions } from '../../../mount/catalog/catalog-options.ts';
 import { type Catalog, openCatalog, sourceGate } from '../../../mount/catalog.ts';
+import type { Entry } from '../../../mount/directory.ts';
 import { present } from '../../../src/base/assert.ts';
 import { BlockError } from '../../../src/base/block-error.ts';
 import { createLog } from '../../../src/base/log.ts';
+import { guestOffset } from '../../../src/base/units.ts';
 import { Graph } from '../../../src/block/graph.ts';
 import type { ImageLocks, LockMode } from '../../../src/block/image-locks.ts';
 import { DriverRegistry } from '../../../src/block/registry.ts';
@@ -113,4 +116,34 @@ export const catalogFixture = async (t: Cleanup): Promise<Fixture> => {
     graph: () => present(last, 'a catalog was made'),
     mount,
   };
+};
+
+/** Of all views, sorted. */
+export const namesOf = async (catalog: Catalog): Promise<string[]> =>
+  (await catalog.entries()).map((entry) => entry.name).sort();
+
+/** A view that is shown. */
+export const lookup = async (catalog: Catalog, name: string): Promise<Entry> => {
+  const entry = await catalog.lookup(name);
+  assert.ok(entry !== null, `${name} is shown`);
+  return entry;
+};
+
+/** Opens the view. */
+export const contentOf = async (entry: Entry): Promise<Buffer> => {
+  const buffer = Buffer.alloc(await entry.view.lengthBytes());
+  await entry.view.read(guestOffset(0), buffer);
+  return buffer;
+};
+
+/** Waits for what happens in the background, 5 s at most. */
+export const eventually = async (
+  what: string,
+  holds: () => boolean | Promise<boolean>,
+): Promise<void> => {
+  const end = Date.now() + 5000;
+  while (!(await holds())) {
+    assert.ok(Date.now() < end, `in 5 s: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
 };

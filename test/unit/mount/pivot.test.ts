@@ -11,7 +11,7 @@ import type { Node } from '../../../src/block/node.ts';
 import type { View } from '../../../src/block/view.ts';
 import { StandInStore } from '../../../src/daemon/stand-in-store.ts';
 import { writeStub } from '../../support/stub-format.ts';
-import { catalogFixture, type Fixture } from './catalog-fixture.ts';
+import { catalogFixture, type Fixture, namesOf } from './catalog-fixture.ts';
 
 const viewNamed = async (catalog: Catalog, name: string): Promise<View> => {
   const entry = await catalog.lookup(name);
@@ -24,9 +24,6 @@ const textOf = async (view: View): Promise<string> => {
   await view.read(guestOffset(0), buffer);
   return buffer.toString('latin1').replaceAll('\0', '');
 };
-
-const namesOf = async (catalog: Catalog): Promise<string[]> =>
-  (await catalog.entries()).map((entry) => entry.name).sort();
 
 const content = (text: string): Buffer => Buffer.concat([Buffer.from(text), Buffer.alloc(1000)]);
 
