@@ -49,7 +49,7 @@ export const AHEAD_MUTATIONS: readonly Mutation[] = [
   },
   {
     step: 'a file is not cut while its space ahead is given back',
-    file: 'drivers/file/index.js',
+    file: 'drivers/file/file-length.js',
     find: 'await (this.#ahead === null ? cut() : this.#ahead.grow(cut));',
     replace: 'await cut();',
     tests,
