@@ -1,9 +1,9 @@
 /**
  * A view: the flat raw file that a guest or a program sees, with the root node that a drained section may swap.
  *
- * It owns the guest's rules (reads end at the end of the file, writes past it grow, shrinking only when allowed),
- * the count of requests in flight, and the drained section. It is opened when first used. Both backends (the FUSE
- * session and fuse-native) drive a mount through this class alone.
+ * It owns the guest's rules (reads end at the end of the file, writes past it grow, shrinking only when allowed) and
+ * the opening and closing of the chain, which is opened when first used. When a request may begin, `Admission` says. Both
+ * backends (the FUSE session and fuse-native) drive a mount through this class alone.
  *
  * Concurrency: any number of requests run at once; `drained` waits for those that have begun, holds those that come
  * later, and never fails them.
@@ -13,6 +13,7 @@ import { BlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import { isAllZero } from '../base/range.ts';
 import { type GuestOffset, guestOffset, MAX_OFFSET } from '../base/units.ts';
+import { Admission } from './admission.ts';
 import { readAtOnce, writeAtOnce } from './at-once.ts';
 import type { Node } from './node.ts';
 
@@ -43,14 +44,9 @@ export class View {
   #opening: Promise<Node> | null = null;
   /** Resolves when the closing that is under way has ended, however. */
   #closing: Promise<void> | null = null;
-  #active = 0;
   #pins = 0;
   #isWrittenBeside = false;
-  #whenIdle: (() => void) | null = null;
-  /** Held requests wait on it; null outside a drained section. */
-  #drain: Promise<void> | null = null;
-  /** While another host may use the image: requests wait for `granted`. */
-  #hold: { readonly granted: Promise<void>; readonly grant: () => void } | null = null;
+  readonly #admission = new Admission();
 
   /** Awaited at the start of each drained section: whoever does I/O beside the view (the data plane) ends it. */
   readonly drainListeners = new Set<() => Promise<void>>();
@@ -83,7 +79,7 @@ export class View {
 
   /** Inside a drained section, or waiting for one to begin: nobody may begin I/O beside the view. */
   get isDraining(): boolean {
-    return this.#drain !== null;
+    return this.#admission.drain !== null;
   }
 
   /**
@@ -101,12 +97,12 @@ export class View {
 
   /** Requests that have begun and not ended. */
   get active(): number {
-    return this.#active;
+    return this.#admission.active;
   }
 
   /** Another host may use the image: requests wait, and the chain is not opened. */
   get isHeld(): boolean {
-    return this.#hold !== null;
+    return this.#admission.hold !== null;
   }
 
   /**
@@ -114,18 +110,12 @@ export class View {
    * `close` waits for them.
    */
   hold(): void {
-    if (this.#hold !== null) return;
-    let grant = (): void => undefined;
-    const granted = new Promise<void>((resolve) => {
-      grant = resolve;
-    });
-    this.#hold = { granted, grant };
+    this.#admission.beginHold();
   }
 
   /** Requests go on. */
   letGo(): void {
-    this.#hold?.grant();
-    this.#hold = null;
+    this.#admission.endHold();
   }
 
   /**
@@ -133,7 +123,7 @@ export class View {
    * of the graph; EBUSY while they are.
    */
   async open(options: { readonly held?: boolean } = {}): Promise<Node> {
-    if (this.#hold !== null && options.held !== true) {
+    if (this.isHeld && options.held !== true) {
       throw new BlockError({
         kind: 'busy',
         op: 'open',
@@ -164,7 +154,7 @@ export class View {
   async close(): Promise<void> {
     await this.drained(async () => {
       // One that was let in before requests were held.
-      if (this.#hold !== null) await this.#opening?.catch(() => undefined);
+      if (this.isHeld) await this.#opening?.catch(() => undefined);
       const root = this.#root;
       this.#root = null;
       if (root === null) return;
@@ -186,8 +176,9 @@ export class View {
   async #openRoot(): Promise<Node> {
     for (;;) {
       const root = await this.#openForRequest();
-      if (root.isOpen || this.#drain === null) return root;
-      await this.#drain;
+      const { drain } = this.#admission;
+      if (root.isOpen || drain === null) return root;
+      await drain;
     }
   }
 
@@ -227,7 +218,7 @@ export class View {
   /** `read`, waiting for nothing; null when it has to. */
   readAtOnce(offset: GuestOffset, buffer: Uint8Array): number | null {
     const root = this.#root;
-    if (root === null || this.#wait !== null) return null;
+    if (root === null || this.#admission.wait !== null) return null;
     const inside = Math.max(0, Math.min(buffer.length, root.lengthBytes - offset));
     if (!readAtOnce(root, offset, buffer.subarray(0, inside))) return null;
     if (inside > 0) this.#options.noteRead?.(offset, inside);
@@ -237,7 +228,7 @@ export class View {
   /** `write`, waiting for nothing, inside of the image's length; false when it has to wait, or has failed: nothing was done. */
   writeAtOnce(offset: GuestOffset, buffer: Uint8Array): boolean {
     const root = this.#root;
-    if (root === null || this.#wait !== null || this.readOnly) return false;
+    if (root === null || this.#admission.wait !== null || this.readOnly) return false;
     if (this.#isWrittenBeside || this.detectsZeroes) return false;
     if (offset + buffer.length > root.lengthBytes) return false;
     return writeAtOnce(root, offset, buffer);
@@ -330,23 +321,14 @@ export class View {
    * Runs `change` while no request of this view is in flight. Requests that come meanwhile are held, in order, and go
    * on afterwards. Sections queue behind each other; a request never calls it (it would wait for itself).
    */
-  async drained<T>(change: () => Promise<T>): Promise<T> {
-    while (this.#drain !== null) await this.#drain;
-    let end = (): void => undefined;
-    this.#drain = new Promise((resolve) => {
-      end = resolve;
-    });
-    try {
-      if (this.#active > 0) await new Promise<void>((resolve) => (this.#whenIdle = resolve));
+  drained<T>(change: () => Promise<T>): Promise<T> {
+    return this.#admission.drained(async () => {
       for (const stop of this.drainListeners) await stop();
       // Copies of what was read outlive their readers.
       await this.#root?.copyOnRead?.settled();
-      assert(this.#active === 0, 'nothing is in flight in a drained section');
-      return await change();
-    } finally {
-      this.#drain = null;
-      end();
-    }
+      assert(this.active === 0, 'nothing is in flight in a drained section');
+      return change();
+    });
   }
 
   /**
@@ -354,7 +336,7 @@ export class View {
    * alone. Null: it is opened anew when it is used next. Returns the old root, which the caller closes.
    */
   swapRoot(root: Node | null): Node {
-    assert(this.#drain !== null && this.#active === 0, 'a root is swapped in a drained section');
+    assert(this.isDraining && this.active === 0, 'a root is swapped in a drained section');
     const old = present(this.#root, 'a view whose root is swapped is open');
     this.#root = root;
     if (root !== null) root.dirtyBitmaps.isBlind = this.#isWrittenBeside;
@@ -387,29 +369,15 @@ export class View {
   }
 
   async #openForRequest(): Promise<Node> {
-    while (this.#hold !== null) await this.#hold.granted;
+    while (this.#admission.hold !== null) await this.#admission.hold;
     return this.open();
   }
 
-  async #request<T>(run: (root: Node) => Promise<T>, signal?: AbortSignal): Promise<T> {
-    for (let wait = this.#wait; wait !== null; wait = this.#wait) await wait;
-    signal?.throwIfAborted();
-    this.#active++;
-    try {
-      const root = this.#root ?? (await this.open());
-      return await run(root);
-    } finally {
-      this.#active--;
-      if (this.#active === 0) {
-        this.#whenIdle?.();
-        this.#whenIdle = null;
-      }
-    }
-  }
-
-  /** What a request waits for before it begins; null for nothing. */
-  get #wait(): Promise<void> | null {
-    return this.#hold?.granted ?? this.#drain;
+  #request<T>(run: (root: Node) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    return this.#admission.request(
+      () => (this.#root === null ? this.open().then(run) : run(this.#root)),
+      signal,
+    );
   }
 
   async #growFor(op: string, offset: number, lengthBytes: number): Promise<void> {
@@ -436,7 +404,7 @@ export class View {
     for (let isDone = false; !isDone; ) {
       await this.#openForRequest();
       isDone = await this.drained(async () => {
-        if (this.#hold !== null) return false;
+        if (this.isHeld) return false;
         await change(await this.open());
         return true;
       });

@@ -123,7 +123,7 @@ export const COPY_MUTATIONS: readonly Mutation[] = [
   },
   {
     step: 'what waited for its turn is not begun when its job was given up',
-    file: 'src/block/view.js',
+    file: 'src/block/admission.js',
     find: 'signal?.throwIfAborted();',
     replace: '',
     tests: ['test/unit/block/view.test.js'],
