@@ -2,7 +2,7 @@
 import type { Argv } from 'yargs';
 import { BlockError } from '../base/block-error.ts';
 import { type QmpClient, QmpError, type QmpEvent } from '../control/client.ts';
-import type { BlockJobInfo } from '../job/job.ts';
+import type { BlockJobInfo } from '../job/job-info.ts';
 import { isWellFormed } from '../job/job-list.ts';
 import { EXIT } from './exit-codes.ts';
 import type { MountedDevice } from './mounted-device.ts';

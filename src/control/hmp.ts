@@ -1,8 +1,8 @@
 /** HMP, the monitor for people: each command is spelled as QEMU spells it, and done by its QMP command. */
 import { printable } from '../base/log.ts';
 import { formatSize, readSize } from '../base/size.ts';
-import type { BlockJobInfo, JobInfo } from '../job/job.ts';
 import { JobError } from '../job/job-error.ts';
+import type { BlockJobInfo, JobInfo } from '../job/job-info.ts';
 
 type Execute = (name: string, given: Readonly<Record<string, unknown>>) => Promise<unknown>;
 

@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError } from '../base/block-error.ts';
 import { QmpClient } from '../control/client.ts';
-import type { BlockJobInfo } from '../job/job.ts';
+import type { BlockJobInfo } from '../job/job-info.ts';
 import { extendedAttribute } from '../os/linux.ts';
 import { vdiskfsMounts } from './mount-table.ts';
 import { mountId, runtimeDirectory } from './runtime-directory.ts';

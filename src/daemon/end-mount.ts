@@ -2,7 +2,7 @@
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError, toBlockError } from '../base/block-error.ts';
-import type { BlockJobInfo } from '../job/job.ts';
+import type { BlockJobInfo } from '../job/job-info.ts';
 import { queryStatus } from './control-client.ts';
 import { describeHolders, holdersOf } from './holders.ts';
 import { FILE_SYSTEM_TYPE, mountedAt } from './mount-table.ts';

@@ -7,8 +7,8 @@ import { STREAM_ARGUMENTS, startStream } from '../control/commands/block-stream.
 import { DRIVE_MIRROR_ARGUMENTS, startDriveMirror } from '../control/commands/mirror.ts';
 import { type ControlContext, chainOf, type Device } from '../control/context.ts';
 import { checkArguments } from '../control/schema.ts';
-import type { JobType } from '../job/job.ts';
 import { JobError } from '../job/job-error.ts';
+import type { JobType } from '../job/job-info.ts';
 import type { JobRecord } from '../job/job-store.ts';
 
 /**

@@ -17,9 +17,10 @@ import { endsWithin, GIVE_UP_MS, orAborted } from './abort.ts';
 import type { BackupTarget } from './backup-target.ts';
 import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';
+import type { ErrorPolicy } from './error-policy.ts';
 import { type BitmapMode, FrozenBitmap } from './frozen-bitmap.ts';
-import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
 import { JobCancelled } from './job-error.ts';
+import type { JobControl, JobWork } from './job-work.ts';
 
 const COPY_BYTES = 1 << 20;
 const COPIES_AT_ONCE = 6;

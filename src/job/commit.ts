@@ -14,7 +14,8 @@ import type { View } from '../block/view.ts';
 import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';
 import { CopyFailures } from './copy-failures.ts';
-import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
+import type { ErrorPolicy } from './error-policy.ts';
+import type { JobControl, JobWork } from './job-work.ts';
 
 const COPY_BYTES = 1 << 20;
 const COPIES_AT_ONCE = 6;

@@ -1,6 +1,7 @@
 /** What becomes of reads and writes of a job that fail: the job's one error policy, and what it has left out by it. */
 import { toBlockError } from '../base/block-error.ts';
-import type { ErrorPolicy, JobControl } from './job.ts';
+import type { ErrorPolicy } from './error-policy.ts';
+import type { JobControl } from './job-work.ts';
 
 export class CopyFailures {
   readonly #policy: ErrorPolicy;

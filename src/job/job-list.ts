@@ -6,8 +6,9 @@ import { toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import type { Node } from '../block/node.ts';
 import { CopyMemory } from './copy-memory.ts';
-import { type BlockJobInfo, Job, type JobEventSink, type JobFields, type JobType } from './job.ts';
+import { Job, type JobFields } from './job.ts';
 import { JobError } from './job-error.ts';
+import type { BlockJobInfo, JobEventSink, JobType } from './job-info.ts';
 import type { JobResult } from './job-store.ts';
 
 /** More than anybody needs at once; a client that starts them in a loop is stopped. */

@@ -1,83 +1,21 @@
 /**
  * A job: work in the background with QEMU's states, verbs and events.
  *
- * It owns the state machine, pausing, the speed limit and the error policy. What is done is a `JobWork`, which comes to a
- * pause point between its steps: there it waits while paused, and ends when cancelled.
+ * It owns the state machine, pausing, the speed limit, the progress and the outcome. What is done is a `JobWork`, which comes
+ * to a pause point between its steps: there it waits while paused, and ends when cancelled.
  *
  * Concurrency: verbs may come at any moment. They change what the job wants; the work sees it at its next pause point.
  */
 import { BlockError, toBlockError } from '../base/block-error.ts';
+import { ChangeWaits } from './change-waits.ts';
 import type { CopyMemory } from './copy-memory.ts';
+import { actionOf, type ErrorAction, type ErrorPolicy } from './error-policy.ts';
 import { JobCancelled, JobError } from './job-error.ts';
+import type { BlockJobInfo, IoStatus, JobEventSink, JobInfo, JobType } from './job-info.ts';
 import { assertFollows, isAllowed, isAtWork, type JobStatus, type JobVerb } from './job-state.ts';
 import type { JobResult } from './job-store.ts';
+import type { JobChange, JobControl, JobWork } from './job-work.ts';
 import { RateLimit } from './rate-limit.ts';
-
-export type JobType = 'stream' | 'mirror' | 'commit' | 'backup';
-
-/** What to do when a read or write of the job fails: QEMU's `BlockdevOnError`. */
-export type ErrorPolicy = 'report' | 'ignore' | 'enospc' | 'stop' | 'auto';
-
-export type IoStatus = 'ok' | 'failed' | 'nospace';
-
-export type JobEventName =
-  | 'JOB_STATUS_CHANGE'
-  | 'BLOCK_JOB_READY'
-  | 'BLOCK_JOB_PENDING'
-  | 'BLOCK_JOB_COMPLETED'
-  | 'BLOCK_JOB_CANCELLED'
-  | 'BLOCK_JOB_ERROR';
-
-export type JobEventSink = (name: JobEventName, data: Readonly<Record<string, unknown>>) => void;
-
-/** What the work is given. */
-export interface JobControl {
-  /** Waits while the job is paused. Errors: JobCancelled. */
-  pausePoint(): Promise<void>;
-  /** As `pausePoint`, and waits until the speed limit allows these bytes. Errors: JobCancelled. */
-  throttle(bytes: number): Promise<void>;
-  /** Bytes that are done, and that there are; neither ever goes backwards. */
-  progress(offset: number, lengthBytes: number): void;
-  /** Says what comes of a failed read or write: with `stop` the job pauses, and the work tries again afterwards. */
-  failed(error: BlockError, operation: 'read' | 'write', policy: ErrorPolicy): ErrorAction;
-  /**
-   * Everything is copied: waits for `complete` (pivot) or for a cancel that is not forced (stop). Meanwhile `whileReady` is done
-   * again and again; it says after how many ms. Errors: JobCancelled.
-   */
-  ready(whileReady: () => Promise<number>): Promise<'complete' | 'stop'>;
-  readonly isCancelled: boolean;
-  /** What a person has asked for that is ready: its pivot, or its end without one. Nothing else is begun then. */
-  readonly completion: 'complete' | 'stop' | null;
-  /** A person, or a stop after an error, lets it wait. */
-  readonly isPaused: boolean;
-  /** Bytes a second that are allowed; 0 for any. */
-  readonly speed: number;
-  /** What copies in flight may take, with those of other jobs. */
-  readonly copyMemory: CopyMemory;
-  /** Aborted when the job is cancelled: for waits of the work's own. */
-  readonly signal: AbortSignal;
-}
-
-export type ErrorAction = 'report' | 'ignore' | 'stop';
-
-export interface JobWork {
-  /** All of the work. Errors end the job with that error. */
-  run(control: JobControl): Promise<void>;
-  /** The change that makes the result count, after `finalize`. Errors: the job is aborted. */
-  prepare?(): Promise<void>;
-  /** Gives back what the job has held; called once whatever came of it. */
-  clean?(): Promise<void>;
-  /** Before `complete` is taken. Errors: JobError with the reason why it cannot be. */
-  checkComplete?(): void;
-  /** `block-job-change`. Errors: JobError for what cannot be changed. */
-  change?(options: JobChange): void;
-  /** What this kind of job has beside BlockJobInfo's common fields. */
-  info?(): { readonly 'actively-synced'?: boolean };
-}
-
-export interface JobChange {
-  readonly copyMode: 'background' | 'write-blocking';
-}
 
 export interface JobFields {
   readonly id: string;
@@ -91,35 +29,6 @@ export interface JobFields {
   readonly emit: JobEventSink;
 }
 
-/** QEMU's BlockJobInfo. */
-export interface BlockJobInfo {
-  readonly type: JobType;
-  readonly device: string;
-  readonly len: number;
-  readonly offset: number;
-  readonly busy: boolean;
-  readonly paused: boolean;
-  readonly speed: number;
-  readonly 'io-status': IoStatus;
-  readonly ready: boolean;
-  readonly status: JobStatus;
-  readonly 'auto-finalize': boolean;
-  readonly 'auto-dismiss': boolean;
-  readonly error?: string;
-  /** Of a mirror: each write of the guest is in the target before it is answered. */
-  readonly 'actively-synced'?: boolean;
-}
-
-/** QEMU's JobInfo. */
-export interface JobInfo {
-  readonly id: string;
-  readonly type: JobType;
-  readonly status: JobStatus;
-  readonly 'current-progress': number;
-  readonly 'total-progress': number;
-  readonly error?: string;
-}
-
 export class Job implements JobControl {
   readonly id: string;
   readonly type: JobType;
@@ -130,7 +39,7 @@ export class Job implements JobControl {
   readonly #emit: JobEventSink;
   readonly #limit = new RateLimit();
   readonly #abort = new AbortController();
-  readonly #wakers = new Set<() => void>();
+  readonly #waits = new ChangeWaits();
   readonly #concluded: Promise<void>;
   #resolveConcluded: () => void = () => undefined;
   /** Called when the job goes to `null`, and whenever what should survive an engine has changed. */
@@ -140,7 +49,6 @@ export class Job implements JobControl {
   kept: () => Promise<void> = async () => undefined;
   #status: JobStatus = 'undefined';
   #userPaused = false;
-  #asleep = false;
   #cancelled = false;
   #completion: 'complete' | 'stop' | null = null;
   #finalized = false;
@@ -246,7 +154,7 @@ export class Job implements JobControl {
       device: this.id,
       len: this.#lengthBytes,
       offset: this.#offset,
-      busy: isAtWork(this.#status) && !this.#asleep,
+      busy: isAtWork(this.#status) && !this.#waits.isAsleep,
       paused: this.#userPaused,
       speed: this.speed,
       'io-status': this.#ioStatus,
@@ -344,7 +252,7 @@ export class Job implements JobControl {
     while (this.#userPaused && !this.#cancelled) {
       if (this.#status === 'running') this.#to('paused');
       else if (this.#status === 'ready') this.#to('standby');
-      await this.#sleep(null);
+      await this.#waits.untilChanged(null);
     }
     if (this.#status === 'paused') this.#to('running');
     else if (this.#status === 'standby') this.#to('ready');
@@ -356,7 +264,7 @@ export class Job implements JobControl {
       await this.pausePoint();
       const delayMs = this.#limit.delayMs();
       if (delayMs === 0) break;
-      await this.#sleep(delayMs);
+      await this.#waits.untilChanged(delayMs);
     }
     this.#limit.use(bytes);
   }
@@ -384,7 +292,7 @@ export class Job implements JobControl {
     while (this.#completion === null) {
       await this.pausePoint();
       const restMs = await whileReady();
-      if (this.#completion === null) await this.#sleep(restMs);
+      if (this.#completion === null) await this.#waits.untilChanged(restMs);
     }
     if (this.#cancelled) throw new JobCancelled();
     return this.#completion;
@@ -396,7 +304,7 @@ export class Job implements JobControl {
     this.#to('pending');
     if (!this.autoFinalize) {
       this.#emit('BLOCK_JOB_PENDING', { type: this.type, id: this.id });
-      while (!this.#finalized && !this.#cancelled) await this.#sleep(null);
+      while (!this.#finalized && !this.#cancelled) await this.#waits.untilChanged(null);
     }
     if (this.#cancelled) throw new JobCancelled();
     await this.#work.prepare?.();
@@ -450,37 +358,10 @@ export class Job implements JobControl {
   }
 
   #changed(): void {
-    for (const wake of this.#wakers) wake();
+    this.#waits.wake();
     this.onChanged();
   }
-
-  /** Until something about the job changes, or so many ms have passed. */
-  async #sleep(ms: number | null): Promise<void> {
-    let timer: NodeJS.Timeout | undefined;
-    let wake: () => void = () => undefined;
-    this.#asleep = true;
-    await new Promise<void>((resolve) => {
-      wake = resolve;
-      this.#wakers.add(resolve);
-      if (ms !== null) timer = setTimeout(resolve, ms);
-    });
-    this.#asleep = false;
-    clearTimeout(timer);
-    this.#wakers.delete(wake);
-  }
 }
-
-const actionOf = (policy: ErrorPolicy, isFull: boolean): ErrorAction => {
-  switch (policy) {
-    case 'report':
-    case 'ignore':
-    case 'stop':
-      return policy;
-    case 'enospc':
-    case 'auto':
-      return isFull ? 'stop' : 'report';
-  }
-};
 
 const describe = (failure: unknown): string =>
   failure instanceof BlockError || !(failure instanceof JobError)

@@ -16,8 +16,9 @@ import { Breather } from './breather.ts';
 import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';
 import { DirectCopy } from './direct-copy.ts';
-import type { ErrorPolicy, JobControl } from './job.ts';
+import type { ErrorPolicy } from './error-policy.ts';
 import { JobCancelled } from './job-error.ts';
+import type { JobControl } from './job-work.ts';
 import type { MirrorOptions } from './mirror-options.ts';
 
 const COPY_BYTES = 1 << 20;

@@ -4,7 +4,7 @@ import type { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
 import type { View } from '../block/view.ts';
 import type { BitmapFile } from './bitmap-file.ts';
-import type { ErrorPolicy } from './job.ts';
+import type { ErrorPolicy } from './error-policy.ts';
 
 /**
  * What is copied at first. `full`: all that the guest sees; `top`: what the image has itself; `none`: nothing;

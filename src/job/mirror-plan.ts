@@ -3,7 +3,7 @@ import { guestOffset } from '../base/units.ts';
 import type { DirtyBitmap } from '../block/dirty-bitmap.ts';
 import type { Node } from '../block/node.ts';
 import { Breather } from './breather.ts';
-import type { JobControl } from './job.ts';
+import type { JobControl } from './job-work.ts';
 import type { MirrorOptions } from './mirror-options.ts';
 
 /** Errors: those of reading the source's metadata; JobCancelled. */

@@ -15,7 +15,8 @@ import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';
 import { CopyFailures } from './copy-failures.ts';
 import { DirectCopy } from './direct-copy.ts';
-import type { ErrorPolicy, JobControl, JobWork } from './job.ts';
+import type { ErrorPolicy } from './error-policy.ts';
+import type { JobControl, JobWork } from './job-work.ts';
 import { LEAST_PIECE_BYTES, MOST_PIECE_BYTES, PieceSize } from './piece-size.ts';
 
 const COPY_BYTES = LEAST_PIECE_BYTES;

@@ -4,7 +4,7 @@ import { BlockError } from '../../base/block-error.ts';
 import type { QmpClient } from '../../control/client.ts';
 import { connectToMount } from '../../daemon/control-client.ts';
 import { vdiskfsMounts } from '../../daemon/mount-table.ts';
-import type { BlockJobInfo } from '../../job/job.ts';
+import type { BlockJobInfo } from '../../job/job-info.ts';
 import { defineCommand, UsageError } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
 import { connectToDevice } from '../mounted-device.ts';

@@ -3,7 +3,7 @@ import { printable } from '../../base/log.ts';
 import { formatSize } from '../../base/size.ts';
 import { connectToMount } from '../../daemon/control-client.ts';
 import { vdiskfsMounts } from '../../daemon/mount-table.ts';
-import type { BlockJobInfo } from '../../job/job.ts';
+import type { BlockJobInfo } from '../../job/job-info.ts';
 import { defineCommand } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';
 import { mountpointOf } from '../mounted-device.ts';

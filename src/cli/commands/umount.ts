@@ -1,6 +1,6 @@
 /** `vdiskfs umount`: flushes, unmounts, and waits for the daemon to end. */
 import { endMount } from '../../daemon/end-mount.ts';
-import type { JobType } from '../../job/job.ts';
+import type { JobType } from '../../job/job-info.ts';
 import { endsWithMount } from '../../job/job-list.ts';
 import { defineCommand } from '../command.ts';
 import { EXIT } from '../exit-codes.ts';

@@ -2,9 +2,10 @@
 import { basename, dirname, resolve } from 'node:path';
 import type { Node } from '../../block/node.ts';
 import { Commit } from '../../job/commit.ts';
-import type { Job, JobWork } from '../../job/job.ts';
+import type { Job } from '../../job/job.ts';
 import { JobError } from '../../job/job-error.ts';
 import type { Claim } from '../../job/job-list.ts';
+import type { JobWork } from '../../job/job-work.ts';
 import { Mirror } from '../../job/mirror.ts';
 import { DEFAULT_BUFFER_BYTES, defaultGranularity } from '../../job/mirror-options.ts';
 import {

@@ -3,8 +3,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { silentLog } from '../../../src/base/log.ts';
-import type { JobWork } from '../../../src/job/job.ts';
 import { JobList } from '../../../src/job/job-list.ts';
+import type { JobWork } from '../../../src/job/job-work.ts';
 
 /** Goes on for ever, and takes its time to end. */
 const slowToEnd = (end: Promise<void>): JobWork => ({

@@ -3,9 +3,10 @@ import { test } from 'node:test';
 import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
 import { BlockError } from '../../../src/base/block-error.ts';
 import { silentLog } from '../../../src/base/log.ts';
-import type { Job, JobControl, JobWork } from '../../../src/job/job.ts';
+import type { Job } from '../../../src/job/job.ts';
 import { JobList } from '../../../src/job/job-list.ts';
 import { canFollow, isAllowed } from '../../../src/job/job-state.ts';
+import type { JobControl, JobWork } from '../../../src/job/job-work.ts';
 import { RateLimit } from '../../../src/job/rate-limit.ts';
 
 interface Heard {
