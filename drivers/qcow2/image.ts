@@ -1,4 +1,6 @@
-/** An opened qcow2 image: puts the parts together and holds the order of opening and closing. */
+/**
+ * An opened qcow2 image: puts the parts together, admits what changes it, and holds the order of closing. It is opened by open.ts.
+ */
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { type GuestOffset, guestOffset } from '../../src/base/units.ts';
 import type { BitmapStore } from '../../src/block/dirty-tracking.ts';
@@ -6,7 +8,6 @@ import type {
   CopyInHow,
   DriverInstance,
   Mapping,
-  OpenRequest,
   WriteZeroesOptions,
 } from '../../src/block/driver.ts';
 import { type HostRange, notCopied } from '../../src/block/host-range.ts';
@@ -14,103 +15,26 @@ import type { BackingLink } from '../../src/block/image-description.ts';
 import type { InternalSnapshots } from '../../src/block/internal-snapshots.ts';
 import type { Node } from '../../src/block/node.ts';
 import { Allocator } from './allocator.ts';
-import { checkImageFile } from './check-image.ts';
 import { runCheckpoint } from './checkpoint.ts';
 import { CompressedClusters } from './compressed.ts';
 import { CorruptMark } from './corruption.ts';
-import { isCompressed } from './entry.ts';
 import { FlatFile } from './flat-file.ts';
 import { FreeTail } from './free-tail.ts';
-import { checkShapeOf, type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
+import { checkShapeOf, readHeader } from './header.ts';
 import { rewriteHeaderCluster, withBackingFormat } from './header-cluster.ts';
-import { AES_READ_ONLY, AUTOCLEAR, CRYPT_METHOD, HEADER, INCOMPATIBLE } from './layout.ts';
+import { HEADER } from './layout.ts';
 import { EntryLookup } from './lookup.ts';
 import { PersistentBitmaps } from './persistent-bitmaps.ts';
 import { hasPreallocatedMetadata } from './preallocation.ts';
+import { Preparation } from './prepare.ts';
+import { Reader } from './read.ts';
 import { Releases } from './release.ts';
-import { replayJournal } from './replay.ts';
 import { Resizer } from './resize.ts';
-import { readSavedMetadata, refuseConflict } from './saved-metadata.ts';
-import { snapshotHeader } from './snapshot-view.ts';
 import { Snapshots } from './snapshots.ts';
-import { ImageState } from './state.ts';
+import type { ImageState } from './state.ts';
 import { OwnTables } from './tables.ts';
 import { Writer } from './write.ts';
 import { Zeroes } from './zeroes.ts';
-
-/** Errors: kind invalid-image, unsupported; EROFS for one that must be repaired before it is written. */
-export const openQcow2 = async (request: OpenRequest): Promise<DriverInstance> => {
-  let header = await readHeader(request.file, request.path);
-  refuseUnsupported(header, request.path);
-  if (!request.readOnly && header.cryptMethod === CRYPT_METHOD.aes)
-    throw oldEncryption(request.path);
-  if (!request.readOnly && isMarked(header, 'dirty') && !isMarked(header, 'corrupt')) {
-    await repairDirty(request);
-    header = await readHeader(request.file, request.path);
-  }
-  if (!request.readOnly) refuseUnrepaired(header, request.path);
-  if (request.snapshot !== null) header = await snapshotHeader(request, header, request.snapshot);
-  const image = await Qcow2Image.load(request, header);
-  try {
-    if (!request.readOnly) await image.takeUpJournal();
-  } catch (error) {
-    image.abandon();
-    throw error;
-  }
-  return image;
-};
-
-const isMarked = (header: Qcow2Header, bit: 'dirty' | 'corrupt'): boolean =>
-  (header.incompatible & INCOMPATIBLE[bit]) !== 0;
-
-const oldEncryption = (path: string): BlockError =>
-  new BlockError({
-    kind: 'read-only',
-    message: `is only read: it ${AES_READ_ONLY}`,
-    hint: 'copy it with vdiskfs convert, to one that is encrypted with LUKS',
-    path,
-    op: 'open',
-  });
-
-/** The program that wrote it last was not able to bring its refcounts up to date. The bit stays when it is not mended. */
-const repairDirty = async ({ file, path, log }: OpenRequest): Promise<void> => {
-  const found = await checkImageFile({ file, path, repair: 'all' });
-  const mended = `${found.corruptionsFixed} corruptions and ${found.leaksFixed} leaks were mended`;
-  const left = found.corruptions + found.checkErrors;
-  const rest = left === 0 ? '' : `, ${left} errors are left`;
-  log.warning(path, `was not closed cleanly: ${mended}${rest}`);
-};
-
-const refuseUnrepaired = (header: Qcow2Header, path: string): void => {
-  const isCorrupt = isMarked(header, 'corrupt');
-  if (!isCorrupt && !isMarked(header, 'dirty')) return;
-  throw new BlockError({
-    kind: 'read-only',
-    message: isCorrupt
-      ? 'is marked corrupt'
-      : 'was not closed cleanly, and its refcounts could not be mended',
-    hint: isCorrupt
-      ? 'repair it with vdiskfs check -r all, or open it read-only'
-      : 'repair it with qemu-img check -r all, or open it read-only',
-    path,
-    op: 'open',
-  });
-};
-
-/** Encrypted clusters are where the entries say, but not as the guest sees them. */
-const veiled = (m: Mapping): Mapping => {
-  const { kind, lengthBytes } = m;
-  switch (kind) {
-    case 'data':
-      return { kind: 'opaque', lengthBytes, encrypted: true };
-    case 'zero':
-      return { kind, lengthBytes, allocated: m.allocated };
-    case 'unallocated':
-      return { kind, lengthBytes };
-    case 'opaque':
-      return m;
-  }
-};
 
 export class Qcow2Image implements DriverInstance {
   readonly snapshots?: InternalSnapshots;
@@ -121,20 +45,20 @@ export class Qcow2Image implements DriverInstance {
   readonly #bitmaps: PersistentBitmaps;
   readonly #state: ImageState;
   readonly #lookup: EntryLookup;
+  readonly #reader: Reader;
   readonly #compressed: CompressedClusters;
   readonly #releases: Releases;
   readonly #tail: FreeTail;
   readonly #corrupt: CorruptMark;
+  readonly #preparation: Preparation;
   readonly #writer: Writer;
   readonly #zeroes: Zeroes;
   readonly #resizer: Resizer;
   readonly #flat: FlatFile;
-  #prepared: Promise<void> | null = null;
-  #isPrepared = false;
-  #autoclear: Promise<void> | null = null;
   #preallocated: Promise<boolean> | null = null;
 
-  private constructor(state: ImageState) {
+  /** `loadBitmaps` follows, of an image that shows no snapshot. */
+  constructor(state: ImageState) {
     const { request, header, clusterBytes } = state;
     this.#state = state;
     this.backingLink = header.backing;
@@ -142,6 +66,7 @@ export class Qcow2Image implements DriverInstance {
     this.subclusterBytes = header.subclusterBytes;
     this.#lookup = new EntryLookup(state);
     this.#compressed = new CompressedClusters(request.file, request.path, header);
+    this.#reader = new Reader(state, this.#lookup, this.#compressed);
     const allocator = new Allocator({
       file: request.file,
       path: request.path,
@@ -153,7 +78,10 @@ export class Qcow2Image implements DriverInstance {
       moveRefcountTable: (offset, clusters) => this.#moveRefcountTable(offset, clusters),
       unmapped: (run) => state.unmapped.push(run),
     });
-    this.#bitmaps = new PersistentBitmaps(state, allocator, () => this.#clearAutoclear());
+    this.#bitmaps = new PersistentBitmaps(state, allocator, () =>
+      this.#preparation.clearAutoclear(),
+    );
+    this.#preparation = new Preparation(state, this.#bitmaps, () => this.#allowInPlace(true));
     this.#tail = new FreeTail(state, allocator);
     this.#releases = new Releases(state, allocator, {
       compressed: this.#compressed,
@@ -179,7 +107,7 @@ export class Qcow2Image implements DriverInstance {
       allocator,
       quiet: () =>
         this.#corrupt.guard(async () => {
-          await this.#prepare();
+          await this.#preparation.ensure();
           await this.#settle();
         }),
       forgetUnpacked: () => this.#compressed.forget(),
@@ -187,15 +115,9 @@ export class Qcow2Image implements DriverInstance {
     });
   }
 
-  static async load(request: OpenRequest, header: Qcow2Header): Promise<Qcow2Image> {
-    let image: Qcow2Image | null = null;
-    const state = await ImageState.load(request, header, async () => {
-      await image?.checkpoint();
-    });
-    image = new Qcow2Image(state);
-    if (!request.readOnly) await readSavedMetadata(state);
-    if (request.snapshot === null) await image.#bitmaps.open();
-    return image;
+  /** Before the first request. Errors: kind invalid-image, unsupported; EIO. */
+  async loadBitmaps(): Promise<void> {
+    await this.#bitmaps.open();
   }
 
   get isMarkedCorrupt(): boolean {
@@ -218,65 +140,17 @@ export class Qcow2Image implements DriverInstance {
     });
   }
 
-  /** Before the first request of an image that is opened for writing. */
-  async takeUpJournal(): Promise<void> {
-    if (await replayJournal(this.#state)) await this.#state.schedule.request();
-  }
-
-  /** Instead of `close`, when opening failed. */
-  abandon(): void {
-    this.#state.data.close();
-  }
-
   mapping(offset: GuestOffset, lengthBytes: number): Mapping | Promise<Mapping> {
-    const found = this.#lookup.mapping(offset, lengthBytes);
-    return found instanceof Promise ? found.then((m) => this.#shown(m)) : this.#shown(found);
+    return this.#reader.mapping(offset, lengthBytes);
   }
 
-  #shown(m: Mapping): Mapping {
-    if (this.#state.data.isEncrypted) return veiled(m);
-    // Nobody writes beside the driver what SIGKILL may unmap: nobody would wait for it.
-    const isKept = m.kind === 'data' && m.inPlace && this.#state.journaled.isBehind;
-    return isKept ? { ...m, inPlace: false } : m;
-  }
-
-  // Looked up again, a piece at a time: what was opaque when the caller looked may be mapped otherwise by now.
-  async read(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
-    for (let done = 0; done < buffer.length; ) {
-      const at = guestOffset(offset + done);
-      const m = await this.#lookup.mapping(at, buffer.length - done);
-      const piece = buffer.subarray(done, done + m.lengthBytes);
-      if (m.kind === 'opaque') await this.#readCompressed(at, piece);
-      else if (m.kind === 'data')
-        await this.#state.data.read({ guest: at, host: m.hostOffset }, piece);
-      else await this.#readAbsent(m.kind, at, piece);
-      done += m.lengthBytes;
-    }
-  }
-
-  async #readAbsent(
-    kind: 'zero' | 'unallocated',
-    at: GuestOffset,
-    piece: Uint8Array,
-  ): Promise<void> {
-    const backing = kind === 'zero' ? null : this.#state.request.backing();
-    if (backing === null) piece.fill(0);
-    else await backing.readClipped(at, piece);
-  }
-
-  async #readCompressed(at: GuestOffset, piece: Uint8Array): Promise<void> {
-    const { map, clusterBytes } = this.#state;
-    const place = map.place(at);
-    const slice = await map.slices.get(map.tableOffset(place.l1Index) + place.sliceStart);
-    const entry = map.entry(slice, place.index);
-    if (!isCompressed(entry.high)) return this.read(at, piece);
-    const cluster = await this.#compressed.read(entry);
-    const inCluster = at % clusterBytes;
-    piece.set(cluster.subarray(inCluster, inCluster + piece.length));
+  read(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
+    return this.#reader.read(offset, buffer);
   }
 
   writeAtOnce(offset: GuestOffset, buffer: Uint8Array): boolean {
-    if (!this.#isPrepared || this.#corrupt.isSet || !this.#state.admitsAtOnce()) return false;
+    if (!this.#preparation.isDone || this.#corrupt.isSet || !this.#state.admitsAtOnce())
+      return false;
     return this.#writer.writeAtOnce(offset, buffer);
   }
 
@@ -309,14 +183,14 @@ export class Qcow2Image implements DriverInstance {
 
   async makeEmpty(): Promise<void> {
     await this.#corrupt.guard(async () => {
-      await this.#prepare();
+      await this.#preparation.ensure();
       await this.#zeroes.forget(0, this.lengthBytes);
       await this.flush();
     });
   }
 
   async changeBacking(link: BackingLink | null): Promise<void> {
-    await this.#prepare();
+    await this.#preparation.ensure();
     await this.flush();
     const { request, file, clusterBytes, isDataFileRaw } = this.#state;
     // As they are on disk: bitmaps may have been saved since the image was opened.
@@ -346,7 +220,8 @@ export class Qcow2Image implements DriverInstance {
   }
 
   async flatFile(): Promise<Node | null> {
-    if (this.#state.isDataFileRaw && !this.#state.request.readOnly) await this.#prepare();
+    if (this.#state.isDataFileRaw && !this.#state.request.readOnly)
+      await this.#preparation.ensure();
     return this.#flat.handOut();
   }
 
@@ -382,7 +257,7 @@ export class Qcow2Image implements DriverInstance {
 
   async resize(lengthBytes: number): Promise<void> {
     await this.#corrupt.guard(async () => {
-      await this.#prepare();
+      await this.#preparation.ensure();
       // Until they are saved with the new length, none of them fits the image.
       await this.#bitmaps.holdAll();
       await this.#resizer.resize(lengthBytes);
@@ -437,22 +312,6 @@ export class Qcow2Image implements DriverInstance {
     await schedule.close();
   }
 
-  #prepare(): Promise<void> {
-    this.#prepared ??= this.#prepareWriting().catch((error: unknown) => {
-      this.#prepared = null;
-      throw error;
-    });
-    return this.#prepared;
-  }
-
-  async #prepareWriting(): Promise<void> {
-    refuseConflict(this.#state);
-    await this.#clearAutoclear();
-    await this.#bitmaps.holdRecording();
-    this.#allowInPlace(true);
-    this.#isPrepared = true;
-  }
-
   #allowInPlace(isAllowed: boolean): void {
     this.#lookup.inPlace = isAllowed;
     this.#state.request.mappingChanged({ start: guestOffset(0), lengthBytes: this.lengthBytes });
@@ -461,30 +320,11 @@ export class Qcow2Image implements DriverInstance {
   /** Everything that changes the image. Errors: those of `change`; EIO for an image that was found corrupt. */
   #change(change: () => Promise<void>): Promise<void> {
     return this.#corrupt.guard(async () => {
-      await this.#prepare();
+      await this.#preparation.ensure();
       await this.#state.admit();
       await change();
       await this.#state.settled();
     });
-  }
-
-  // Autoclear bits say that something beside the mapping is up to date; from the first write on it may not be. Bitmaps are
-  // kept so.
-  #clearAutoclear(): Promise<void> {
-    this.#autoclear ??= this.#writeAutoclear().catch((error: unknown) => {
-      this.#autoclear = null;
-      throw error;
-    });
-    return this.#autoclear;
-  }
-
-  async #writeAutoclear(): Promise<void> {
-    const { header, file } = this.#state;
-    const raw = this.#state.isDataFileRaw ? AUTOCLEAR.rawDataFile : 0;
-    const kept = raw | (this.#bitmaps.isValid ? AUTOCLEAR.bitmaps : 0);
-    if (!header.hasAutoclear || (header.autoclear === kept && header.autoclearHigh === 0)) return;
-    await this.#state.writeHeaderRange(HEADER.autoclear, (view) => view.setUint32(4, kept), 8);
-    await file.flush();
   }
 
   async #moveRefcountTable(offset: number, clusters: number): Promise<void> {

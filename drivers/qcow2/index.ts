@@ -109,9 +109,9 @@ export const qcow2: DriverDescriptor = {
   probe,
   inspect,
   load: async () => {
-    await import('./image.ts');
+    await import('./open.ts');
   },
-  open: async (request) => (await import('./image.ts')).openQcow2(request),
+  open: async (request) => (await import('./open.ts')).openQcow2(request),
   createOptions,
   checkCreate,
   createDataFile,
