@@ -1,6 +1,6 @@
 /**
- * The graph: opens an image with its whole backing chain and owns every node. Backing nodes that several
- * overlays use are opened once (same device and inode or same URL, and same format) and counted.
+ * The graph: opens an image with its whole backing chain, and owns every node with its lock. Backing nodes that several
+ * overlays use are opened once (`SharedLayers`).
  */
 import { assert, present } from '../base/assert.ts';
 import { BlockError, invalidImage, toBlockError } from '../base/block-error.ts';
@@ -19,6 +19,7 @@ import type { RemoteCredential } from './remote-access.ts';
 import { isUrl } from './remote-url.ts';
 import type { RestartJournal } from './restart-journal.ts';
 import type { Secrets } from './secrets.ts';
+import { SharedLayers } from './shared-layers.ts';
 
 /** Longer chains are taken for an attack or an accident. */
 export const MAX_CHAIN_DEPTH = 200;
@@ -71,11 +72,6 @@ export interface OwnLayers {
   readonly writable: readonly string[];
 }
 
-interface SharedNode {
-  readonly node: Node;
-  users: number;
-}
-
 interface LayerRequest {
   readonly identity: FileIdentity;
   /** Null probes. */
@@ -97,9 +93,8 @@ interface OpenedLayer {
 
 export class Graph {
   readonly #options: GraphOptions;
-  /** Read-only layers by identity and format, while somebody uses them; a promise while they open. */
-  readonly #shared = new Map<string, Promise<SharedNode>>();
-  readonly #keyOf = new Map<Node, string>();
+  /** Read-only layers, while somebody uses them. */
+  readonly #shared = new SharedLayers();
   readonly #lockOf = new Map<Node, ImageLock>();
   readonly #identityOf = new WeakMap<Node, string>();
   /** Data files that are open for writing, and what they are taken as. */
@@ -168,11 +163,7 @@ export class Graph {
   async replaceBacking(overlay: Node, base: Node | null): Promise<void> {
     const old = overlay.backing;
     if (old === base) return;
-    if (base !== null) {
-      const key = present(this.#keyOf.get(base), 'a layer of a chain is shared');
-      const shared = await present(this.#shared.get(key), 'a layer in use is known');
-      shared.users++;
-    }
+    if (base !== null) await this.#shared.useToo(base);
     overlay.backing = base;
     if (old !== null) await this.close(old);
   }
@@ -295,32 +286,17 @@ export class Graph {
     format: string | null,
     above: readonly string[],
   ): Promise<Node> {
-    const key = `${keyOf(identity)}:${format ?? ''}`;
     this.#exclusive.refuse(keyOf(identity), identity.path);
-    const known = this.#shared.get(key);
-    if (known !== undefined) {
-      const shared = await known;
-      shared.users++;
-      return shared.node;
-    }
-    const opening = this.#openShared(identity, format, above);
-    this.#shared.set(key, opening);
-    try {
-      const shared = await opening;
-      this.#keyOf.set(shared.node, key);
-      shared.users++;
-      return shared.node;
-    } catch (error) {
-      this.#shared.delete(key);
-      throw error;
-    }
+    return this.#shared.use(keyOf(identity), format, () =>
+      this.#openShared(identity, format, above),
+    );
   }
 
   async #openShared(
     identity: FileIdentity,
     format: string | null,
     above: readonly string[],
-  ): Promise<SharedNode> {
+  ): Promise<Node> {
     const layer = await this.#openLayer({ identity, format, readOnly: true, above });
     try {
       await this.#openBacking(layer, above);
@@ -328,7 +304,7 @@ export class Graph {
       await this.#closeLayer(layer.node, []);
       throw error;
     }
-    return { node: layer.node, users: 0 };
+    return layer.node;
   }
 
   async #openLayer(request: LayerRequest): Promise<OpenedLayer> {
@@ -445,13 +421,7 @@ export class Graph {
 
   /** Whether this was the layer's last user, so that the layer below loses one too. */
   async #closeLayer(node: Node, errors: unknown[]): Promise<boolean> {
-    const key = this.#keyOf.get(node);
-    if (key !== undefined) {
-      const shared = await this.#shared.get(key);
-      if (shared !== undefined && --shared.users > 0) return false;
-      this.#shared.delete(key);
-      this.#keyOf.delete(node);
-    }
+    if (!(await this.#shared.letGo(node))) return false;
     this.#nodes.delete(node);
     await node.close().catch((error: unknown) => errors.push(error));
     for (const file of node.dataFiles) await this.#closeChain(file, errors);
