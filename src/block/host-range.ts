@@ -3,6 +3,7 @@
  * memory of ours. Stands for a buffer where a driver only hands bytes on.
  */
 import { BlockError } from '../base/block-error.ts';
+import type { GuestOffset } from '../base/units.ts';
 import type { Node } from './node.ts';
 
 export class HostRange {
@@ -25,6 +26,34 @@ export class HostRange {
     return new HostRange(this.file, this.offset + start, end - start);
   }
 }
+
+/**
+ * Tells `use` where in a file of the host all of a range lies, as the reader of `node` sees it; null where it is in
+ * several places, in none, or not as it is. It stays there until `use` has ended. Errors: of reading metadata; those of `use`.
+ */
+export const withPlace = async <T>(
+  node: Node,
+  offset: GuestOffset,
+  lengthBytes: number,
+  use: (place: HostRange | null) => Promise<T>,
+): Promise<T> => {
+  if (lengthBytes === 0 || offset + lengthBytes > node.lengthBytes) return use(null);
+  const token = node.epochs.enter();
+  try {
+    const m = await node.driver.mapping(offset, lengthBytes);
+    if (m.lengthBytes < lengthBytes) return await use(null);
+    if (m.kind === 'data' && m.file.driver.hostFd !== undefined) {
+      const isInside = m.hostOffset + lengthBytes <= m.file.lengthBytes;
+      return await use(isInside ? new HostRange(m.file, m.hostOffset, lengthBytes) : null);
+    }
+    if (m.kind === 'unallocated' && node.backing !== null) {
+      return await withPlace(node.backing, offset, lengthBytes, use);
+    }
+    return await use(null);
+  } finally {
+    node.epochs.leave(token);
+  }
+};
 
 /** What is written, in memory or in a file. */
 export type Content = Uint8Array | HostRange;

@@ -5,7 +5,7 @@
 import { isAllZero } from '../base/range.ts';
 import { guestOffset } from '../base/units.ts';
 import type { CopyInHow } from '../block/driver.ts';
-import type { HostRange } from '../block/host-range.ts';
+import { type HostRange, withPlace } from '../block/host-range.ts';
 import type { Node } from '../block/node.ts';
 import { orAborted } from './abort.ts';
 
@@ -51,7 +51,9 @@ export class DirectCopy {
       if (!isCopied && signal?.aborted !== true) this.#isRefused = true;
       return isCopied;
     };
-    const isDone = await source.withPlace(guestOffset(start), lengthBytes, copy).catch(() => false);
+    const isDone = await withPlace(source, guestOffset(start), lengthBytes, copy).catch(
+      () => false,
+    );
     if (!isDone) this.#others.add(Math.floor(start / STRETCH_BYTES));
     return isDone;
   }
