@@ -137,8 +137,8 @@ export class CopyBeforeWrite implements Interposer {
     if (mine !== null) await this.#fly(mine, () => this.#options.copy(mine, by));
   }
 
-  /** What is left of a range needs no copy. */
-  skip(range: DirtyRange): void {
+  /** What is left of a range needs no copy: it is done, and guests change it from now on without one. */
+  release(range: DirtyRange): void {
     for (let at = range.start; ; ) {
       const mine = this.#take(at, range.start + range.lengthBytes);
       if (mine === null) return;

@@ -200,7 +200,7 @@ export class Backup implements JobWork {
     const run = await this.#lookAhead(start, lengthBytes);
     const piece = { start, lengthBytes: this.#pieceBytes(run, control.speed) };
     // A guest may change it before it is taken: then it is not left any more.
-    if (run.what === 'skip') point.skip(piece);
+    if (run.what === 'skip') point.release(piece);
     else {
       await control.throttle(run.what === 'copy' ? piece.lengthBytes : 0);
       await orAborted(
@@ -219,7 +219,7 @@ export class Backup implements JobWork {
     } catch (error) {
       // Nobody wants to know any more.
       if (control.isCancelled) return;
-      if (this.#goesOn(control, error)) point.skip(piece);
+      if (this.#goesOn(control, error)) point.release(piece);
     }
   }
 

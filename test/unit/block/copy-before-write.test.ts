@@ -138,7 +138,7 @@ test('who writes what is done, or never was to be copied, waits for nobody', asy
   });
   await node.write(guestOffset(0), Buffer.alloc(BLOCK, NEW));
   await point.copy({ start: BLOCK, lengthBytes: BLOCK }, 'job');
-  point.skip({ start: 2 * BLOCK, lengthBytes: BLOCK });
+  point.release({ start: 2 * BLOCK, lengthBytes: BLOCK });
   await node.write(guestOffset(BLOCK), Buffer.alloc(2 * BLOCK, NEW));
   assert.deepEqual(
     copied.map((c) => c.start / BLOCK),
