@@ -1,6 +1,6 @@
 /**
  * The supervisor: owns what must outlive an engine (the FUSE descriptor, the mount, the image locks, the node ids),
- * starts a new engine when one dies, and ends the mount. It opens no image content.
+ * starts a new engine when one dies (succession.ts says how and when), and ends the mount. It opens no image content.
  *
  * States: starting → serving → (engine dies, or hands over: the next one takes its place) → ended. `stop` unmounts; the
  * engine then finds the mount gone, flushes and exits, and the supervisor follows. An unmount from outside takes the same
@@ -15,9 +15,6 @@ import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import { noLocks } from '../block/image-locks.ts';
 import { QemuLocks } from '../block/qemu-locks.ts';
-import { openMemoryFile } from '../os/linux.ts';
-import { clearTasks, tasksIn } from './black-box.ts';
-import { Blame } from './blame.ts';
 import { EngineProcess } from './engine-process.ts';
 import { HeldLocks } from './held-locks.ts';
 import { describeHolders, holdersOf } from './holders.ts';
@@ -29,9 +26,9 @@ import { FILE_SYSTEM_TYPE, mountedAt } from './mount-table.ts';
 import { mountFuse, unmountFuse } from './mounting.ts';
 import { NodeIds } from './node-ids.ts';
 import { identify, isAlive } from './process-identity.ts';
-import { HEALTHY_AFTER_MS, RestartPace } from './restart-pace.ts';
 import type { Service } from './service.ts';
 import { SpareEngine } from './spare-engine.ts';
+import { Succession } from './succession.ts';
 import { Watchdog } from './watchdog.ts';
 
 const OLD_ENGINE_POLL_MS = 10;
@@ -67,8 +64,7 @@ export class Supervisor {
   readonly #nodeIds: NodeIds;
   readonly #qemuLocks: QemuLocks | null;
   readonly #locks: HeldLocks;
-  readonly #blame = new Blame();
-  readonly #blackBox = openMemoryFile('vdiskfs-tasks');
+  readonly #succession: Succession;
   /** By node id. */
   readonly #passthroughUses: Map<number, PassthroughUse>;
   /** See `EngineConfig.activityChanges`. */
@@ -78,10 +74,7 @@ export class Supervisor {
   #fuse: { readonly descriptor: number; readonly init: InitOutcome } | null = null;
   #engine: EngineProcess | null = null;
   readonly #spare: SpareEngine;
-  #healthyTimer: NodeJS.Timeout | undefined;
-  #careful = false;
   #generation: number;
-  readonly #pace = new RestartPace();
   #stops = 0;
   #firstReady: ((ready: Ready | BlockError) => void) | null = null;
   /** Of a restart that is under way. */
@@ -97,6 +90,13 @@ export class Supervisor {
     this.#log = log;
     this.#service = service;
     this.#taken = taken;
+    this.#succession = new Succession({
+      mountpoint: config.mountpoint,
+      log,
+      blocked: (text) => service.status(text),
+      isInPlace: (engine) => this.#engine === engine && !this.#isEnding && !engine.handsOver,
+      relieve: () => this.#handOver(),
+    });
     this.#generation = taken === null ? 0 : taken.generation + 1;
     this.#passthroughUses = new Map(taken?.passthroughUses.map((use) => [use.nodeId, use]));
     this.#activityChanges = new Set(taken?.activityChanges);
@@ -190,7 +190,7 @@ export class Supervisor {
       this.#spare.drop();
       refuse('the installed version does not start, or speaks another protocol: unmount and mount');
     }
-    this.#blame.forgive();
+    this.#succession.forgive();
     const done = new Promise<void>((resolve) => {
       this.#restarted = resolve;
     });
@@ -264,8 +264,7 @@ export class Supervisor {
   #startEngine(): void {
     const engine = this.#spare.take() ?? this.#attend(new EngineProcess());
     this.#engine = engine;
-    this.#careful = this.#blame.isCareful(Date.now());
-    clearTasks(this.#blackBox);
+    const next = this.#succession.next();
     makeRuntimeDirectories(this.#config, this.#log);
     this.#kept?.engineBegins(this.#generation, identify(engine.pid));
     engine.begin(
@@ -274,10 +273,9 @@ export class Supervisor {
         generation: this.#generation,
         passthroughUses: [...this.#passthroughUses.values()],
         activityChanges: [...this.#activityChanges],
-        careful: this.#careful,
-        blocked: this.#blame.blocked,
+        ...next,
       },
-      { fuse: this.#fuse, blackBox: this.#blackBox },
+      { fuse: this.#fuse, blackBox: this.#succession.blackBox },
     );
     void engine.loaded.then((speaksOurs) => {
       if (!speaksOurs) engine.kill();
@@ -341,25 +339,7 @@ export class Supervisor {
     this.#qemuLocks?.settleAdopted();
     this.#restarted?.();
     this.#restarted = null;
-    if (this.#careful) this.#leaveCareLater(engine);
-  }
-
-  #leaveCareLater(engine: EngineProcess): void {
-    clearTimeout(this.#healthyTimer);
-    this.#healthyTimer = setTimeout(() => this.#leaveCare(engine), HEALTHY_AFTER_MS).unref();
-  }
-
-  /** A careful engine that lives gives its place to an ordinary one. */
-  #leaveCare(engine: EngineProcess): void {
-    if (this.#engine !== engine || this.#isEnding || engine.handsOver) return;
-    // What an engine has died of before, perhaps, is not over yet.
-    if (this.#blame.suspects(tasksIn(this.#blackBox))) {
-      this.#leaveCareLater(engine);
-      return;
-    }
-    this.#blame.lives();
-    this.#log.info(this.#config.mountpoint, 'the engine lives: an ordinary one takes its place');
-    this.#handOver();
+    this.#succession.serves(engine);
   }
 
   #handOver(): void {
@@ -393,26 +373,7 @@ export class Supervisor {
     }
     this.#generation++;
     if (engine.handsOver) void this.#replace();
-    else setTimeout(() => void this.#replace(), this.#pauseAfterDeath(engine, how));
-  }
-
-  /** Judges a death; how long the next engine waits, in ms. */
-  #pauseAfterDeath(engine: EngineProcess, how: string): number {
-    const { mountpoint } = this.#config;
-    const nowMs = Date.now();
-    const tasks = this.#careful ? tasksIn(this.#blackBox) : null;
-    const guilty = this.#blame.died({ nowMs, how, tasks });
-    if (guilty !== null) {
-      const text = `engines die of it again and again: it answers EIO until \`vdiskfs restart ${mountpoint}\``;
-      this.#log.error(guilty.name, text);
-      this.#service.status(`${guilty.name}: ${text}`);
-    }
-    const pauseMs = this.#pace.pauseAfter(nowMs - engine.begunMs, { isExplained: guilty !== null });
-    this.#log.error(
-      mountpoint,
-      `the engine ended with ${how}: another takes over in ${pauseMs} ms`,
-    );
-    return pauseMs;
+    else setTimeout(() => void this.#replace(), this.#succession.died(engine, how));
   }
 
   async #replace(): Promise<void> {
@@ -440,7 +401,7 @@ export class Supervisor {
   #finish(): void {
     if (this.#isEnding) return;
     this.#isEnding = true;
-    clearTimeout(this.#healthyTimer);
+    this.#succession.close();
     const spareEnded = this.#spare.close();
     this.#kept?.close();
     if (this.#fuse !== null) closeSync(this.#fuse.descriptor);
