@@ -96,7 +96,7 @@ export const CLUSTER_MUTATIONS: readonly Mutation[] = [
   },
   {
     step: 'no image is written of whose tables two lie in one place',
-    file: 'drivers/qcow2/image.js',
+    file: 'drivers/qcow2/prepare.js',
     find: 'refuseConflict(this.#state);',
     replace: '',
     tests: OVERLAP,

@@ -37,8 +37,8 @@ export const JOURNAL_MUTATIONS: readonly Mutation[] = [
   },
   {
     step: 'the journal is taken up by the next engine',
-    file: 'drivers/qcow2/image.js',
-    find: 'if (await replayJournal(this.#state))',
+    file: 'drivers/qcow2/open.js',
+    find: 'if (await replayJournal(state))',
     replace: 'if (false)',
     tests: SIGKILL,
   },
@@ -81,7 +81,7 @@ export const JOURNAL_MUTATIONS: readonly Mutation[] = [
   },
   {
     step: 'no page may be written beside the driver that the journal does not know of',
-    file: 'drivers/qcow2/image.js',
+    file: 'drivers/qcow2/read.js',
     find: "const isKept = m.kind === 'data' && m.inPlace && this.#state.journaled.isBehind;",
     replace: 'const isKept = false;',
     tests: FULL_JOURNAL,

@@ -99,7 +99,7 @@ export const ORDER_MUTATIONS: readonly Mutation[] = [
   },
   {
     step: 'dirty bitmaps that record are marked before the first write',
-    file: 'drivers/qcow2/image.js',
+    file: 'drivers/qcow2/prepare.js',
     find: 'await this.#bitmaps.holdRecording();',
     replace: '',
     tests: BITMAPS,
