@@ -4,34 +4,24 @@
  * Whether it may be written is settled (`settle`) only while no handle is open and nobody has pinned the view, so a guest or a
  * job never sees it change; a change that comes meanwhile waits for the last release.
  */
-import { BlockError, type BlockErrorKind, toBlockError } from '../../src/base/block-error.ts';
+import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import type { OpenImageOptions } from '../../src/block/graph.ts';
 import type { SnapshotDescription } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 import { View } from '../../src/block/view.ts';
 import type { Entry, FileAttributes } from '../directory.ts';
 import { extendedAttributesOf, fileAttributesOf, type ImageSizes, sizesOf } from './attributes.ts';
-import { areAsTheyWere, asTheyAre } from './data-files.ts';
 import type { EntryContext } from './entry-context.ts';
 import { backingIsWritten, staleFile, usedElsewhere, writabilityChanged } from './entry-errors.ts';
 import { FileTimes } from './file-times.ts';
 import { type HostFile, statHostFile, tryStatHostFile } from './host-file.ts';
 import { ImageHolds } from './image-hold.ts';
+import { ImageKnowledge, type ScanFindings } from './image-knowledge.ts';
 import type { Inspection } from './inspection.ts';
 import type { Candidate } from './listing.ts';
 import { differsFrom, remoteFilesOf } from './remote-files.ts';
+import { ShownState } from './shown-state.ts';
 import { CORRUPT, whyReadOnly } from './write-permission.ts';
-
-/** How long an image that could not be opened is taken to be so, before its file is looked at again, in ms. */
-const RETRY_AFTER_MS = 1000;
-
-/** Failures of an opening that say something of the image, not of the moment. */
-const LASTING: ReadonlySet<BlockErrorKind> = new Set([
-  'invalid-image',
-  'unsupported',
-  'not-permitted',
-  'not-found',
-]);
 
 export interface ImageEntryFields {
   readonly nodeId: number;
@@ -48,8 +38,6 @@ export class ImageEntry implements Entry {
   readonly key: string;
   readonly view: View;
   name: string;
-  candidate: Candidate;
-  inspection: Inspection;
   /** The view whose image uses this one as backing; null for none. */
   usedBy: string | null = null;
   /** The name leads elsewhere now, or nowhere. */
@@ -66,22 +54,11 @@ export class ImageEntry implements Entry {
   #readOnlyReason: string | null = 'it has not been looked at yet';
   /** Takes the place of the reason in force when the open chain has been closed. */
   #nextReason: string | null;
-  #openError: BlockError | null;
-  /** Why the file, as it was then, did not open for writing. */
-  #unwritable: { readonly stamp: string; readonly reason: string } | null = null;
-  /**
-   * What kernels were told, null for nothing yet. One with a writeback cache believes no other size of a node afterwards,
-   * so an image that breaks, or is mended, has to become another node.
-   */
-  #shownBroken: boolean | null = null;
-  /** A server has other content now than kernels were shown under this node. */
-  #superseded = false;
+  readonly #knowledge: ImageKnowledge;
+  readonly #shown = new ShownState();
   readonly #times = new FileTimes();
   #lastAttributes: FileAttributes | null = null;
   #reported = '';
-  #lookedAtMs = 0;
-  /** When `host` was last looked at beside the scans. */
-  #seenMs = Number.NEGATIVE_INFINITY;
   #settling: Promise<void> = Promise.resolve();
   /** The last of those that `alone` lets in. */
   #alone: Promise<unknown> = Promise.resolve();
@@ -99,9 +76,7 @@ export class ImageEntry implements Entry {
     this.nodeId = fields.nodeId;
     this.key = fields.key;
     this.name = fields.name;
-    this.candidate = fields.candidate;
-    this.inspection = fields.inspection;
-    this.#openError = fields.openError;
+    this.#knowledge = new ImageKnowledge(fields);
     this.view = this.#createView();
     this.#isOurs = context.activity.isActive(this.host.path);
     if (!this.#isOurs) this.view.hold();
@@ -112,8 +87,16 @@ export class ImageEntry implements Entry {
     return !this.#isOurs;
   }
 
+  get candidate(): Candidate {
+    return this.#knowledge.candidate;
+  }
+
   get host(): HostFile {
-    return this.candidate.host;
+    return this.#knowledge.host;
+  }
+
+  get inspection(): Inspection {
+    return this.#knowledge.inspection;
   }
 
   get readOnlyReason(): string | null {
@@ -122,7 +105,7 @@ export class ImageEntry implements Entry {
 
   /** Why it cannot be opened, as far as is known. */
   get error(): BlockError | null {
-    return this.inspection.error ?? this.#hold.refusal ?? this.#openError;
+    return this.inspection.error ?? this.#hold.refusal ?? this.openError;
   }
 
   /** Why it is not served although it may be sound: engines die of it. */
@@ -132,7 +115,7 @@ export class ImageEntry implements Entry {
 
   /** Why an opening has failed; null when none has, or the file has changed since. */
   get openError(): BlockError | null {
-    return this.#openError;
+    return this.#knowledge.openError;
   }
 
   /** Kernels were told the opposite of what is true now, so it has to be replaced. */
@@ -142,26 +125,25 @@ export class ImageEntry implements Entry {
 
   /** A server has other content now: the next scan puts another node in its place. */
   get isSuperseded(): boolean {
-    return this.#superseded;
+    return this.#shown.isSuperseded;
   }
 
   /** Looks whether an open server file has said that it is another one now. True once it has. */
   noticesChange(): boolean {
     const isStale = remoteFilesOf(this.view.root).some(({ state }) => state.isStale);
-    if (this.#superseded || !isStale) return false;
-    this.#superseded = true;
+    if (this.#shown.isSuperseded || !isStale) return false;
+    this.#shown.supersede();
     return true;
   }
 
   /** Whether kernels were told nothing else yet. */
-  canBecome({ broken }: { readonly broken: boolean }): boolean {
-    if (this.#superseded) return false;
-    return this.#shownBroken === null || this.#shownBroken === broken;
+  canBecome(state: { readonly broken: boolean }): boolean {
+    return this.#shown.canBecome(state);
   }
 
   /** Whether kernels were told that it cannot be opened. */
   get isShownBroken(): boolean {
-    return this.#shownBroken === true || this.error !== null;
+    return this.#shown.isBroken || this.error !== null;
   }
 
   /** The chain is open, or being opened (what a journal holds is brought to it) or closed: the file changes through us. */
@@ -169,34 +151,15 @@ export class ImageEntry implements Entry {
     return this.view.root !== null || this.#openings > 0 || this.#closings > 0;
   }
 
-  /**
-   * A candidate of a scan that began at `sinceMs` (`performance.now()`), with the file as it was looked at last: what we have done to
-   * it since is ours, and does not make it another one.
-   */
+  /** See `ImageKnowledge.latest`. */
   latest(candidate: Candidate, sinceMs: number): Candidate {
-    const { host } = candidate;
-    const isSame = host.identity === this.host.identity && host.path === this.host.path;
-    return isSame && this.#seenMs >= sinceMs ? { ...candidate, host: this.host } : candidate;
+    return this.#knowledge.latest(candidate, sinceMs);
   }
 
-  /** What a scan has found of the same file. `inspectionBefore`: what was known of it when the scan looked; what we know since, stays. */
-  adopt(found: {
-    readonly name: string;
-    readonly candidate: Candidate;
-    readonly inspection: Inspection;
-    readonly inspectionBefore: Inspection | null;
-    /** See `latest`. */
-    readonly sinceMs: number;
-  }): void {
+  /** What a scan has found of the same file. */
+  adopt(found: ScanFindings & { readonly name: string }): void {
     this.name = found.name;
-    // A scan that has begun before a pivot: the next one knows.
-    const isOtherFile = found.candidate.host.identity !== this.host.identity;
-    if (targetOf(found.candidate) !== targetOf(this.candidate) || (this.isOpen && isOtherFile))
-      return;
-    const candidate = this.latest(found.candidate, found.sinceMs);
-    if (candidate.host.stamp !== this.host.stamp) this.#openError = null;
-    this.candidate = candidate;
-    if (this.inspection === found.inspectionBefore) this.inspection = found.inspection;
+    this.#knowledge.adopt(found, this);
   }
 
   /**
@@ -223,12 +186,12 @@ export class ImageEntry implements Entry {
   async attributes(): Promise<FileAttributes> {
     const fresh = await this.#freshHost();
     const host = { ...fresh, modifyTimeMs: this.#times.modifyTimeMs ?? fresh.modifyTimeMs };
-    this.#shownBroken ??= this.error !== null;
+    this.#shown.tell({ broken: this.error !== null });
     if (this.#isOurs && this.mustBeReplaced) this.#context.outdated();
     this.#lastAttributes = fileAttributesOf({
       host,
       ...(await sizesOf(this.view.root, this.inspection, host)),
-      broken: this.#shownBroken || this.error !== null,
+      broken: this.isShownBroken,
       view: this.view,
     });
     return this.#lastAttributes;
@@ -260,7 +223,7 @@ export class ImageEntry implements Entry {
       accessTimeMs: accessTimeMs ?? host.accessTimeMs,
       modifyTimeMs: modifyTimeMs ?? this.#times.modifyTimeMs ?? host.modifyTimeMs,
     };
-    await this.#times.set(host.path, times, () => this.#adoptStamp());
+    await this.#times.set(host.path, times, () => this.#knowledge.adoptOwnChanges());
     return this.attributes();
   }
 
@@ -296,9 +259,7 @@ export class ImageEntry implements Entry {
 
   /** Which snapshots there are now. */
   snapshotsChanged(snapshots: readonly SnapshotDescription[]): void {
-    const { description } = this.inspection;
-    if (description === null) return;
-    this.inspection = { ...this.inspection, description: { ...description, snapshots } };
+    this.#knowledge.snapshotsChanged(snapshots);
   }
 
   /** The header names another backing file than it did: looks at it again, while the image stays open. */
@@ -306,13 +267,7 @@ export class ImageEntry implements Entry {
     const host = await tryStatHostFile(this.host.path);
     if (host?.identity !== this.host.identity) return;
     const inspection = await this.#context.inspect({ ...this.candidate, host }, true);
-    if (inspection !== null) this.#learn(inspection);
-  }
-
-  // What cannot be read for the moment is still made of what it was made of: nobody else is to write that.
-  #learn(inspection: Inspection): void {
-    const isRead = inspection.error === null;
-    this.inspection = isRead ? inspection : { ...inspection, chain: this.inspection.chain };
+    if (inspection !== null) this.#knowledge.learn(inspection);
   }
 
   /**
@@ -350,7 +305,7 @@ export class ImageEntry implements Entry {
 
   /** Kernels know another size than the image has now, and believe no other: the next scan puts another node in its place. */
   supersede(): void {
-    this.#superseded = true;
+    this.#shown.supersede();
     this.#context.outdated();
   }
 
@@ -358,13 +313,11 @@ export class ImageEntry implements Entry {
     const host = await statHostFile(this.host.path);
     const isSame = host.identity === this.host.identity && host.birth === this.host.birth;
     if (this.gone || !isSame) throw this.#stale();
-    this.#openError = null;
-    this.#unwritable = null;
     this.#times.keep(null);
-    this.#see(host);
+    this.#knowledge.beginAnew(host);
     const inspection = await this.#context.inspect(this.candidate, true);
     if (inspection === null) throw this.#stale();
-    this.inspection = inspection;
+    this.#knowledge.learnAnew(inspection);
     if (inspection.error !== null) throw inspection.error;
   }
 
@@ -380,16 +333,13 @@ export class ImageEntry implements Entry {
 
   /** The view goes on over another file, which is open: what it was made for is its own no more. Drained. */
   pivoted(candidate: Candidate, inspection: Inspection): void {
-    this.candidate = candidate;
-    this.inspection = inspection;
-    this.#openError = null;
-    this.#unwritable = null;
+    this.#knowledge.become(candidate, inspection);
     this.#times.keep(null);
   }
 
   /** The chain was closed, not through the view: the file as it is now is ours. Before the view's root is taken away. Drained. */
   async closedBeside(): Promise<void> {
-    await this.#adoptStamp();
+    await this.#knowledge.adoptOwnChanges();
   }
 
   /** Closes the chain and gives the lock back. Errors: those of the last flush. */
@@ -448,9 +398,9 @@ export class ImageEntry implements Entry {
         const format = this.inspection.declaredFormat;
         const root = await this.#openFor({ path, format, readOnly: reason !== null });
         if (root === null) continue;
-        this.#openError = null;
+        this.#knowledge.opened();
         this.idleSinceMs = performance.now();
-        if (differsFrom(this.inspection, root)) this.#superseded = true;
+        if (differsFrom(this.inspection, root)) this.#shown.supersede();
         if (!this.mustBeReplaced && (this.#readOnlyReason === null) === (reason === null)) {
           this.#context.opened(root);
           return root;
@@ -460,7 +410,7 @@ export class ImageEntry implements Entry {
       }
     } catch (error) {
       const failure = toBlockError(error, { op: 'open', path: this.host.path });
-      if (LASTING.has(failure.kind)) this.#openError = failure;
+      this.#knowledge.openFailed(failure);
       if (failure.errno !== 'ESTALE') this.report(failure);
       if (this.mustBeReplaced) this.#context.outdated();
       throw failure;
@@ -473,18 +423,15 @@ export class ImageEntry implements Entry {
   async #openFor(options: OpenImageOptions): Promise<Node | null> {
     try {
       const root = await this.#context.graph.open(options);
-      const { description } = this.inspection;
-      // Opening it for writing mends it, or fails.
-      if (!options.readOnly && description?.dirty === true)
-        this.inspection = { ...this.inspection, description: { ...description, dirty: false } };
+      if (!options.readOnly) this.#knowledge.openedForWriting();
       return root;
     } catch (error) {
       const failure = toBlockError(error, { op: 'open', path: this.host.path });
       // Trying to mend it, or to bring to it what a journal holds, may have changed the file.
-      if (!options.readOnly) await this.#adoptStamp();
+      if (!options.readOnly) await this.#knowledge.adoptOwnChanges();
       if (options.readOnly || failure.kind !== 'read-only') throw failure;
       this.report(failure);
-      this.#unwritable = { stamp: this.host.stamp, reason: failure.message };
+      this.#knowledge.doesNotOpenForWriting(failure.message);
       this.#readOnlyReason = this.#nextReason = failure.message;
       return null;
     }
@@ -499,15 +446,9 @@ export class ImageEntry implements Entry {
     } finally {
       if (isCorrupt) this.#nextReason ??= CORRUPT;
       this.#readOnlyReason = this.#nextReason;
-      const { description } = this.inspection;
-      // It may have grown since its header was read.
-      if (description !== null) {
-        const corrupt = isCorrupt || description.corrupt;
-        const now = { ...description, virtualSizeBytes, corrupt };
-        this.inspection = { ...this.inspection, description: now };
-      }
+      this.#knowledge.closed({ virtualSizeBytes, isCorrupt });
       await this.#giveModifyTime();
-      await this.#adoptStamp();
+      await this.#knowledge.adoptOwnChanges();
       this.#closings--;
     }
   }
@@ -527,8 +468,7 @@ export class ImageEntry implements Entry {
     const host = await tryStatHostFile(this.host.path);
     if (this.gone || host === null || host.identity !== this.host.identity) throw this.#stale();
     if (host.stamp !== this.host.stamp && this.error === null) throw this.#stale();
-    if (this.error === null && !(await areAsTheyWere(this.inspection.dataFiles)))
-      throw this.#stale();
+    if (this.error === null && !(await this.#knowledge.hasSameDataFiles())) throw this.#stale();
     if (this.error !== null) await this.#reinspect(host, true);
     const refusal = this.inspection.error ?? this.#hold.refusal;
     if (refusal !== null) throw refusal;
@@ -542,13 +482,10 @@ export class ImageEntry implements Entry {
   }
 
   async #reinspect(host: HostFile, patient: boolean): Promise<void> {
-    // Of a file that has not changed, only an opening tells whether it opens now.
-    if (host.stamp !== this.host.stamp) this.#openError = null;
-    this.#see(host);
-    this.#lookedAtMs = performance.now();
+    this.#knowledge.retry(host);
     const inspection = await this.#context.inspect(this.candidate, patient);
     if (inspection === null) throw this.#stale();
-    this.#learn(inspection);
+    this.#knowledge.learn(inspection);
     await this.settle();
   }
 
@@ -559,29 +496,11 @@ export class ImageEntry implements Entry {
     const host = this.gone ? null : await tryStatHostFile(this.host.path);
     if (host === null || host.identity !== this.host.identity) return this.host;
     if (this.isOpen) return host;
-    if (this.error !== null) await this.#retry(host);
-    else if (host.stamp !== this.host.stamp) this.#context.outdated();
+    if (this.error !== null) {
+      if (this.#knowledge.isWorthRetry(host))
+        await this.#reinspect(host, false).catch(() => undefined);
+    } else if (host.stamp !== this.host.stamp) this.#context.outdated();
     return this.error === null ? this.host : host;
-  }
-
-  async #retry(host: HostFile): Promise<void> {
-    const waited = performance.now() - this.#lookedAtMs > RETRY_AFTER_MS;
-    if (waited || host.stamp !== this.host.stamp) {
-      await this.#reinspect(host, false).catch(() => undefined);
-    }
-  }
-
-  #see(host: HostFile): void {
-    this.candidate = { ...this.candidate, host };
-    this.#seenMs = performance.now();
-  }
-
-  /** What we did to the file ourselves does not make it another one. */
-  async #adoptStamp(): Promise<void> {
-    const host = await tryStatHostFile(this.host.path);
-    if (host?.identity === this.host.identity) this.#see(host);
-    const dataFiles = await asTheyAre(this.inspection.dataFiles);
-    this.inspection = { ...this.inspection, dataFiles };
   }
 
   async #settle(): Promise<void> {
@@ -597,12 +516,10 @@ export class ImageEntry implements Entry {
   }
 
   #wantedReason(): Promise<string | null> {
-    const { host, inspection, usedBy } = this;
+    const { host, inspection, unwritable } = this.#knowledge;
+    const { usedBy } = this;
     const { readOnly } = this.#context;
     const missing = this.candidate.standIn?.missing ?? null;
-    const unwritable = this.#unwritable;
     return whyReadOnly({ host, inspection, readOnly, missing, usedBy, unwritable });
   }
 }
-
-const targetOf = ({ standIn }: Candidate): string | null => standIn?.record.target ?? null;
