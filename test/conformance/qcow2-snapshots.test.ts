@@ -5,12 +5,11 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { present } from '../../src/base/assert.ts';
 import { BlockError } from '../../src/base/block-error.ts';
-import { silentLog } from '../../src/base/log.ts';
 import { seededRandom } from '../../src/base/random.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
-import { View } from '../../src/block/view.ts';
 import { delayedFile, type Interference } from '../support/delayed-file.ts';
+import { imageView } from '../support/image-view.ts';
 import { qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import { scratchDirectory } from '../support/scratch.ts';
@@ -155,14 +154,7 @@ test('snapshots made, applied and deleted among 32 requests in flight are of one
   const journalDirectory = join(directory, 'journals');
   await mkdir(journalDirectory);
   const graph = await testGraph({ directory, journalDirectory });
-  const view = new View({
-    name: 'disk.raw',
-    readOnlyReason: null,
-    allowShrink: false,
-    log: silentLog,
-    open: () => graph.open({ path, format: 'qcow2', readOnly: false }),
-    close: (root) => graph.close(root),
-  });
+  const view = imageView(graph, { path, format: 'qcow2' });
   await view.open();
   const random = seededRandom(SEED);
   const content = new Uint8Array(SIZE);

@@ -1,36 +1,27 @@
 /** What a restart journal takes up when something was in its way: it did not fit the image once, or answers came in another order. */
 import assert from 'node:assert/strict';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { readFile, writeFile } from 'node:fs/promises';
 import { type TestContext, test } from 'node:test';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
 import { delayedFile, type Interference } from '../support/delayed-file.ts';
+import { type JournaledImage, journaledImage } from '../support/journaled-image.ts';
 import { qemuImg } from '../support/qemu-img.ts';
-import { scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
 
 const CLUSTER = 4096;
 const DISK_BYTES = 256 << 10;
 
-interface Place {
-  readonly directory: string;
-  readonly path: string;
-  readonly journals: string;
-}
-
-const made = async (t: TestContext): Promise<Place> => {
-  const directory = await scratchDirectory(t);
-  const [path, journals] = [join(directory, 'disk.qcow2'), join(directory, 'journals')];
-  await mkdir(journals);
+const made = async (t: TestContext): Promise<JournaledImage> => {
+  const place = await journaledImage(t, 'disk.qcow2');
   const options = ['-f', 'qcow2', '-o', `cluster_size=${CLUSTER}`];
-  await qemuImg(['create', '-q', ...options, path, String(DISK_BYTES)]);
-  return { directory, path, journals };
+  await qemuImg(['create', '-q', ...options, place.path, String(DISK_BYTES)]);
+  return place;
 };
 
 /** Opens it; nobody closes what is killed. */
 const opened = async (
-  { directory, path, journals }: Place,
+  { directory, path, journals }: JournaledImage,
   host: Interference | null = null,
 ): Promise<{ node: Node; close: () => Promise<void> }> => {
   const graph = await testGraph({

@@ -10,12 +10,13 @@ import { guestOffset } from '../../src/base/units.ts';
 import { DirtyBitmap } from '../../src/block/dirty-bitmap.ts';
 import { TrackedBitmap } from '../../src/block/dirty-tracking.ts';
 import type { Node } from '../../src/block/node.ts';
-import { View } from '../../src/block/view.ts';
+import type { View } from '../../src/block/view.ts';
 import type { BackupOptions } from '../../src/job/backup.ts';
 import type { ErrorPolicy } from '../../src/job/error-policy.ts';
 import type { Job } from '../../src/job/job.ts';
 import { JobList } from '../../src/job/job-list.ts';
 import { delayedFile, type FileOperation } from '../support/delayed-file.ts';
+import { imageView } from '../support/image-view.ts';
 import { plainBackup } from '../support/plain-jobs.ts';
 import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
@@ -55,14 +56,7 @@ const scene = async (t: Cleanup): Promise<Scene> => {
   });
   const driver = delayedFile(source, before('source'), delayedFile(copy, before('target')));
   const graph = await testGraph({ directory, file: driver });
-  const view = new View({
-    name: 'source.raw',
-    readOnlyReason: null,
-    allowShrink: false,
-    log: silentLog,
-    open: () => graph.open({ path: source, format: 'raw', readOnly: false }),
-    close: (root) => graph.close(root),
-  });
+  const view = imageView(graph, { path: source, format: 'raw' }, 'source.raw');
   const root = await view.open();
   const target = await graph.open({ path: copy, format: 'raw', readOnly: false });
   t.after(async () => {

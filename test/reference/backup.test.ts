@@ -14,14 +14,14 @@ import { guestOffset } from '../../src/base/units.ts';
 import { DirtyBitmap } from '../../src/block/dirty-bitmap.ts';
 import { TrackedBitmap } from '../../src/block/dirty-tracking.ts';
 import type { DriverDescriptor } from '../../src/block/driver.ts';
-import type { Graph } from '../../src/block/graph.ts';
 import type { Node } from '../../src/block/node.ts';
-import { View } from '../../src/block/view.ts';
+import type { View } from '../../src/block/view.ts';
 import { Backup, type BackupOptions } from '../../src/job/backup.ts';
 import { BackupTarget } from '../../src/job/backup-target.ts';
 import type { Job } from '../../src/job/job.ts';
 import { JobList } from '../../src/job/job-list.ts';
 import { delayedFile } from '../support/delayed-file.ts';
+import { imageView } from '../support/image-view.ts';
 import { assertClean, qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
@@ -102,16 +102,6 @@ const shuffled = (seed: number): DriverDescriptor => {
   });
 };
 
-const viewOf = (graph: Graph, path: string, format: string): View =>
-  new View({
-    name: 'source.raw',
-    readOnlyReason: null,
-    allowShrink: false,
-    log: silentLog,
-    open: () => graph.open({ path, format, readOnly: false }),
-    close: (root) => graph.close(root),
-  });
-
 const apply = async (view: View, model: Buffer, step: Step, byte: number): Promise<void> => {
   const at = guestOffset(step.offset);
   const length = Math.min(step.lengthBytes, model.length - step.offset);
@@ -173,7 +163,7 @@ const runCase = async (directory: string, c: Case): Promise<void> => {
   const format = isRaw ? 'raw' : 'qcow2';
   const model = await contentOf(directory, 'source', format);
   const graph = await testGraph({ directory, file: shuffled(c.seed) });
-  const view = viewOf(graph, join(directory, 'source'), format);
+  const view = imageView(graph, { path: join(directory, 'source'), format }, 'source.raw');
   const root = await view.open();
   const bitmap = await addBitmap(root);
   if (c.sync === 'bitmap') await writeFile(join(directory, 'full'), model);
@@ -287,7 +277,7 @@ const failingScene = async (t: Cleanup): Promise<Failing> => {
     },
   });
   const graph = await testGraph({ directory, file });
-  const view = viewOf(graph, source, 'raw');
+  const view = imageView(graph, { path: source, format: 'raw' }, 'source.raw');
   const root = await view.open();
   const target = await graph.open({ path, format: 'raw', readOnly: false });
   t.after(async () => {

@@ -7,10 +7,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { present } from '../../src/base/assert.ts';
 import { silentLog } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import { View } from '../../src/block/view.ts';
 import { JobList } from '../../src/job/job-list.ts';
 import { bytesOfImage, makeLayers, storedBytesOf } from '../support/chain-layers.ts';
 import { EngineStand, imagesOf } from '../support/engine-stand.ts';
+import { imageView } from '../support/image-view.ts';
 import { plainCommit } from '../support/plain-jobs.ts';
 import { assertClean, qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
 import { scratchDirectory } from '../support/scratch.ts';
@@ -39,14 +39,7 @@ for (const [midBytes, baseBytes] of [
     const graph = await testGraph({ directory });
     const path = at('top');
     const ownLayers = { downTo: at('base'), writable: [at('base')] };
-    const view = new View({
-      name: 'top.raw',
-      readOnlyReason: null,
-      allowShrink: false,
-      log: silentLog,
-      open: () => graph.open({ path, format: 'qcow2', readOnly: false, ownLayers }),
-      close: (root) => graph.close(root),
-    });
+    const view = imageView(graph, { path, format: 'qcow2', ownLayers }, 'top.raw');
     const root = await view.open();
     const [mid, base] = [root.backing, root.backing?.backing];
     assert.ok(mid && base && !base.readOnly && mid.readOnly);

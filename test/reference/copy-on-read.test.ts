@@ -6,11 +6,10 @@ import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import fc from 'fast-check';
 import { BlockError } from '../../src/base/block-error.ts';
-import { silentLog } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type { Graph } from '../../src/block/graph.ts';
-import { View } from '../../src/block/view.ts';
+import type { View } from '../../src/block/view.ts';
 import { delayedFile, type Interference } from '../support/delayed-file.ts';
+import { imageView } from '../support/image-view.ts';
 import { assertClean, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
@@ -19,16 +18,6 @@ import { testGraph } from '../support/test-graph.ts';
 const KIB = 1024;
 const SIZE = 4096 * KIB;
 const CLUSTER = 64 * KIB;
-
-const viewOf = (graph: Graph, path: string): View =>
-  new View({
-    name: 'top.raw',
-    readOnlyReason: null,
-    allowShrink: false,
-    log: silentLog,
-    open: () => graph.open({ path, format: 'qcow2', readOnly: false }),
-    close: (root) => graph.close(root),
-  });
 
 /** A full raw base below an empty overlay. */
 const makePair = async (
@@ -57,7 +46,7 @@ const opened = async (
     file: delayedFile(path, interference),
     copyOnRead: true,
   });
-  const view = viewOf(graph, top);
+  const view = imageView(graph, { path: top, format: 'qcow2' }, 'top.raw');
   t.after(() => view.close());
   return { view, content, top };
 };
@@ -196,7 +185,7 @@ test(`the guest sees what it wrote, else the base, and what it read is kept (see
         file: delayedFile(null, { before }),
         copyOnRead: true,
       });
-      const view = viewOf(graph, top);
+      const view = imageView(graph, { path: top, format: 'qcow2' }, 'top.raw');
       const touched: { start: number; end: number }[] = [];
       for (const [index, { kind, offset, lengthBytes }] of plan.entries()) {
         const length = Math.min(lengthBytes, SIZE - offset);

@@ -5,22 +5,18 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setImmediate } from 'node:timers/promises';
-import type { Entry } from '../../mount/directory.ts';
 import type { HandlerContext } from '../../mount/kernel/context.ts';
 import { fsync } from '../../mount/kernel/data-requests.ts';
-import { NodeTranslations } from '../../mount/kernel/node-translations.ts';
 import { present } from '../../src/base/assert.ts';
 import { toBlockError } from '../../src/base/block-error.ts';
-import { silentLog } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { DriverDescriptor } from '../../src/block/driver.ts';
-import { View } from '../../src/block/view.ts';
 import { COUNTER, sumCounter } from '../../src/translation/counters.ts';
-import { createSharedTable } from '../../src/translation/table-layout.ts';
-import { TranslationTable } from '../../src/translation/translation-table.ts';
 import { delayedFile } from '../support/delayed-file.ts';
+import { imageView } from '../support/image-view.ts';
 import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
+import { viewTranslations } from '../support/view-translations.ts';
 import { StandIn, startWorkers } from '../support/worker-stand.ts';
 
 const VIEW = 7;
@@ -42,20 +38,8 @@ const standOf = async (t: Cleanup, fails: boolean) => {
     },
   };
   const graph = await testGraph({ directory, file });
-  const view = new View({
-    name: 'disk.raw',
-    readOnlyReason: null,
-    allowShrink: false,
-    log: silentLog,
-    open: () => graph.open({ path, format: 'raw', readOnly: false }),
-    close: (root) => graph.close(root),
-  });
-  const entry = { nodeId: VIEW, name: 'disk.raw', view } as unknown as Entry;
-  const table = createSharedTable({ workers: WORKERS, slots: 4 });
-  const wait = { reportAfterMs: 10_000, stuck: () => undefined };
-  const translations = new NodeTranslations(new TranslationTable(table, wait), {
-    workersSync: true,
-  });
+  const view = imageView(graph, { path, format: 'raw' });
+  const { table, translations, entry } = viewTranslations(view, VIEW, WORKERS);
   const context = { directory: { byNodeId: () => entry }, translations, passthrough: null };
   const failures: string[] = [];
   let served = 0;

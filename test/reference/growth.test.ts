@@ -4,10 +4,10 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { silentLog } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import { View } from '../../src/block/view.ts';
 import { JobList } from '../../src/job/job-list.ts';
 import type { JobWork } from '../../src/job/job-work.ts';
 import { Stream } from '../../src/job/stream.ts';
+import { imageView } from '../support/image-view.ts';
 import { eventually } from '../support/mounted.ts';
 import { type LayeredView, plainCommit } from '../support/plain-jobs.ts';
 import { assertClean, qemuImg, qemuIo } from '../support/qemu-img.ts';
@@ -47,14 +47,7 @@ for (const [type, work] of [
     await make('top', OLD_BYTES, 'mid');
     const graph = await testGraph({ directory });
     const own = type === 'commit' ? { downTo: at('base'), writable: [at('base')] } : undefined;
-    const view = new View({
-      name: 'top.raw',
-      readOnlyReason: null,
-      allowShrink: false,
-      log: silentLog,
-      open: () => graph.open({ path: at('top'), format: 'qcow2', readOnly: false, ownLayers: own }),
-      close: (root) => graph.close(root),
-    });
+    const view = imageView(graph, { path: at('top'), format: 'qcow2', ownLayers: own }, 'top.raw');
     const root = await view.open();
     const [mid, base] = [root.backing, root.backing?.backing];
     assert.ok(mid && base);

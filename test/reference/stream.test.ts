@@ -11,11 +11,11 @@ import fc from 'fast-check';
 import { silentLog } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { DriverDescriptor } from '../../src/block/driver.ts';
-import type { Graph } from '../../src/block/graph.ts';
-import { View } from '../../src/block/view.ts';
+import type { View } from '../../src/block/view.ts';
 import { JobList } from '../../src/job/job-list.ts';
 import { Stream } from '../../src/job/stream.ts';
 import { delayedFile } from '../support/delayed-file.ts';
+import { imageView } from '../support/image-view.ts';
 import { assertClean, qemuImg, qemuImgJson, qemuIo } from '../support/qemu-img.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import { scratchDirectory } from '../support/scratch.ts';
@@ -105,16 +105,6 @@ const makeChain = async (directory: string, layout: Layout): Promise<void> => {
   await qemuIo(at('top'), ['write -P 4 100k 20k']);
 };
 
-const viewOf = (graph: Graph, path: string, format: string): View =>
-  new View({
-    name: 'top.raw',
-    readOnlyReason: null,
-    allowShrink: false,
-    log: silentLog,
-    open: () => graph.open({ path, format, readOnly: false }),
-    close: (root) => graph.close(root),
-  });
-
 /** Writes of the guest, one after the other; the model follows. */
 const guest = async (view: View, model: Buffer, steps: readonly Write[]): Promise<void> => {
   for (const [index, step] of steps.entries()) {
@@ -180,7 +170,7 @@ const streamAndCompare = async (directory: string, layout: Layout): Promise<void
   const model = await readFile(expected);
   const graph = await testGraph({ directory, file: shuffled(layout.seed) });
   const format = layout.top === 'add-cow' ? 'add-cow' : 'qcow2';
-  const view = viewOf(graph, top, format);
+  const view = imageView(graph, { path: top, format }, 'top.raw');
   const opened = await view.open();
   const base = layout.keepBase ? (opened.backing?.backing ?? null) : null;
   const jobs = new JobList(silentLog);

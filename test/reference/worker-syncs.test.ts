@@ -9,20 +9,17 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setImmediate } from 'node:timers/promises';
-import type { Entry } from '../../mount/directory.ts';
-import { NodeTranslations } from '../../mount/kernel/node-translations.ts';
-import { silentLog } from '../../src/base/log.ts';
 import { seededRandom } from '../../src/base/random.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import { View } from '../../src/block/view.ts';
 import { Syncs } from '../../src/translation/syncs.ts';
-import { createSharedTable, layoutOf } from '../../src/translation/table-layout.ts';
-import { TranslationTable } from '../../src/translation/translation-table.ts';
+import { layoutOf } from '../../src/translation/table-layout.ts';
 import { delayedFile } from '../support/delayed-file.ts';
+import { imageView } from '../support/image-view.ts';
 import { qemuImg } from '../support/qemu-img.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
+import { viewTranslations } from '../support/view-translations.ts';
 
 const VIEW = 7;
 const BLOCK = 4096;
@@ -54,20 +51,8 @@ const run = async (t: Cleanup, format: 'raw' | 'qcow2', seed: number): Promise<O
     atOnce: () => random.below(2) === 0,
   });
   const graph = await testGraph({ directory, file, journalDirectory: directory });
-  const view = new View({
-    name: 'disk.raw',
-    readOnlyReason: null,
-    allowShrink: false,
-    log: silentLog,
-    open: () => graph.open({ path, format, readOnly: false }),
-    close: (root) => graph.close(root),
-  });
-  const table = createSharedTable({ workers: 2, slots: 4 });
-  const wait = { reportAfterMs: 10_000, stuck: () => undefined };
-  const translations = new NodeTranslations(new TranslationTable(table, wait), {
-    workersSync: true,
-  });
-  const entry = { nodeId: VIEW, name: 'disk.raw', view } as unknown as Entry;
+  const view = imageView(graph, { path, format });
+  const { table, translations, entry } = viewTranslations(view, VIEW, 2);
   const syncs = new Syncs(layoutOf(table), 0);
   /** What each block holds: the last answered byte; null while a change of it is in flight. */
   const answered: (number | null)[] = Array.from({ length: BLOCKS }, () => 0);

@@ -2,15 +2,13 @@
 import { truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { drivers } from '../../drivers/index.ts';
-import { silentLog } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type { Graph } from '../../src/block/graph.ts';
 import { noLocks } from '../../src/block/image-locks.ts';
 import type { Node } from '../../src/block/node.ts';
 import { DriverRegistry } from '../../src/block/registry.ts';
 import { noSecrets } from '../../src/block/secrets.ts';
-import { View } from '../../src/block/view.ts';
 import { createImage } from '../../src/image/create.ts';
+import { imageView } from './image-view.ts';
 import { ByteModel, type ModelStep, runModelGuest } from './model-guest.ts';
 import { testGraph } from './test-graph.ts';
 
@@ -38,7 +36,7 @@ export const makeLayers = async (
     model = new ByteModel(
       Buffer.concat([model.bytes, Buffer.alloc(layer.lengthBytes)]).subarray(0, layer.lengthBytes),
     );
-    const view = viewOf(graph, path, layer.format);
+    const view = imageView(graph, { path, format: layer.format });
     const part = { start: 0, end: layer.lengthBytes, fill: 40 * (index + 1), reads: true };
     await runModelGuest(view, model, layer.content, part);
     await view.close();
@@ -79,16 +77,6 @@ const makeLayer = async (
   );
   return path;
 };
-
-const viewOf = (graph: Graph, path: string, format: string): View =>
-  new View({
-    name: 'disk.raw',
-    readOnlyReason: null,
-    allowShrink: false,
-    log: silentLog,
-    open: () => graph.open({ path, format, readOnly: false }),
-    close: (root) => graph.close(root),
-  });
 
 /** With all that lies below it, by another reader. `directory`: where its files may lie. */
 export const bytesOfImage = (directory: string, path: string, format: string): Promise<Buffer> =>

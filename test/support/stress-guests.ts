@@ -8,22 +8,21 @@ import { setImmediate } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import type { Entry } from '../../mount/directory.ts';
 import { OPCODE, READ_IN } from '../../mount/kernel/abi.ts';
-import { NodeTranslations } from '../../mount/kernel/node-translations.ts';
+import type { NodeTranslations } from '../../mount/kernel/node-translations.ts';
 import { type FuseRequest, REPLY_BODY_AT } from '../../mount/kernel/request.ts';
-import { silentLog } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Graph } from '../../src/block/graph.ts';
 import type { Node } from '../../src/block/node.ts';
-import { View } from '../../src/block/view.ts';
+import type { View } from '../../src/block/view.ts';
 import { COUNTER, sumCounter } from '../../src/translation/counters.ts';
-import { createSharedTable } from '../../src/translation/table-layout.ts';
-import { TranslationTable } from '../../src/translation/translation-table.ts';
+import { imageView } from './image-view.ts';
 import { assertClean, qemuImg } from './qemu-img.ts';
 import { SEED } from './run-parameters.ts';
 import { type Cleanup, scratchDirectory } from './scratch.ts';
 import type { StressClientSetup } from './stress-client.ts';
 import { STRESS_PAGE_BYTES, StressVersions } from './stress-pages.ts';
 import { testGraph } from './test-graph.ts';
+import { viewTranslations } from './view-translations.ts';
 import { startWorkers, type WorkerStand } from './worker-stand.ts';
 
 const WORKERS = 3;
@@ -60,21 +59,9 @@ export const startStressGuests = async (
   if (format === 'raw') await writeFile(path, new Uint8Array(STRESS_BYTES));
   else await qemuImg(['create', '-q', '-f', 'qcow2', path, String(STRESS_BYTES)]);
   const graph = await testGraph({ directory });
-  const view = new View({
-    name: 'disk.raw',
-    readOnlyReason: null,
-    allowShrink: false,
-    log: silentLog,
-    open: () => graph.open({ path, format, readOnly: false }),
-    close: (root) => graph.close(root),
-  });
+  const view = imageView(graph, { path, format });
   const root = await view.open();
-  const table = createSharedTable({ workers: WORKERS, slots: 4 });
-  const options = { reportAfterMs: 10_000, stuck: () => undefined };
-  const translations = new NodeTranslations(new TranslationTable(table, options), {
-    workersSync: true,
-  });
-  const entry = { nodeId: VIEW, name: 'disk.raw', view } as unknown as Entry;
+  const { table, translations, entry } = viewTranslations(view, VIEW, WORKERS);
   const failures: string[] = [];
   const stand = startWorkers({
     workers: WORKERS,

@@ -1,6 +1,6 @@
 /** Changes of the header that meet a checkpoint, or a journal that was written under the old one. */
 import assert from 'node:assert/strict';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { BlockError } from '../../../../src/base/block-error.ts';
@@ -8,7 +8,7 @@ import { silentLog } from '../../../../src/base/log.ts';
 import { guestOffset } from '../../../../src/base/units.ts';
 import { decodeAddCow, writeAddCow } from '../../../support/add-cow-file.ts';
 import { delayedFile, type FileOperation } from '../../../support/delayed-file.ts';
-import { scratchDirectory } from '../../../support/scratch.ts';
+import { type JournaledImage, journaledImage } from '../../../support/journaled-image.ts';
 import { testGraph } from '../../../support/test-graph.ts';
 
 const CLUSTER = 4096;
@@ -16,18 +16,11 @@ const CLUSTERS = 64;
 /** Of the header's compatible features. */
 const FEATURES_AT = 32;
 
-interface Place {
-  readonly directory: string;
-  readonly path: string;
-  readonly journals: string;
-}
-
-const made = async (t: TestContext, bits: readonly boolean[]): Promise<Place> => {
+const made = async (t: TestContext, bits: readonly boolean[]): Promise<JournaledImage> => {
   // No checkpoint comes by itself, also of what was killed.
   t.mock.timers.enable({ apis: ['setTimeout'] });
-  const directory = await scratchDirectory(t);
-  const [path, journals] = [join(directory, 'disk.add-cow'), join(directory, 'journals')];
-  await mkdir(journals);
+  const place = await journaledImage(t, 'disk.add-cow');
+  const { directory, path } = place;
   await writeFile(join(directory, 'base.raw'), Buffer.alloc(bits.length * CLUSTER, 1));
   await writeFile(join(directory, 'disk.raw'), Buffer.alloc(bits.length * CLUSTER, 2));
   await writeAddCow(path, {
@@ -37,7 +30,7 @@ const made = async (t: TestContext, bits: readonly boolean[]): Promise<Place> =>
     isAllAllocated: false,
     bits,
   });
-  return { directory, path, journals };
+  return place;
 };
 
 const filled = (fill: number): Uint8Array => new Uint8Array(CLUSTER).fill(fill);

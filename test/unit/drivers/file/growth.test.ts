@@ -3,23 +3,41 @@ import { pbkdf2 } from 'node:crypto';
 import { appendFileSync, statSync } from 'node:fs';
 import { appendFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { present } from '../../../../src/base/assert.ts';
 import { BlockError } from '../../../../src/base/block-error.ts';
 import { guestOffset } from '../../../../src/base/units.ts';
+import type { Graph } from '../../../../src/block/graph.ts';
+import type { Node } from '../../../../src/block/node.ts';
 import { scratchDirectory } from '../../../support/scratch.ts';
-import { testGraph } from '../../../support/test-graph.ts';
+import { type TestGraphOptions, testGraph } from '../../../support/test-graph.ts';
 
-// As the data plane's workers do it, in a cluster whose end lies past the end of the file.
-test('what was written past the known end is read, and no punch cuts it off', async (t) => {
+interface Opened {
+  readonly path: string;
+  readonly graph: Graph;
+  readonly node: Node;
+  /** Of the image. */
+  readonly file: Node;
+}
+
+/** A raw image of one page of ones, open. */
+const opened = async (
+  t: TestContext,
+  options: Pick<TestGraphOptions, 'growsHereAlone'> = {},
+): Promise<Opened> => {
   const directory = await scratchDirectory(t);
   const path = join(directory, 'disk.raw');
   await writeFile(path, Buffer.alloc(4096, 1));
-  const graph = await testGraph({ directory });
+  const graph = await testGraph({ directory, ...options });
   const node = await graph.open({ path, format: 'raw', readOnly: false });
-  const file = present(node.file, 'a raw image has a file');
+  return { path, graph, node, file: present(node.file, 'a raw image has a file') };
+};
+
+// As the data plane's workers do it, in a cluster whose end lies past the end of the file.
+test('what was written past the known end is read, and no punch cuts it off', async (t) => {
+  const { path, graph, node, file } = await opened(t);
   await appendFile(path, Buffer.alloc(8192, 2));
   const read = new Uint8Array(16_384);
   await file.readClipped(guestOffset(0), read);
@@ -41,12 +59,8 @@ const allThreadsBusy = async (): Promise<void> => {
 };
 
 test('a punch past the end makes the file longer, and cuts nothing off that is written meanwhile', async (t) => {
-  const directory = await scratchDirectory(t);
-  const path = join(directory, 'disk.raw');
-  await writeFile(path, Buffer.alloc(4096, 1));
-  const graph = await testGraph({ directory });
-  const node = await graph.open({ path, format: 'raw', readOnly: false });
-  const { driver } = present(node.file, 'a raw image has a file');
+  const { path, graph, node, file } = await opened(t);
+  const { driver } = file;
   const busy = allThreadsBusy();
   const punched = driver.discard?.(guestOffset(8192), 4096);
   appendFileSync(path, Buffer.alloc(64_000, 2));
@@ -58,12 +72,7 @@ test('a punch past the end makes the file longer, and cuts nothing off that is w
 });
 
 test('a file that is closed late is not touched any more: its lock may be given back', async (t) => {
-  const directory = await scratchDirectory(t);
-  const path = join(directory, 'disk.raw');
-  await writeFile(path, Buffer.alloc(4096, 1));
-  const graph = await testGraph({ directory, growsHereAlone: true });
-  const node = await graph.open({ path, format: 'raw', readOnly: false });
-  const file = present(node.file, 'a raw image has a file');
+  const { path, graph, node, file } = await opened(t, { growsHereAlone: true });
   await node.write(guestOffset(0), new Uint8Array(4096));
   const release = file.lateClose.hold();
   await graph.close(node);
@@ -75,12 +84,8 @@ test('a file that is closed late is not touched any more: its lock may be given 
 });
 
 test('after a sync that has failed there is nothing to sync by', async (t) => {
-  const directory = await scratchDirectory(t);
-  const path = join(directory, 'disk.raw');
-  await writeFile(path, Buffer.alloc(4096, 1));
-  const graph = await testGraph({ directory });
-  const node = await graph.open({ path, format: 'raw', readOnly: false });
-  const { driver } = present(node.file, 'a raw image has a file');
+  const { graph, node, file } = await opened(t);
+  const { driver } = file;
   await driver.flush();
   assert.notEqual(driver.syncFd, undefined);
   driver.syncHasFailed?.(new BlockError({ kind: 'io', message: 'the disk is gone' }));
