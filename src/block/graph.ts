@@ -163,7 +163,7 @@ export class Graph {
   async replaceBacking(overlay: Node, base: Node | null): Promise<void> {
     const old = overlay.backing;
     if (old === base) return;
-    if (base !== null) await this.#shared.useToo(base);
+    if (base !== null) this.#shared.useToo(base);
     overlay.backing = base;
     if (old !== null) await this.close(old);
   }
@@ -421,7 +421,7 @@ export class Graph {
 
   /** Whether this was the layer's last user, so that the layer below loses one too. */
   async #closeLayer(node: Node, errors: unknown[]): Promise<boolean> {
-    if (!(await this.#shared.letGo(node))) return false;
+    if (!this.#shared.letGo(node)) return false;
     this.#nodes.delete(node);
     await node.close().catch((error: unknown) => errors.push(error));
     for (const file of node.dataFiles) await this.#closeChain(file, errors);

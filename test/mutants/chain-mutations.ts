@@ -164,4 +164,11 @@ export const CHAIN_MUTATIONS: readonly Mutation[] = [
     image.pivoted(candidate, inspection);`,
     tests: ['test/unit/mount/pivot.test.js'],
   },
+  {
+    step: 'who asks for a shared layer counts before it has it',
+    file: 'src/block/shared-layers.js',
+    find: 'known.users++;',
+    replace: '',
+    tests: ['test/unit/block/shared-layers.test.js'],
+  },
 ];
