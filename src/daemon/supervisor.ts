@@ -1,6 +1,6 @@
 /**
- * The supervisor: owns what must outlive an engine (the FUSE descriptor, the mount, the image locks, the node ids),
- * starts a new engine when one dies (succession.ts says how and when), and ends the mount. It opens no image content.
+ * The supervisor: owns the mount, its FUSE descriptor and what else must outlive an engine (inheritance.ts), starts a new
+ * engine when one dies (succession.ts says how and when), and ends the mount. It opens no image content.
  *
  * States: starting → serving → (engine dies, or hands over: the next one takes its place) → ended. `stop` unmounts; the
  * engine then finds the mount gone, flushes and exits, and the supervisor follows. An unmount from outside takes the same
@@ -10,21 +10,17 @@ import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { INIT2 } from '../../mount/kernel/abi.ts';
 import type { InitOutcome } from '../../mount/kernel/init.ts';
-import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
-import { noLocks } from '../block/image-locks.ts';
-import { QemuLocks } from '../block/qemu-locks.ts';
 import { EngineProcess } from './engine-process.ts';
-import { HeldLocks } from './held-locks.ts';
 import { describeHolders, holdersOf } from './holders.ts';
+import { Inheritance } from './inheritance.ts';
 import { KeptState, type TakenOver } from './kept-state.ts';
 import { protectFromPressure } from './memory-pressure.ts';
 import type { EngineConfig, EngineMessage } from './messages.ts';
 import { handshake, makeRuntimeDirectories, widenReadAhead } from './mount-preparation.ts';
 import { FILE_SYSTEM_TYPE, mountedAt } from './mount-table.ts';
 import { mountFuse, unmountFuse } from './mounting.ts';
-import { NodeIds } from './node-ids.ts';
 import { identify, isAlive } from './process-identity.ts';
 import type { Service } from './service.ts';
 import { SpareEngine } from './spare-engine.ts';
@@ -61,14 +57,8 @@ export class Supervisor {
   readonly #log: Log;
   readonly #service: Service;
   readonly #taken: TakenOver | null;
-  readonly #nodeIds: NodeIds;
-  readonly #qemuLocks: QemuLocks | null;
-  readonly #locks: HeldLocks;
+  readonly #inheritance: Inheritance;
   readonly #succession: Succession;
-  /** By node id. */
-  readonly #passthroughUses: Map<number, PassthroughUse>;
-  /** See `EngineConfig.activityChanges`. */
-  readonly #activityChanges: Set<string>;
   #watchdog: Watchdog | null = null;
   #kept: KeptState | null = null;
   #fuse: { readonly descriptor: number; readonly init: InitOutcome } | null = null;
@@ -98,22 +88,12 @@ export class Supervisor {
       relieve: () => this.#handOver(),
     });
     this.#generation = taken === null ? 0 : taken.generation + 1;
-    this.#passthroughUses = new Map(taken?.passthroughUses.map((use) => [use.nodeId, use]));
-    this.#activityChanges = new Set(taken?.activityChanges);
-    this.#nodeIds = new NodeIds({
-      earlier: taken?.ids ?? [],
-      given: (ids) => this.#kept?.idsGiven(ids),
+    this.#inheritance = new Inheritance({
+      lock: config.lock,
+      log,
+      taken,
+      kept: () => this.#kept,
     });
-    this.#qemuLocks =
-      config.lock === 'off'
-        ? null
-        : new QemuLocks({
-            require: config.lock,
-            log,
-            opened: (key, fd) => this.#kept?.lockOpened(key, fd),
-            closed: (key) => this.#kept?.lockClosed(key),
-          });
-    this.#locks = new HeldLocks(this.#qemuLocks ?? noLocks);
     this.ended = new Promise((resolve) => {
       this.#end = resolve;
     });
@@ -223,10 +203,7 @@ export class Supervisor {
     }
     this.#fuse = taken.fuse;
     this.#kept = KeptState.goOn(this.#service, taken);
-    for (const fd of taken.locks) {
-      if (this.#qemuLocks === null) closeSync(fd);
-      else this.#qemuLocks.adopt(fd);
-    }
+    this.#inheritance.adoptLocks(taken.locks);
     this.#log.info(
       this.#config.mountpoint,
       `taken over from an earlier supervisor, engine ${this.#generation}`,
@@ -271,8 +248,7 @@ export class Supervisor {
       {
         ...this.#config,
         generation: this.#generation,
-        passthroughUses: [...this.#passthroughUses.values()],
-        activityChanges: [...this.#activityChanges],
+        ...this.#inheritance.forNext,
         ...next,
       },
       { fuse: this.#fuse, blackBox: this.#succession.blackBox },
@@ -293,31 +269,12 @@ export class Supervisor {
       case 'failed':
         this.#engineFailed(BlockError.fromWire(message.error));
         return;
-      case 'node-ids': {
-        const ids = this.#nodeIds.idsFor(message.keys);
-        engine.send({ type: 'node-ids', request: message.request, ids });
-        return;
-      }
-      case 'lock': {
-        const outcomes = await this.#locks.acquireAll(message.asked, this.#generation);
-        engine.send({ type: 'lock', request: message.request, outcomes });
-        return;
-      }
+      case 'node-ids':
+      case 'lock':
       case 'unlock':
-        // One that hands over closes everything: the next one takes the locks from here.
-        if (!engine.handsOver) for (const lock of message.locks) await this.#locks.release(lock);
-        engine.send({ type: 'done', request: message.request });
-        return;
       case 'passthrough':
-        this.#kept?.passthroughChanged(message.use);
-        if (message.use.handles > 0) this.#passthroughUses.set(message.use.nodeId, message.use);
-        else this.#passthroughUses.delete(message.use.nodeId);
-        return;
       case 'activity':
-        this.#kept?.activityChanged(message);
-        if (message.differs) this.#activityChanges.add(message.path);
-        else this.#activityChanges.delete(message.path);
-        engine.send({ type: 'done', request: message.request });
+        await this.#inheritance.answer(engine, message, this.#generation);
         return;
       case 'pong':
         this.#watchdog?.answered();
@@ -335,8 +292,7 @@ export class Supervisor {
 
   #engineReady(engine: EngineProcess): void {
     engine.ready = true;
-    this.#locks.dropBefore(this.#generation);
-    this.#qemuLocks?.settleAdopted();
+    this.#inheritance.served(this.#generation);
     this.#restarted?.();
     this.#restarted = null;
     this.#succession.serves(engine);
@@ -406,7 +362,7 @@ export class Supervisor {
     this.#kept?.close();
     if (this.#fuse !== null) closeSync(this.#fuse.descriptor);
     this.#fuse = null;
-    this.#locks.releaseAll();
+    this.#inheritance.releaseLocks();
     this.#watchdog?.close();
     this.#restarted?.();
     this.#service.stopping();
