@@ -4,8 +4,10 @@
  * The header decides in one write whether a snapshot is there and which L1 table is active. Around it refcounts and COPIED
  * flags of many clusters change, and no order makes both right at every instant. So:
  *
- *     1  what is dirty in memory goes to the image; new tables get their clusters, which count as leaked until step 4
- *     2  version 3: the dirty bit; sync. From here to step 6 a cut leaves an image that is repaired before it is written
+ *     1  what is dirty in memory goes to the image. Version 3: the dirty bit; sync. From here to step 6 a cut, or the end of
+ *        the process, leaves an image that is repaired before it is written
+ *     2  new tables get their clusters, which count as leaked until step 4. The restart journal is not told: it is taken up
+ *        after the repair, and would bring the leaks back
  *     3  create, apply: refcounts of all that is shared raised. Create: COPIED flags cleared. New tables written; sync
  *     4  the header, in one write; sync
  *     5  apply, delete: refcounts of what is not named any more lowered; sync. Delete: COPIED flags set; sync
@@ -27,14 +29,14 @@ import type { ImageState } from './state.ts';
 
 /** The steps of one operation that differ; numbers as above. */
 export interface Steps {
-  /** Counted, and named by nothing yet. */
-  readonly taken: readonly (Allocation | null)[];
-  /** 3. */
-  readonly prepare: () => Promise<void>;
+  /** 2: of the new tables, in bytes. */
+  readonly lengths: readonly number[];
+  /** 3. The new tables' clusters, null for an empty one: counted, and named by nothing yet. */
+  readonly prepare: (taken: readonly (Allocation | null)[]) => Promise<void>;
   /** Takes back what `prepare` has done, all of it or a part. */
   readonly undo: () => Promise<void>;
   /** 4. */
-  readonly commit: () => Promise<void>;
+  readonly commit: (taken: readonly (Allocation | null)[]) => Promise<void>;
   /** 5. */
   readonly finish: () => Promise<void>;
 }
@@ -55,21 +57,22 @@ export class SnapshotChange {
 
   /** Steps 1 to 6. Errors: those of the file; the image is as before unless step 4 has begun. */
   async run(steps: Steps): Promise<void> {
-    const { state, quiet } = this.#options;
+    const { state } = this.#options;
+    const taken: (Allocation | null)[] = [];
     try {
-      await quiet();
-      // No checkpoint begins beside what follows.
-      await state.schedule.close();
+      await this.#settle();
       await this.#markDirty(true);
-      await steps.prepare();
+      await this.#allocate(steps.lengths, taken);
+      await this.#settle();
+      await steps.prepare(taken);
       await this.sync();
     } catch (error) {
-      await this.#takeBack(steps);
+      await this.#takeBack(steps, taken);
       throw error;
     }
     // Nothing is packed any more into a host cluster that a snapshot names, or that is free then.
     state.compressedUnmapped(0, Number.POSITIVE_INFINITY);
-    await steps.commit();
+    await steps.commit(taken);
     try {
       await steps.finish();
       await this.sync();
@@ -79,12 +82,19 @@ export class SnapshotChange {
     }
   }
 
-  async #takeBack(steps: Steps): Promise<void> {
+  /** All that is dirty is in the image, also words of the refcount table, and no checkpoint begins beside what follows. */
+  async #settle(): Promise<void> {
+    await this.#options.quiet();
+    await this.#options.state.schedule.close();
+  }
+
+  async #takeBack(steps: Steps, taken: readonly (Allocation | null)[]): Promise<void> {
     try {
       await steps.undo();
+      for (const allocation of taken)
+        if (allocation !== null) await this.#options.allocator.giveBack(allocation);
       await this.sync();
       await this.#markDirty(false);
-      await this.#giveBack(steps.taken);
     } catch (error) {
       this.#tellLeaks(error);
     }
@@ -101,27 +111,13 @@ export class SnapshotChange {
     if (header.version >= 3) await writeDirtyBit(file, isDirty);
   }
 
-  /** Clusters for tables of these lengths, for all or for none; null for an empty one. */
-  async allocate(lengths: readonly number[]): Promise<(Allocation | null)[]> {
+  // Into `taken` one by one: what was taken before a failure is given back.
+  async #allocate(lengths: readonly number[], taken: (Allocation | null)[]): Promise<void> {
     const { state, allocator } = this.#options;
-    const taken: (Allocation | null)[] = [];
-    try {
-      for (const lengthBytes of lengths) {
-        const clusters = divideUp(lengthBytes, state.clusterBytes);
-        const allocation = clusters === 0 ? null : await allocator.allocateContiguous(clusters);
-        taken.push(allocation);
-        if (allocation !== null) await state.record(allocation.changes);
-      }
-      return taken;
-    } catch (error) {
-      await this.#giveBack(taken);
-      throw error;
+    for (const lengthBytes of lengths) {
+      const clusters = divideUp(lengthBytes, state.clusterBytes);
+      taken.push(clusters === 0 ? null : await allocator.allocateContiguous(clusters));
     }
-  }
-
-  async #giveBack(taken: readonly (Allocation | null)[]): Promise<void> {
-    for (const allocation of taken)
-      if (allocation !== null) await this.#options.allocator.giveBack(allocation);
   }
 
   /** Whole clusters: nothing of what they held before is left in them. */

@@ -88,27 +88,25 @@ export class Snapshots implements InternalSnapshots {
     const tools = this.#tools();
     const active = tools.walk.activeL1();
     await tools.walk.survey(active);
-    const lengths = [active.view.byteLength, carried.length + entryBytes];
-    const [copy = null, table = null] = await this.#change.allocate(lengths);
-    const l1Offset = copy === null ? 0 : copy.first * state.clusterBytes;
-    const bytes = Buffer.concat([carried, encodeSnapshot({ ...fields, l1Offset })]);
     let isShared = false;
     await this.#change.run({
-      taken: [copy, table],
-      prepare: async () => {
+      lengths: [active.view.byteLength, carried.length + entryBytes],
+      prepare: async ([copy = null, table = null]) => {
+        const l1Offset = copy === null ? 0 : copy.first * state.clusterBytes;
         await tools.refcounts.raise(active);
         isShared = true;
         await tools.flags.clear(active);
         await this.#writeActiveL1(active);
         await this.#change.write(copy, bytesOf(active));
-        await this.#change.write(table, bytes);
+        const entry = encodeSnapshot({ ...fields, l1Offset });
+        await this.#change.write(table, Buffer.concat([carried, entry]));
       },
       undo: async () => {
         if (!isShared) return;
         await tools.refcounts.lower(active);
         await this.#correctFlags(tools);
       },
-      commit: () => this.#nameTable(table, old.snapshots.length + 1),
+      commit: ([, table = null]) => this.#nameTable(table, old.snapshots.length + 1),
       finish: () => this.#free(tools, old.offset, old.bytes.length),
     });
     await readSavedMetadata(state);
@@ -129,21 +127,20 @@ export class Snapshots implements InternalSnapshots {
     const before = tools.walk.activeL1();
     await tools.walk.survey(saved);
     await tools.walk.survey(before);
-    const [taken = null] = await this.#change.allocate([bytes.length]);
     let isShared = false;
     await this.#change.run({
-      taken: [taken],
-      prepare: async () => {
+      lengths: [bytes.length],
+      prepare: async ([table = null]) => {
         await tools.refcounts.raise(saved);
         isShared = true;
         await tools.flags.clear(saved);
         bytes.set(bytesOf(saved));
-        await this.#change.write(taken, bytes);
+        await this.#change.write(table, bytes);
       },
       undo: async () => {
         if (isShared) await tools.refcounts.lower(saved);
       },
-      commit: () => this.#nameL1(taken, bytes, sizeBytes),
+      commit: ([table = null]) => this.#nameL1(table, bytes, sizeBytes),
       finish: async () => {
         await tools.refcounts.lower(before);
         await this.#free(tools, before.offset, before.view.byteLength);
@@ -163,12 +160,11 @@ export class Snapshots implements InternalSnapshots {
     await tools.walk.survey(tools.walk.activeL1());
     const kept = old.snapshots.filter((other) => other !== snapshot);
     const bytes = carriedEntries(old.bytes, kept);
-    const [table = null] = await this.#change.allocate([bytes.length]);
     await this.#change.run({
-      taken: [table],
-      prepare: () => this.#change.write(table, bytes),
+      lengths: [bytes.length],
+      prepare: ([table = null]) => this.#change.write(table, bytes),
       undo: async () => undefined,
-      commit: () => this.#nameTable(table, kept.length),
+      commit: ([table = null]) => this.#nameTable(table, kept.length),
       finish: async () => {
         await tools.refcounts.lower(saved);
         await this.#free(tools, saved.offset, saved.view.byteLength);

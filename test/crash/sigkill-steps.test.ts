@@ -4,7 +4,7 @@
  * image finds every answered write.
  */
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { readdirSync } from 'node:fs';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -13,82 +13,13 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { DriverDescriptor } from '../../src/block/driver.ts';
 import { GuestHistory } from '../support/guest-history.ts';
 import { guestFlush, guestResize, guestStep, packedStep } from '../support/guest-steps.ts';
-import { prefixesOf, type RecordedFile } from '../support/power-cut.ts';
+import { filesAfterKills, KillSteps, SteppedLog } from '../support/kill-steps.ts';
+import type { RecordedFile } from '../support/power-cut.ts';
 import { qemuImg, qemuIo } from '../support/qemu-img.ts';
-import { type Change, FileLog, recordingFile } from '../support/recording-file.ts';
+import { FileLog, recordingFile } from '../support/recording-file.ts';
 import { SEED } from '../support/run-parameters.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 import { testGraph } from '../support/test-graph.ts';
-
-/** What a kill leaves beside the image's file: the journal's files. */
-interface Step {
-  /** Changes of the image's files that have been made. */
-  readonly changes: number;
-  readonly events: number;
-  readonly journal: ReadonlyMap<string, Buffer>;
-}
-
-/** Keeps the journal as it is at each step of the image's files. */
-class Steps {
-  readonly kept: Step[] = [];
-  readonly clock = { events: 0 };
-  readonly #journals: string;
-  #begun = 0;
-  #ended = 0;
-
-  constructor(journals: string) {
-    this.#journals = journals;
-  }
-
-  async around<T>(isChange: boolean, run: () => Promise<T>): Promise<T> {
-    this.#keep();
-    if (isChange) this.#begun++;
-    const result = await run();
-    if (isChange) this.#ended++;
-    this.#keep();
-    return result;
-  }
-
-  changeAtOnce(run: () => boolean): boolean {
-    this.#keep();
-    const isDone = run();
-    if (!isDone) return false;
-    this.#begun++;
-    this.#ended++;
-    this.#keep();
-    return true;
-  }
-
-  // Only when nothing is in flight: of what is, the host may have any part.
-  #keep(): void {
-    if (this.#ended !== this.#begun) return;
-    const names = readdirSync(this.#journals);
-    const journal = new Map(names.map((n) => [n, readFileSync(join(this.#journals, n))] as const));
-    // An event of its own: what is answered after it is not answered by then.
-    this.kept.push({ changes: this.#ended, events: this.clock.events++, journal });
-  }
-}
-
-class SteppedLog extends FileLog {
-  readonly #steps: Steps;
-
-  constructor(steps: Steps) {
-    super(steps.clock);
-    this.#steps = steps;
-  }
-
-  override change<T>(change: Change, run: () => Promise<T>): Promise<T> {
-    return this.#steps.around(true, () => super.change(change, run));
-  }
-
-  override changeAtOnce(change: Change, run: () => boolean): boolean {
-    return this.#steps.changeAtOnce(() => super.changeAtOnce(change, run));
-  }
-
-  override flush(run: () => Promise<void>): Promise<void> {
-    return this.#steps.around(false, () => super.flush(run));
-  }
-}
 
 interface Case {
   readonly name: string;
@@ -160,7 +91,7 @@ for (const c of CASES) {
     const journals = join(directory, 'journals');
     await mkdir(journals);
     const [path, content] = await makeImage(directory, c);
-    const steps = new Steps(journals);
+    const steps = new KillSteps(journals);
     const paths = c.dataFile === true ? [path, join(directory, 'disk.data')] : [path];
     const files: RecordedFile[] = [];
     let file: DriverDescriptor | undefined;
@@ -190,16 +121,8 @@ for (const c of CASES) {
     // What was answered is there, synced or not.
     for (const { answered } of [...history.writes])
       history.flushes.push({ begun: answered, answered });
-    const prefixes = prefixesOf(files);
-    let images: readonly Uint8Array[] = files.map(({ start }) => start);
-    let made = 0;
-    for (const { changes, events, journal } of steps.kept) {
-      for (; made < changes; made++) images = prefixes.next().value?.images ?? images;
+    for (const { events } of filesAfterKills(steps, paths, files)) {
       const what = `seed ${SEED}: killed after event ${events} of ${log.events}`;
-      // In the same files: the journal knows the image by what the host calls it.
-      for (const [i, at] of paths.entries()) writeFileSync(at, images[i] ?? '');
-      for (const name of readdirSync(journals)) rmSync(join(journals, name));
-      for (const [name, bytes] of journal) writeFileSync(join(journals, name), bytes);
       const next = await testGraph({ directory, journalDirectory: journals });
       const opened = await next.open({ path, format: 'qcow2', readOnly: events % 2 === 0 });
       const found = new Uint8Array(opened.lengthBytes);

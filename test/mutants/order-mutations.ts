@@ -127,11 +127,22 @@ export const ORDER_MUTATIONS: readonly Mutation[] = [
     tests: SNAPSHOTS,
   },
   {
+    step: 'new tables of a snapshot are counted under the dirty bit',
+    file: 'drivers/qcow2/snapshot-change.js',
+    find: `            await this.#markDirty(true);
+            await this.#allocate(steps.lengths, taken);
+            await this.#settle();`,
+    replace: `            await this.#allocate(steps.lengths, taken);
+            await this.#settle();
+            await this.#markDirty(true);`,
+    tests: ['test/crash/snapshot-sigkill.test.js'],
+  },
+  {
     step: 'what a snapshot names is on disk before the header names the snapshot',
     file: 'drivers/qcow2/snapshot-change.js',
-    find: `            await steps.prepare();
+    find: `            await steps.prepare(taken);
             await this.sync();`,
-    replace: '            await steps.prepare();',
+    replace: '            await steps.prepare(taken);',
     tests: SNAPSHOTS,
   },
   {
