@@ -40,6 +40,11 @@ export class FileLength {
     return this.#bytes;
   }
 
+  /** Whether space that was taken past the end is given back, at close at the latest. */
+  get givesBackSpace(): boolean {
+    return this.#ahead !== null;
+  }
+
   /** See `DriverInstance.lend`. */
   lend(end: number): boolean {
     return this.#ahead?.lend(end) !== false;

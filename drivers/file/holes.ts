@@ -13,6 +13,8 @@ export interface HolesOptions {
   readonly handle: FileHandle;
   readonly path: string;
   readonly length: FileLength;
+  /** As `DriverInstance.write`. */
+  readonly write: (offset: number, bytes: Uint8Array) => Promise<void>;
 }
 
 /** Errors of all of it: those of fallocate(2), ENOSPC, EIO. */
@@ -20,23 +22,20 @@ export class Holes {
   readonly #handle: FileHandle;
   readonly #path: string;
   readonly #length: FileLength;
+  readonly #write: HolesOptions['write'];
   /** What the host's file system turned out not to have, so that it is asked once. */
   readonly #lacks = new Set<What>();
 
-  constructor({ handle, path, length }: HolesOptions) {
+  constructor({ handle, path, length, write }: HolesOptions) {
     this.#handle = handle;
     this.#path = path;
     this.#length = length;
+    this.#write = write;
   }
 
-  /** Whether the range is a hole now. */
+  /** Whether the range, inside of the file, is a hole now. */
   async punch(offset: number, lengthBytes: number): Promise<boolean> {
-    const length = this.#length;
-    if (offset + lengthBytes > length.bytes) length.noticeGrowth();
-    const inside = Math.min(lengthBytes, length.bytes - offset);
-    if (inside < lengthBytes) await this.#reach(offset + lengthBytes);
-    if (inside <= 0) return true;
-    return this.#fallocate('punch', FALLOC.PUNCH_HOLE | FALLOC.KEEP_SIZE, offset, inside);
+    return this.#fallocate('punch', FALLOC.PUNCH_HOLE | FALLOC.KEEP_SIZE, offset, lengthBytes);
   }
 
   /** Whether the range reads as zeros now, and has its space. */
@@ -53,9 +52,26 @@ export class Holes {
     return true;
   }
 
-  /** A wish: without it the write that follows takes longer, and meets the error. The file's length stays. */
+  /**
+   * Makes the file so long at least, for a request whose range ends there and is to read as zeros. A truncation could cut off what is
+   * written beside it; a zero in the last byte of that range takes nothing from anybody: who writes there at the same time
+   * meets this request anyway.
+   */
+  async reach(end: number): Promise<void> {
+    this.#length.noticeGrowth();
+    if (end <= this.#length.bytes) return;
+    if (!(await this.allocate(end - 1, 1))) await this.#write(end - 1, new Uint8Array(1));
+  }
+
+  /**
+   * A wish: without it the write that follows takes longer, and meets the error. The file's length stays; past it space is taken only
+   * where it is given back when no write follows.
+   */
   async reserve(offset: number, lengthBytes: number): Promise<void> {
-    await this.#fallocate('allocate', FALLOC.KEEP_SIZE, offset, lengthBytes).catch(() => false);
+    const { bytes, givesBackSpace } = this.#length;
+    const length = givesBackSpace ? lengthBytes : Math.min(lengthBytes, bytes - offset);
+    if (length <= 0) return;
+    await this.#fallocate('allocate', FALLOC.KEEP_SIZE, offset, length).catch(() => false);
   }
 
   /** See `DriverInstance.stores`. Of a regular file. */
@@ -66,11 +82,6 @@ export class Holes {
     if (data > offset) return { stored: false, lengthBytes: data - offset };
     const hole = seekDataOrHole(fd, offset, SEEK.HOLE) ?? offset + lengthBytes;
     return { stored: true, lengthBytes: Math.min(hole - offset, lengthBytes) };
-  }
-
-  /** Makes the file so long at least. It never cuts off what is written beside it, as a truncation would. */
-  async #reach(end: number): Promise<void> {
-    if (!(await this.allocate(end - 1, 1))) await this.#length.resize(end);
   }
 
   async #fallocate(

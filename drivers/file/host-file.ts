@@ -1,16 +1,21 @@
 /**
- * An opened file or block device of the host: reads and writes through its one descriptor. Reads past the end are zeros, writes past
- * the end grow the file. Its length, holes, syncs and copies are parts of their own.
+ * An opened file or block device of the host. Reads past the end are zeros, writes past the end grow the file. Its length, holes,
+ * syncs and copies are parts of their own; direct I/O and the workers' syncs have a descriptor of their own besides that of the file.
  */
 import type { FileHandle } from 'node:fs/promises';
-import { BlockError } from '../../src/base/block-error.ts';
-import { type GuestOffset, type HostOffset, hostOffset } from '../../src/base/units.ts';
+import { BlockError, toBlockError } from '../../src/base/block-error.ts';
+import {
+  type GuestOffset,
+  guestOffset,
+  type HostOffset,
+  hostOffset,
+} from '../../src/base/units.ts';
 import { SHORT_BYTES } from '../../src/block/at-once.ts';
 import type { DriverInstance, Mapping, WriteZeroesOptions } from '../../src/block/driver.ts';
 import { type HostRange, notCopied } from '../../src/block/host-range.ts';
 import type { DirectIo } from './direct-io.ts';
 import { FileLength } from './file-length.ts';
-import { Holes } from './holes.ts';
+import { Holes, type HolesOptions } from './holes.ts';
 import { HostCopies } from './host-copies.ts';
 import { HostSyncs } from './host-syncs.ts';
 import { QuickIo } from './quick-io.ts';
@@ -63,7 +68,8 @@ export class HostFile implements DriverInstance {
     const growsUnseen = !isBlockDevice && direct === null;
     const length = new FileLength({ handle, lengthBytes, device, growsUnseen, takesSpaceAhead });
     this.#length = length;
-    const holes = new Holes({ handle, path, length });
+    const write: HolesOptions['write'] = (offset, bytes) => this.write(guestOffset(offset), bytes);
+    const holes = new Holes({ handle, path, length, write });
     this.#holes = holes;
     this.#syncs = new HostSyncs({ handle, path, flushes, isShared: quick !== null });
     this.#copies = quick === null ? null : new HostCopies({ fd: handle.fd, length, holes });
@@ -203,7 +209,24 @@ export class HostFile implements DriverInstance {
     lengthBytes: number,
     options: WriteZeroesOptions,
   ): Promise<void> {
-    if (options.unmap && (await this.#holes.punch(offset, lengthBytes))) return;
+    if (options.unmap) await this.#unmap(offset, lengthBytes);
+    else await this.#zero(offset, lengthBytes);
+  }
+
+  /** What lies past the end reads as zeros: a full file system is no error there, and the file stays as long as it is. */
+  async #unmap(offset: GuestOffset, lengthBytes: number): Promise<void> {
+    const length = this.#length;
+    const end = offset + lengthBytes;
+    if (end > length.bytes) length.noticeGrowth();
+    const inside = Math.min(lengthBytes, length.bytes - offset);
+    if (inside > 0 && !(await this.#holes.punch(offset, inside))) await this.#zero(offset, inside);
+    if (inside === lengthBytes) return;
+    await this.#holes.reach(end).catch((error: unknown) => {
+      if (toBlockError(error).kind !== 'no-space') throw error;
+    });
+  }
+
+  async #zero(offset: GuestOffset, lengthBytes: number): Promise<void> {
     if (await this.#holes.zero(offset, lengthBytes)) return;
     const zeroes = new Uint8Array(Math.min(lengthBytes, ZERO_CHUNK_BYTES));
     for (let done = 0; done < lengthBytes; done += zeroes.length) {

@@ -1,4 +1,4 @@
-/** What keeps bytes that a file grows by from being cut off with the space that was taken ahead of them. */
+/** What keeps bytes that a file grows by from being cut off, with the space that was taken ahead of them or by a punch beside them. */
 import type { Mutation } from './mutations.ts';
 
 const file = 'drivers/file/space-ahead.js';
@@ -53,5 +53,12 @@ export const AHEAD_MUTATIONS: readonly Mutation[] = [
     find: 'await (this.#ahead === null ? cut() : this.#ahead.grow(cut));',
     replace: 'await cut();',
     tests,
+  },
+  {
+    step: 'a punch past the end truncates nothing, where there is no fallocate',
+    file: 'drivers/file/holes.js',
+    find: 'await this.#write(end - 1, new Uint8Array(1));',
+    replace: 'await this.#length.resize(end);',
+    tests: ['test/unit/drivers/file/growth.test.js'],
   },
 ];

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { pbkdf2 } from 'node:crypto';
 import { appendFileSync, statSync } from 'node:fs';
-import { appendFile, stat, writeFile } from 'node:fs/promises';
+import { appendFile, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -11,6 +11,7 @@ import { BlockError } from '../../../../src/base/block-error.ts';
 import { guestOffset } from '../../../../src/base/units.ts';
 import type { Graph } from '../../../../src/block/graph.ts';
 import type { Node } from '../../../../src/block/node.ts';
+import { ramfs, tmpfs } from '../../../support/memory-file-system.ts';
 import { scratchDirectory } from '../../../support/scratch.ts';
 import { type TestGraphOptions, testGraph } from '../../../support/test-graph.ts';
 
@@ -26,8 +27,9 @@ interface Opened {
 const opened = async (
   t: TestContext,
   options: Pick<TestGraphOptions, 'growsHereAlone'> = {},
+  place: Promise<string> = scratchDirectory(t),
 ): Promise<Opened> => {
-  const directory = await scratchDirectory(t);
+  const directory = await place;
   const path = join(directory, 'disk.raw');
   await writeFile(path, Buffer.alloc(4096, 1));
   const graph = await testGraph({ directory, ...options });
@@ -68,6 +70,39 @@ test('a punch past the end makes the file longer, and cuts nothing off that is w
   assert.equal((await stat(path)).size, 68_096);
   await driver.discard?.(guestOffset(70_000), 1000);
   assert.equal((await stat(path)).size, 71_000);
+  await graph.close(node);
+});
+
+test('a file system without fallocate(2): a punch past the end cuts nothing off either, and zeroes what is inside', async (t) => {
+  const { path, graph, node, file } = await opened(t, {}, ramfs(t));
+  const { driver } = file;
+  const busy = allThreadsBusy();
+  const punched = driver.discard?.(guestOffset(8192), 4096);
+  appendFileSync(path, Buffer.alloc(64_000, 2));
+  await Promise.all([busy, punched]);
+  const content = await readFile(path);
+  assert.equal(content.length, 68_096);
+  assert.ok(content.subarray(4096, 8192).every((byte) => byte === 2));
+  assert.ok(content.subarray(12_288).every((byte) => byte === 2));
+  await driver.discard?.(guestOffset(68_000), 3000);
+  const longer = await readFile(path);
+  assert.equal(longer.length, 71_000);
+  assert.ok(longer.subarray(68_000).every((byte) => byte === 0));
+  await graph.close(node);
+});
+
+test('on a full file system what is unmapped past the end is zeroed inside, and is no error', async (t) => {
+  const { path, graph, node, file } = await opened(t, {}, tmpfs(t, '64k'));
+  const { driver } = file;
+  await assert.rejects(writeFile(`${path}.other`, Buffer.alloc(65_536, 9)), { code: 'ENOSPC' });
+  // A part of the page alone: no space comes free by it.
+  await driver.discard?.(guestOffset(1000), 8000);
+  await driver.writeZeroes?.(guestOffset(1_000_000), 1000, { unmap: true });
+  const content = await readFile(path);
+  assert.deepEqual([content.length, content[999]], [4096, 1]);
+  assert.ok(content.subarray(1000).every((byte) => byte === 0));
+  const zeros = driver.writeZeroes?.(guestOffset(1000), 8000, { unmap: false });
+  await assert.rejects(present(zeros, 'it writes zeros'), { code: 'ENOSPC' });
   await graph.close(node);
 });
 

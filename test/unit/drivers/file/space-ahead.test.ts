@@ -1,6 +1,6 @@
 /** On files of the directory for temporary files, and of a tmpfs. */
 import assert from 'node:assert/strict';
-import { mkdir, readFile, stat, statfs, writeFile } from 'node:fs/promises';
+import { readFile, stat, statfs, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -12,10 +12,9 @@ import { seededRandom } from '../../../../src/base/random.ts';
 import { guestOffset, hostOffset } from '../../../../src/base/units.ts';
 import type { DriverInstance, OpenPathRequest } from '../../../../src/block/driver.ts';
 import { FALLOC, fallocate } from '../../../../src/os/linux.ts';
-import { CleanupStack } from '../../../support/cleanup-stack.ts';
+import { tmpfs } from '../../../support/memory-file-system.ts';
 import { countOf, SEED } from '../../../support/run-parameters.ts';
 import { type Cleanup, scratchDirectory } from '../../../support/scratch.ts';
-import { run } from '../../../support/vdiskfs.ts';
 
 const MIB = 1 << 20;
 
@@ -32,15 +31,6 @@ const open = (path: string, more: Partial<OpenPathRequest> = {}): Promise<Driver
     }),
     'it opens paths',
   );
-
-const tmpfs = async (t: Cleanup, size: string): Promise<string> => {
-  const directory = join(await scratchDirectory(t), 'memory');
-  await mkdir(directory);
-  const mounted = await run('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'none', directory]);
-  assert.equal(mounted.status, 0, mounted.stderr);
-  t.after(async () => void (await run('umount', [directory])));
-  return directory;
-};
 
 const write = async (opened: DriverInstance, offset: number, bytes: Uint8Array): Promise<void> => {
   await opened.write?.(guestOffset(offset), bytes);
@@ -71,7 +61,7 @@ for (const place of ['disk', 'tmpfs'] as const) {
     };
 
     test('a file that grows has some, its length does not tell, and it is given back at close', async (t) => {
-      const path = await made(new CleanupStack(t));
+      const path = await made(t);
       const opened = await open(path);
       await grow(opened, 0, 32 * MIB);
       const { size } = await stat(path);
@@ -84,7 +74,7 @@ for (const place of ['disk', 'tmpfs'] as const) {
     });
 
     test('it is given back when the file has not grown for a while, and taken again', async (t) => {
-      const path = await made(new CleanupStack(t));
+      const path = await made(t);
       const opened = await open(path);
       await grow(opened, 0, 32 * MIB);
       assert.ok((await aheadOf(path)) >= MIB / 2);
@@ -100,7 +90,7 @@ for (const place of ['disk', 'tmpfs'] as const) {
     });
 
     test('what a killed engine left is given back by the next opening that writes', async (t) => {
-      const path = await made(new CleanupStack(t));
+      const path = await made(t);
       await writeFile(path, Buffer.alloc(MIB, 1));
       const killed = await open(path, { growsHereAlone: false });
       const fd = present(killed.hostFd, 'a file of the host has a descriptor');
@@ -120,7 +110,7 @@ for (const place of ['disk', 'tmpfs'] as const) {
 }
 
 test('nobody else may make it longer: without that nothing is taken', async (t) => {
-  const path = join(await tmpfs(new CleanupStack(t), '100m'), 'image');
+  const path = join(await tmpfs(t, '100m'), 'image');
   for (const more of [{ growsHereAlone: false }, { cache: 'none' }] as const) {
     await writeFile(path, '');
     const opened = await open(path, more);
@@ -131,7 +121,7 @@ test('nobody else may make it longer: without that nothing is taken', async (t) 
 });
 
 test('workers may write past the end, or there is space ahead', async (t) => {
-  const path = join(await tmpfs(new CleanupStack(t), '100m'), 'image');
+  const path = join(await tmpfs(t, '100m'), 'image');
   await writeFile(path, '');
   const opened = await open(path);
   const lend = (end: number): boolean | undefined => opened.lend?.(hostOffset(end));
@@ -151,7 +141,7 @@ test('workers may write past the end, or there is space ahead', async (t) => {
 });
 
 test('a full file system gives writers what was taken ahead', async (t) => {
-  const directory = await tmpfs(new CleanupStack(t), '64m');
+  const directory = await tmpfs(t, '64m');
   const [growing, other] = [join(directory, 'growing'), join(directory, 'other')];
   await writeFile(growing, '');
   await writeFile(other, '');
@@ -180,7 +170,7 @@ test('a full file system gives writers what was taken ahead', async (t) => {
 });
 
 test(`growth that meets giving back loses nothing (seed ${SEED})`, async (t) => {
-  const path = join(await tmpfs(new CleanupStack(t), '600m'), 'image');
+  const path = join(await tmpfs(t, '600m'), 'image');
   await writeFile(path, '');
   const { dev } = await stat(path);
   const random = seededRandom(SEED);
