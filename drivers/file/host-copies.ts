@@ -1,12 +1,18 @@
 /**
  * Copies from other files of this host into one, which the kernel makes by itself: shared blocks where the file system has them, else
- * copy_file_range(2). What could not be shared or copied once is not tried again with the same file.
+ * copy_file_range(2). What it cannot do between two files is not tried again with them; what it could not do with one range says
+ * nothing of the next.
  */
+import { toBlockError } from '../../src/base/block-error.ts';
+import type { ErrnoName } from '../../src/base/errno.ts';
 import type { DriverInstance } from '../../src/block/driver.ts';
 import { type HostRange, notCopied } from '../../src/block/host-range.ts';
 import { cloneFileRange, copyFileRange, readAheadOf } from '../../src/os/linux.ts';
 import type { FileLength } from './file-length.ts';
 import type { Holes } from './holes.ts';
+
+/** Whatever the range is: the kernel has no such call, or not for these file systems. */
+const NEVER: ReadonlySet<ErrnoName> = new Set(['EOPNOTSUPP', 'EXDEV', 'ENOTTY', 'ENOSYS']);
 
 export interface HostCopiesOptions {
   readonly fd: number;
@@ -29,11 +35,22 @@ export class HostCopies {
     this.#holes = holes;
   }
 
-  /** See `DriverInstance.copyIn`. */
+  /** See `DriverInstance.copyIn`. Errors: EIO; those of copy_file_range(2) for this range. */
   async copyIn(offset: number, source: HostRange): Promise<void> {
     const { driver } = source.file;
     const { hostFd } = driver;
     if (hostFd === undefined || this.#foreign.has(driver)) throw notCopied();
+    try {
+      await this.#cloneOrCopy(offset, source, hostFd);
+    } catch (error) {
+      // A part of it has made the file longer, and is not to be taken for new space.
+      this.#length.noticeGrowth();
+      throw error;
+    }
+    this.#length.reached(offset + source.length);
+  }
+
+  async #cloneOrCopy(offset: number, source: HostRange, hostFd: number): Promise<void> {
     const end = offset + source.length;
     if (await this.#length.reaching(end, () => this.#clone(offset, source, hostFd))) return;
     // All of it at once: the copy itself goes by 64 KiB, and is quicker into space that is there.
@@ -42,31 +59,38 @@ export class HostCopies {
       this.#holes.reserve(offset, source.length),
     ]);
     await this.#length.reaching(end, () => this.#copy(offset, source, hostFd));
-    this.#length.reached(end);
   }
 
   async #copy(offset: number, source: HostRange, hostFd: number): Promise<void> {
     for (let done = 0; done < source.length; ) {
       const from = { fd: hostFd, offset: source.offset + done };
       const to = { fd: this.#fd, offset: offset + done };
-      const copied = await copyFileRange(from, to, source.length - done);
-      if (copied <= 0) {
-        if (done === 0) this.#foreign.add(source.file.driver);
-        // What was copied has made the file longer, and is not to be taken for new space.
-        this.#length.noticeGrowth();
+      const copied = await copyFileRange(from, to, source.length - done).catch((error: unknown) => {
+        if (!isOfFiles(error)) throw error;
+        this.#foreign.add(source.file.driver);
         throw notCopied();
-      }
+      });
+      // The source ends here.
+      if (copied === 0) throw notCopied();
       done += copied;
     }
   }
 
+  /** False: not wholly, and what there is of it may be copied over. Errors: EIO. */
   async #clone(offset: number, source: HostRange, hostFd: number): Promise<boolean> {
     const { driver } = source.file;
     if (this.#unshared.has(driver)) return false;
-    const from = { fd: hostFd, offset: source.offset };
-    const isCloned = await cloneFileRange(from, { fd: this.#fd, offset }, source.length);
-    if (isCloned) this.#length.reached(offset + source.length);
-    else this.#unshared.add(driver);
-    return isCloned;
+    try {
+      const from = { fd: hostFd, offset: source.offset };
+      await cloneFileRange(from, { fd: this.#fd, offset }, source.length);
+      return true;
+    } catch (error) {
+      if (toBlockError(error).errno === 'EIO') throw error;
+      if (isOfFiles(error)) this.#unshared.add(driver);
+      return false;
+    }
   }
 }
+
+/** Whether it was refused for the two files, and not for a range of them. */
+const isOfFiles = (error: unknown): boolean => NEVER.has(toBlockError(error).errno);

@@ -1,8 +1,8 @@
 /**
  * The Linux system calls that Node lacks, through koffi. The only file that loads a C library.
  *
- * Synchronous calls read errno right after the call. An asynchronous call runs on a libuv thread, whose errno is
- * lost; a failed one is therefore repeated synchronously, so every call offered as asynchronous is idempotent.
+ * Synchronous calls read errno right after the call. An asynchronous call runs on a libuv thread, whose errno koffi brings to the
+ * callback, where it is read first of all.
  */
 import koffi from 'koffi';
 import { BlockError } from '../base/block-error.ts';
@@ -35,21 +35,19 @@ const systemError = (op: string, errno: number): BlockError => {
   return new BlockError({ kind, errno: name, message: `${op} failed: ${name}`, op });
 };
 
-/** Calls asynchronously; on failure once more synchronously to learn errno. */
+/** Calls asynchronously, and again where a signal came in between. Errors: what errno says. */
 const callAsync = (
   op: string,
   call: ReturnType<typeof libc.func>,
-  ...args: readonly number[]
+  ...args: readonly unknown[]
 ): Promise<number> =>
   new Promise((resolve, reject) => {
     call.async(...args, (error: unknown, result: number) => {
-      if (error === null && result >= 0) {
-        resolve(Number(result));
-        return;
-      }
-      const again = Number(call(...args));
-      if (again >= 0) resolve(again);
-      else reject(systemError(op, koffi.errno()));
+      const errno = koffi.errno();
+      if (error !== null) reject(error);
+      else if (result >= 0) resolve(Number(result));
+      else if (errnoName(errno) === 'EINTR') resolve(callAsync(op, call, ...args));
+      else reject(systemError(op, errno));
     });
   });
 
@@ -194,20 +192,17 @@ const copyCall = libc.func(
 
 /**
  * copy_file_range(2) on a thread of its own: bytes go from file to file inside the kernel. Returns how many did, fewer than
- * asked at times, 0 at the end of the first file; -1 where it cannot: between file systems, say.
+ * asked at times, 0 at the end of the first file. Errors: EXDEV between file systems and EOPNOTSUPP where they cannot, EINVAL where
+ * the ranges overlap, ENOSPC, EIO.
  */
 export const copyFileRange = (
   from: { readonly fd: number; readonly offset: number },
   to: { readonly fd: number; readonly offset: number },
   lengthBytes: number,
-): Promise<number> =>
-  new Promise((resolve, reject) => {
-    const args = [from.fd, [from.offset], to.fd, [to.offset], lengthBytes, 0];
-    copyCall.async(...args, (error: unknown, copied: number) => {
-      if (error === null) resolve(Number(copied));
-      else reject(error);
-    });
-  });
+): Promise<number> => {
+  const args = [from.fd, [from.offset], to.fd, [to.offset], lengthBytes, 0];
+  return callAsync('copy_file_range', copyCall, ...args);
+};
 
 const fadviseCall = libc.func(
   'int posix_fadvise(int fd, int64_t offset, int64_t length, int advice)',
@@ -235,22 +230,21 @@ const FICLONERANGE = 0x4020940d;
 
 /**
  * ioctl_ficlonerange(2) on a thread of its own: a range of one file becomes a range of another without a copy, until either is
- * written; file systems that can (XFS, Btrfs) do it to whole blocks. False: nothing has changed.
+ * written; file systems that can (XFS, Btrfs) do it to whole blocks. After an error any part of it may have been done, and have made
+ * the file longer. Errors: EOPNOTSUPP where the file system has no such thing, EXDEV between two of them, ENOTTY of what is no
+ * such file, EINVAL for parts of blocks, ENOSPC, EIO.
  */
-export const cloneFileRange = (
+export const cloneFileRange = async (
   from: { readonly fd: number; readonly offset: number },
   to: { readonly fd: number; readonly offset: number },
   lengthBytes: number,
-): Promise<boolean> =>
-  new Promise((resolve) => {
-    const range = new Uint8Array(32);
-    const view = new DataView(range.buffer);
-    for (const [i, value] of [from.fd, from.offset, lengthBytes, to.offset].entries())
-      view.setBigInt64(i * 8, BigInt(value), true);
-    ioctlCall.async(to.fd, FICLONERANGE, range, (error: unknown, result: number) => {
-      resolve(error === null && result === 0);
-    });
-  });
+): Promise<void> => {
+  const range = new Uint8Array(32);
+  const view = new DataView(range.buffer);
+  for (const [i, value] of [from.fd, from.offset, lengthBytes, to.offset].entries())
+    view.setBigInt64(i * 8, BigInt(value), true);
+  await callAsync('ficlonerange', ioctlCall, to.fd, FICLONERANGE, range);
+};
 
 /** Registers a file for passthrough; its id. Errors: EPERM without CAP_SYS_ADMIN, ELOOP for a stacked file system. */
 export const openBacking = (fuse: number, file: number): number => {
