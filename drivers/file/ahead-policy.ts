@@ -8,8 +8,7 @@
 const MIB = 1 << 20;
 /** A file that grew by less since it was opened has nothing ahead. */
 const MIN_GROWN_BYTES = 8 * MIB;
-const MAX_AHEAD_BYTES = 16 * MIB;
-/** No more ahead than this part of what it grew by, and than this part of what its file system has free. */
+/** No more ahead than two steps, than this part of what it grew by, and than this part of what its file system has free. */
 const GROWN_SHARE = 1 / 8;
 const FREE_SHARE = 1 / 16;
 /** Growth is looked at in pieces of at least this. */
@@ -70,7 +69,7 @@ export class AheadPolicy {
     const offset = Math.ceil(Math.max(this.#takenTo, lengthBytes) / BLOCK_BYTES) * BLOCK_BYTES;
     if (offset - lengthBytes >= this.#stepBytes) return null;
     const share = Math.min(this.#grownBytes * GROWN_SHARE, freeBytes * FREE_SHARE);
-    const most = lengthBytes + Math.min(MAX_AHEAD_BYTES, share) - offset;
+    const most = lengthBytes + share - offset;
     const bytes = Math.min(this.#stepBytes, Math.floor(most / BLOCK_BYTES) * BLOCK_BYTES);
     // A shorter one costs the same call.
     return bytes < MIN_STEP_BYTES / 2 ? null : { offset, lengthBytes: bytes };

@@ -287,8 +287,8 @@ export interface DriverInstance {
   readonly bitmapStore?: BitmapStore;
 
   /**
-   * After it nothing changes the file any more, `close` neither: the image's lock may be given back although what reads from the file
-   * still has it open. Called once, drained, before `close`.
+   * Protocol drivers: after it nothing changes the file any more, `close` neither, so that the image's lock may be given back although
+   * what reads from the file still has it open. Called once, drained, before `close`, when the format above has closed.
    */
   settle?(): Promise<void>;
 

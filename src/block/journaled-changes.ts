@@ -43,7 +43,7 @@ export class JournaledChanges<T> {
     return this.#untold.length > 0 || this.#covered.length > 0;
   }
 
-  /** Changes that are made in this turn whatever comes of it. False: they are not told, and the image is behind. */
+  /** Changes that are made in this turn whatever comes of it. False: not all of them are told, and the image is behind. */
   tell(changes: readonly T[]): boolean {
     if (this.offer(changes)) return true;
     for (const change of changes) this.#untold.push(change);
