@@ -8,6 +8,7 @@ import type { Secrets } from '../block/secrets.ts';
 import type { ControlContext } from '../control/context.ts';
 import { createMonitor } from '../control/monitor.ts';
 import type { Monitor } from '../control/server.ts';
+import { endsWithin, GIVE_UP_MS } from '../job/abort.ts';
 import { type ControlSource, controlContext, streamAll } from './control-context.ts';
 import { takeUpJobs } from './job-take-up.ts';
 import { JobTargets } from './job-targets.ts';
@@ -67,7 +68,12 @@ export const beginControl = (scene: ControlScene): Control => {
       await context.jobs.close(how);
       // Neither starts one any more.
       await Promise.all([takenUp, populated]);
-      await context.store.settled();
+      if (!(await endsWithin(context.store.settled(), GIVE_UP_MS))) {
+        log.warning(
+          config.stateDirectory,
+          'does not answer: what was last told of jobs is not kept',
+        );
+      }
       const targetsClosed = targets.close().catch((error: unknown) => {
         log.error('targets', toBlockError(error).describe());
       });

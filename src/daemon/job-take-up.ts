@@ -7,9 +7,9 @@ import { STREAM_ARGUMENTS, startStream } from '../control/commands/block-stream.
 import { DRIVE_MIRROR_ARGUMENTS, startDriveMirror } from '../control/commands/mirror.ts';
 import { type ControlContext, chainOf, type Device } from '../control/context.ts';
 import { checkArguments } from '../control/schema.ts';
-import { JobError } from '../job/job-error.ts';
+import { CANCELLED_TEXT, JobError } from '../job/job-error.ts';
 import type { JobType } from '../job/job-info.ts';
-import type { JobRecord } from '../job/job-store.ts';
+import type { JobRecord, JobResult } from '../job/job-store.ts';
 
 /**
  * Starts again what an earlier engine, or an earlier mount of these images, was doing; `imagePath`: on that image alone.
@@ -26,8 +26,8 @@ export const takeUpJobs = async (
   for (const record of records) {
     // It has not ended, or is there to be dismissed.
     if (context.jobs.get(record.id) !== null) continue;
-    if (hasEndedWithMount(record)) {
-      tellEnd(record, log);
+    if (record.result !== null && isDismissedByItself(record)) {
+      tellEnd(record, record.result, log);
       context.store.forget(record.id);
       continue;
     }
@@ -74,13 +74,19 @@ export const takeUpJobs = async (
   }
 };
 
-/** Nobody waits for its result, but it was not there to be seen. */
-const hasEndedWithMount = ({ result, arguments: given }: JobRecord): boolean =>
-  result !== null && given['auto-dismiss'] !== false;
+const isDismissedByItself = ({ arguments: given }: JobRecord): boolean =>
+  given['auto-dismiss'] !== false;
 
-const tellEnd = ({ id, arguments: { sync, target } }: JobRecord, log: Log): void => {
+/** Nobody waits for the result, and perhaps nobody has heard of it: the mount ended, or the engine died. */
+const tellEnd = (record: JobRecord, { error }: JobResult, log: Log): void => {
+  const { id, command, arguments: given } = record;
+  const { sync, target } = given;
+  if (error === null) log.info(id, 'had ended');
+  else if (error !== CANCELLED_TEXT) log.error(id, `had failed: ${error}`);
+  else if (command !== 'drive-backup') log.info(id, 'was cancelled');
   // Its end is to be cancelled, and the target has what guests have overwritten until then.
-  if (sync === 'none') log.info(id, `had ended with the mount before: '${target}' is complete`);
+  else if (sync === 'none')
+    log.info(id, `had ended with the mount before: '${target}' is complete`);
   else log.warning(id, `was cancelled when the mount before ended: '${target}' is no whole backup`);
 };
 
@@ -119,7 +125,7 @@ const conclude = (
   record: JobRecord,
   { type, error }: { readonly type: JobType; readonly error: string | null },
 ): void => {
-  if (record.arguments['auto-dismiss'] !== false) {
+  if (isDismissedByItself(record)) {
     context.store.forget(record.id);
     return;
   }

@@ -3,14 +3,13 @@
  * later know it. It is named by the original's path and replaced in one rename.
  */
 import { createHash } from 'node:crypto';
-import { mkdir, open, readdir, readFile, rename, rm, rmdir } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { StandIn, StandIns } from '../../mount/catalog/stand-ins.ts';
 import { toBlockError } from '../base/block-error.ts';
+import { type ChangeOptions, removeFile, replaceFile } from '../base/durable-file.ts';
 import type { Log } from '../base/log.ts';
 
-const PRIVATE_DIRECTORY = 0o700;
-const PRIVATE_FILE = 0o600;
 const SUFFIX = '.view';
 const VERSION = 1;
 const MAX_RECORD_BYTES = 64 << 10;
@@ -19,6 +18,12 @@ export class StandInStore implements StandIns {
   readonly #directory: string;
   readonly #log: Log;
   readonly #records: Map<string, StandIn>;
+  readonly #options: ChangeOptions = {
+    notSynced: (error) => {
+      const reason = toBlockError(error).describe();
+      this.#log.error(this.#directory, `a power cut may undo what a view stands for: ${reason}`);
+    },
+  };
 
   private constructor(directory: string, log: Log, records: Map<string, StandIn>) {
     this.#directory = directory;
@@ -51,48 +56,21 @@ export class StandInStore implements StandIns {
   async put(standIn: StandIn): Promise<void> {
     const { original } = standIn;
     const path = this.#pathOf(original);
+    const text = `${JSON.stringify({ version: VERSION, ...standIn })}\n`;
     try {
-      await mkdir(this.#directory, { recursive: true, mode: PRIVATE_DIRECTORY });
-      const file = await open(`${path}.new`, 'w', PRIVATE_FILE);
-      try {
-        await file.writeFile(`${JSON.stringify({ version: VERSION, ...standIn })}\n`);
-        await file.sync();
-      } finally {
-        await file.close();
-      }
-      await rename(`${path}.new`, path);
+      await replaceFile(path, text, this.#options);
     } catch (error) {
-      await rm(`${path}.new`, { force: true }).catch(() => undefined);
       throw toBlockError(error, { op: 'pivot', path });
     }
     this.#records.set(original, standIn);
-    await this.#syncDirectory();
   }
 
   async remove(original: string): Promise<void> {
     const path = this.#pathOf(original);
-    await rm(path, { force: true }).catch((error: unknown) => {
+    await removeFile(path, this.#options).catch((error: unknown) => {
       throw toBlockError(error, { op: 'pivot', path });
     });
     this.#records.delete(original);
-    await this.#syncDirectory();
-    // A directory without anything goes, too.
-    await rmdir(this.#directory).catch(() => undefined);
-  }
-
-  // The change is made: every engine that comes sees it. Only a power cut could undo it.
-  async #syncDirectory(): Promise<void> {
-    try {
-      const directory = await open(this.#directory, 'r');
-      try {
-        await directory.sync();
-      } finally {
-        await directory.close();
-      }
-    } catch (error) {
-      const reason = toBlockError(error).describe();
-      this.#log.error(this.#directory, `a power cut may undo what a view stands for: ${reason}`);
-    }
   }
 
   #pathOf(original: string): string {

@@ -16,6 +16,9 @@ export class JobError extends Error {
   }
 }
 
+/** The error of a job that was cancelled: QEMU has the text of ECANCELED in query-jobs. */
+export const CANCELLED_TEXT = 'Operation canceled';
+
 /** Ends the work of a job that was cancelled; thrown by its pause points, and never seen outside. */
 export class JobCancelled extends Error {
   override readonly name = 'JobCancelled';

@@ -5,6 +5,7 @@
 import { toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import type { Node } from '../block/node.ts';
+import { endsWithin, GIVE_UP_MS } from './abort.ts';
 import { CopyMemory } from './copy-memory.ts';
 import { Job, type JobFields } from './job.ts';
 import { JobError } from './job-error.ts';
@@ -29,7 +30,7 @@ export interface StartOptions extends Omit<JobFields, 'emit' | 'copyMemory'>, Cl
   readonly resumable?: boolean;
   /** Called when the job has begun, and on each change that a later engine should know of. */
   readonly changed?: (job: Job) => void;
-  /** Resolves when what `changed` has told so far survives the engine. Never throws. */
+  /** Resolves when what `changed` has told so far survives the engine; waited for five seconds. Never throws. */
   readonly kept?: () => Promise<void>;
   /** Called when the job is dismissed. */
   readonly dismissed?: (job: Job) => void;
@@ -106,7 +107,7 @@ export class JobList {
     if (options.resumable === true) this.#resumable.add(job);
     this.#started++;
     job.onChanged = () => changed?.(job);
-    if (kept !== undefined) job.kept = kept;
+    if (kept !== undefined) job.kept = () => this.#untilKept(id, kept);
     void job.concluded.then(() => {
       this.#giveUp(job, options);
       this.#report(job);
@@ -116,6 +117,13 @@ export class JobList {
       this.#log.error(id, `the job broke: ${toBlockError(error).describe()}`);
     });
     return job;
+  }
+
+  /** A disk that hangs keeps neither a job nor its mount from their end. */
+  async #untilKept(id: string, kept: () => Promise<void>): Promise<void> {
+    if (await endsWithin(kept(), GIVE_UP_MS)) return;
+    const waited = `its result is not kept after ${GIVE_UP_MS / 1000} s`;
+    this.#log.warning(id, `${waited}: it begins again if the engine dies before that is written`);
   }
 
   /** One that ended under an earlier engine and was not dismissed yet. Errors: as `start`. */
@@ -206,11 +214,19 @@ export class JobList {
     if (isForLater) this.#jobs.delete(job.id);
   }
 
-  /** What the store has of it stays as it is. False: it ends by itself, and that outcome is its own. */
+  /**
+   * What the store has of it stays as it is, unless it completes all the same. False: it ends by itself, and that outcome is its
+   * own.
+   */
   #endForLater(job: Job, outlook: string): boolean {
-    if (job.isCancelled || job.status === 'aborting') return false;
-    job.onChanged = () => undefined;
-    job.onDismissed = () => undefined;
+    if (endsByItself(job)) return false;
+    const { onChanged, onDismissed } = job;
+    job.onChanged = () => {
+      if (hasCompleted(job)) onChanged();
+    };
+    job.onDismissed = () => {
+      if (hasCompleted(job)) onDismissed();
+    };
     this.#outlooks.set(job, outlook);
     cancel(job);
     return true;
@@ -218,7 +234,7 @@ export class JobList {
 
   /** Cancelled; the result stays in the store, so that the next mount can tell. */
   #endWithMount(job: Job): void {
-    if (job.isCancelled || job.status === 'aborting') return;
+    if (endsByItself(job)) return;
     job.onDismissed = () => undefined;
     this.#outlooks.set(job, 'cancelled, because the mount ends');
     cancel(job);
@@ -244,7 +260,8 @@ export class JobList {
     const { offset, len, error } = job.blockJobInfo();
     const done = `${job.type}: ${offset} of ${len} bytes`;
     const outlook = this.#outlooks.get(job) ?? 'cancelled';
-    if (job.isCancelled) this.#log.info(job.id, `${outlook}, ${done}`);
+    // One that was cancelled too late has completed.
+    if (job.isCancelled && error !== undefined) this.#log.info(job.id, `${outlook}, ${done}`);
     else if (error === undefined) this.#log.info(job.id, `completed, ${done}`);
     else {
       this.#failed++;
@@ -259,6 +276,12 @@ export class JobList {
 
 /** No later mount can go on with it: what it copies is a moment that is over then. */
 export const endsWithMount = (type: JobType): boolean => type === 'backup';
+
+/** What comes of it is settled, whatever the engine does. */
+const endsByItself = (job: Job): boolean =>
+  job.isCancelled || job.status === 'aborting' || job.result !== null;
+
+const hasCompleted = ({ result }: Job): boolean => result !== null && result.error === null;
 
 const cancel = (job: Job): void => {
   try {

@@ -1,14 +1,13 @@
 /**
  * Jobs on disk: what a later engine, or a later mount of the same images, needs to take them up again. One file for each
- * job. A store that cannot be written costs no I/O of a guest and no job: the log says so.
+ * job, as a power cut leaves it, too. A store that cannot be written costs no I/O of a guest and no job: the log says so.
  */
-import { mkdir, open, readdir, readFile, rename, rm, rmdir } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { toBlockError } from '../base/block-error.ts';
+import { type ChangeOptions, removeFile, replaceFile } from '../base/durable-file.ts';
 import type { Log } from '../base/log.ts';
 
-const PRIVATE_DIRECTORY = 0o700;
-const PRIVATE_FILE = 0o600;
 const MAX_RECORD_BYTES = 64 << 10;
 const VERSION = 1;
 
@@ -20,7 +19,7 @@ export interface JobRecord {
   /** Of the view's image: the job is of no other. */
   readonly imagePath: string;
   readonly paused: boolean;
-  /** Of a job that has ended and waits to be dismissed; null while it works. */
+  /** Of a job that has ended; null while it works. */
   readonly result: JobResult | null;
 }
 
@@ -36,9 +35,14 @@ export class JobStore {
   readonly #log: Log;
   /** What is on disk, or would be if it could be written. */
   readonly #records = new Map<string, JobRecord>();
+  /** What is in the files that were written here, by id. */
+  readonly #texts = new Map<string, string>();
   /** One change of the directory after the other. */
   #pending: Promise<void> = Promise.resolve();
-  #complained = false;
+  readonly #complaints = new Set<string>();
+  readonly #options: ChangeOptions = {
+    notSynced: (error) => this.#complain('a power cut may undo what is kept of jobs', error),
+  };
 
   /** `directory` is made when the first job is kept. */
   constructor(directory: string, log: Log) {
@@ -46,10 +50,10 @@ export class JobStore {
     this.#log = log;
   }
 
-  /** Begins to write; never throws. */
+  /** Begins to write, unless the file has the same; never throws. */
   keep(record: JobRecord): void {
     this.#records.set(record.id, record);
-    this.#enqueue(() => this.#write(record));
+    this.#enqueue(() => this.#write(record.id));
   }
 
   /** Of the jobs on one image, also when the directory could not be written. */
@@ -95,32 +99,33 @@ export class JobStore {
     return names.filter((name) => name.endsWith('.job'));
   }
 
-  async #write(record: JobRecord): Promise<void> {
-    await mkdir(this.#directory, { recursive: true, mode: PRIVATE_DIRECTORY });
-    const path = this.#pathOf(record.id);
-    const file = await open(`${path}.new`, 'w', PRIVATE_FILE);
-    try {
-      await file.writeFile(`${JSON.stringify({ version: VERSION, ...record })}\n`);
-      await file.datasync();
-    } finally {
-      await file.close();
-    }
-    await rename(`${path}.new`, path);
+  /** What is known of it by now: a job tells of each of its states, and hardly any of them makes a difference here. */
+  async #write(id: string): Promise<void> {
+    const record = this.#records.get(id);
+    if (record === undefined) return;
+    const text = `${JSON.stringify({ version: VERSION, ...record })}\n`;
+    if (this.#texts.get(id) === text) return;
+    this.#texts.delete(id);
+    await replaceFile(this.#pathOf(id), text, this.#options);
+    this.#texts.set(id, text);
   }
 
-  /** A directory without jobs goes, too. */
   async #remove(id: string): Promise<void> {
-    await rm(this.#pathOf(id), { force: true });
-    await rmdir(this.#directory).catch(() => undefined);
+    this.#texts.delete(id);
+    await removeFile(this.#pathOf(id), this.#options);
   }
 
   #enqueue(work: () => Promise<void>): void {
-    this.#pending = this.#pending.then(work).catch((error: unknown) => {
-      if (this.#complained) return;
-      this.#complained = true;
-      const reason = toBlockError(error).describe();
-      this.#log.warning(this.#directory, `jobs will not go on after a restart: ${reason}`);
-    });
+    this.#pending = this.#pending
+      .then(work)
+      .catch((error: unknown) => this.#complain('jobs will not go on after a restart', error));
+  }
+
+  /** Once of each outcome. */
+  #complain(outcome: string, error: unknown): void {
+    if (this.#complaints.has(outcome)) return;
+    this.#complaints.add(outcome);
+    this.#log.warning(this.#directory, `${outcome}: ${toBlockError(error).describe()}`);
   }
 
   #pathOf(id: string): string {
@@ -134,14 +139,15 @@ const fileName = (id: string): string => `${id}.job`;
 const parse = (text: string): JobRecord | null => {
   if (text.length > MAX_RECORD_BYTES) return null;
   const value = JSON.parse(text) as Partial<JobRecord> & { readonly version?: unknown };
+  const { version, ...record } = value;
   const isRight =
-    value.version === VERSION &&
-    typeof value.id === 'string' &&
-    typeof value.command === 'string' &&
-    typeof value.imagePath === 'string' &&
-    typeof value.paused === 'boolean' &&
-    (value.result === null || typeof value.result === 'object') &&
-    typeof value.arguments === 'object' &&
-    value.arguments !== null;
-  return isRight ? (value as JobRecord) : null;
+    version === VERSION &&
+    typeof record.id === 'string' &&
+    typeof record.command === 'string' &&
+    typeof record.imagePath === 'string' &&
+    typeof record.paused === 'boolean' &&
+    (record.result === null || typeof record.result === 'object') &&
+    typeof record.arguments === 'object' &&
+    record.arguments !== null;
+  return isRight ? (record as JobRecord) : null;
 };

@@ -9,7 +9,7 @@ export interface JobControl {
   pausePoint(): Promise<void>;
   /** As `pausePoint`, and waits until the speed limit allows these bytes. Errors: JobCancelled. */
   throttle(bytes: number): Promise<void>;
-  /** Bytes that are done, and that there are; neither ever goes backwards. */
+  /** Bytes that are done, and that there are; neither ever goes backwards, nor changes when the job's result is known. */
   progress(offset: number, lengthBytes: number): void;
   /** Says what comes of a failed read or write: with `stop` the job pauses, and the work tries again afterwards. */
   failed(error: BlockError, operation: 'read' | 'write', policy: ErrorPolicy): ErrorAction;

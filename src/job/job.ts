@@ -10,7 +10,7 @@ import { BlockError, toBlockError } from '../base/block-error.ts';
 import { ChangeWaits } from './change-waits.ts';
 import type { CopyMemory } from './copy-memory.ts';
 import { actionOf, type ErrorAction, type ErrorPolicy } from './error-policy.ts';
-import { JobCancelled, JobError } from './job-error.ts';
+import { CANCELLED_TEXT, JobCancelled, JobError } from './job-error.ts';
 import type { BlockJobInfo, IoStatus, JobEventSink, JobInfo, JobType } from './job-info.ts';
 import { assertFollows, isAllowed, isAtWork, type JobStatus, type JobVerb } from './job-state.ts';
 import type { JobResult } from './job-store.ts';
@@ -56,8 +56,8 @@ export class Job implements JobControl {
   #lengthBytes = 0;
   #ioStatus: IoStatus = 'ok';
   #error: string | null = null;
-  /** What came of it is known, and does not change any more. */
-  #isDecided = false;
+  /** What came of it, when that is known: it does not change any more. */
+  #result: JobResult | null = null;
 
   constructor(fields: JobFields) {
     this.id = fields.id;
@@ -113,15 +113,14 @@ export class Job implements JobControl {
     this.#offset = result.offset;
     this.#lengthBytes = result.lengthBytes;
     this.#error = result.error;
-    this.#isDecided = true;
+    this.#result = result;
     this.#status = 'concluded';
     this.#resolveConcluded();
   }
 
   /** What came of it; null while that is not known. */
   get result(): JobResult | null {
-    if (!this.#isDecided) return null;
-    return { error: this.#error, offset: this.#offset, lengthBytes: this.#lengthBytes };
+    return this.#result;
   }
 
   /** Runs the work. Never throws. Called once. */
@@ -140,11 +139,9 @@ export class Job implements JobControl {
       failure ??= error;
     });
     const isCancel = this.#decide(failure);
-    // Who hears of the result finds it again, whenever the engine dies.
-    if (!this.autoDismiss) {
-      this.onChanged();
-      await this.kept();
-    }
+    // Who hears of the result finds it again, whenever the engine dies; and a job that has ended is not started again then.
+    this.onChanged();
+    await this.kept();
     this.#conclude(isCancel);
   }
 
@@ -270,6 +267,7 @@ export class Job implements JobControl {
   }
 
   progress(offset: number, lengthBytes: number): void {
+    if (this.#result !== null) return;
     this.#offset = Math.max(this.#offset, offset);
     this.#lengthBytes = Math.max(this.#lengthBytes, lengthBytes, this.#offset);
   }
@@ -314,9 +312,8 @@ export class Job implements JobControl {
   #decide(failure: unknown): boolean {
     const isCancel = this.#cancelled && failure instanceof JobCancelled;
     if (failure !== null && !isCancel) this.#error = describe(failure);
-    // QEMU reports a cancelled job with the text of ECANCELED in query-jobs.
-    if (isCancel) this.#error = 'Operation canceled';
-    this.#isDecided = true;
+    if (isCancel) this.#error = CANCELLED_TEXT;
+    this.#result = { error: this.#error, offset: this.#offset, lengthBytes: this.#lengthBytes };
     return isCancel;
   }
 
@@ -344,10 +341,11 @@ export class Job implements JobControl {
   }
 
   #allow(verb: JobVerb): void {
-    if (isAllowed(verb, this.#status)) return;
-    throw new JobError(
-      `Job '${this.id}' in state '${this.#status}' cannot accept command verb '${verb}'`,
-    );
+    // Its result is known, and nobody was told yet.
+    const isBeingKept = this.#result !== null && this.#status !== 'concluded';
+    if (isAllowed(verb, this.#status) && !isBeingKept) return;
+    const what = `Job '${this.id}' in state '${this.#status}' cannot accept command verb '${verb}'`;
+    throw new JobError(isBeingKept ? `${what}: it has ended, and its result is being kept` : what);
   }
 
   #to(status: JobStatus): void {

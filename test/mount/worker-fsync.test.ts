@@ -3,12 +3,12 @@
  * when an fsync has returned is what a power cut would leave.
  */
 import assert from 'node:assert/strict';
-import { mkdir, open, readFile, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { seededRandom } from '../../src/base/random.ts';
 import { fallocateTool, tool } from '../support/file-tools.ts';
-import { attachLoop, mountFileSystem } from '../support/loop-device.ts';
+import { loopFileSystem } from '../support/loop-file-system.ts';
 import type { Mounted } from '../support/mounted.ts';
 import { assertClean, qemuImg } from '../support/qemu-img.ts';
 import { SEED } from '../support/run-parameters.ts';
@@ -28,22 +28,8 @@ interface Disk {
 }
 
 const diskOf = async (place: Place): Promise<Disk> => {
-  const file = join(place.root, 'device');
-  await writeFile(file, '');
-  await truncate(file, DEVICE_BYTES);
-  await tool('mkfs.ext4', ['-q', '-F', file]);
-  const device = await attachLoop(place.cleanup, file, { directIo: false });
-  await mountFileSystem(place.cleanup, device.path, place.images);
-  let cuts = 0;
-  const cut = async (): Promise<string> => {
-    const copy = join(place.root, `cut${cuts}`);
-    const directory = join(place.root, `after${cuts++}`);
-    await tool('cp', ['--sparse=always', file, copy]);
-    await mkdir(directory);
-    const { path } = await attachLoop(place.cleanup, copy, { directIo: false });
-    await mountFileSystem(place.cleanup, path, directory);
-    return directory;
-  };
+  const { cut, close } = await loopFileSystem('ext4', place.root, DEVICE_BYTES, place.images);
+  place.cleanup.after(close);
   return { place, cut };
 };
 

@@ -9,6 +9,7 @@ import { CATALOG_MUTATIONS } from './catalog-mutations.ts';
 import { CHAIN_MUTATIONS } from './chain-mutations.ts';
 import { CLUSTER_MUTATIONS } from './cluster-mutations.ts';
 import { COPY_MUTATIONS } from './copy-mutations.ts';
+import { JOB_MUTATIONS } from './job-mutations.ts';
 import { JOURNAL_MUTATIONS } from './journal-mutations.ts';
 import { ORDER_MUTATIONS } from './order-mutations.ts';
 import { SYNC_MUTATIONS } from './sync-mutations.ts';
@@ -31,6 +32,7 @@ export const MUTATIONS: readonly Mutation[] = [
   ...CLUSTER_MUTATIONS,
   ...CHAIN_MUTATIONS,
   ...COPY_MUTATIONS,
+  ...JOB_MUTATIONS,
   ...CATALOG_MUTATIONS,
   ...AHEAD_MUTATIONS,
   ...AT_ONCE_MUTATIONS,

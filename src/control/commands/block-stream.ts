@@ -1,6 +1,7 @@
 /** `block-stream`: what lies below an image becomes its own. */
 import { resolve } from 'node:path';
 import type { Node } from '../../block/node.ts';
+import { endsWithin, GIVE_UP_MS } from '../../job/abort.ts';
 import type { Job } from '../../job/job.ts';
 import { JobError } from '../../job/job-error.ts';
 import { Stream } from '../../job/stream.ts';
@@ -79,8 +80,8 @@ export const startStream = async (
       dismissed: (now) => context.store.forget(now.id),
     });
     if (options.paused === true) job.pause();
-    // Who was told that it began finds it again, whenever the engine dies.
-    await context.store.settled();
+    // Who was told that it began finds it again, whenever the engine dies; not where the disk hangs.
+    await endsWithin(context.store.settled(), GIVE_UP_MS);
     return job;
   } catch (error) {
     unpin();

@@ -4,6 +4,7 @@ import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises'
 import { BlockError } from '../../../src/base/block-error.ts';
 import { silentLog } from '../../../src/base/log.ts';
 import type { Job } from '../../../src/job/job.ts';
+import { JobError } from '../../../src/job/job-error.ts';
 import { JobList } from '../../../src/job/job-list.ts';
 import { canFollow, isAllowed } from '../../../src/job/job-state.ts';
 import type { JobControl, JobWork } from '../../../src/job/job-work.ts';
@@ -167,33 +168,70 @@ test('auto-finalize off waits in pending, auto-dismiss off in concluded with the
   assert.equal(jobs.get('vm'), null);
 });
 
-test('a result that is to be dismissed survives the engine before anybody hears of it', async () => {
-  const jobs = new JobList(silentLog);
-  const seen: unknown[] = [];
-  jobs.listen((name, data) => {
-    if (name === 'BLOCK_JOB_COMPLETED' || data['status'] === 'concluded') seen.push(name);
+const refusalOf = (verb: () => void): string => {
+  try {
+    verb();
+    return 'is allowed';
+  } catch (error) {
+    return error instanceof JobError ? error.message : String(error);
+  }
+};
+
+for (const autoDismiss of [true, false]) {
+  const dismissal = autoDismiss ? 'that goes by itself' : 'that is to be dismissed';
+  test(`a result ${dismissal} survives the engine before anybody hears of it, and is settled meanwhile`, async () => {
+    const jobs = new JobList(silentLog);
+    const seen: unknown[] = [];
+    const refusals: string[] = [];
+    jobs.listen((name, data) => {
+      const { status } = data;
+      if (name !== 'JOB_STATUS_CHANGE') seen.push(name);
+      else if (status === 'concluded' || status === 'null') seen.push(status);
+    });
+    let control: JobControl | null = null;
+    const job: Job = jobs.start({
+      id: 'vm',
+      type: 'stream',
+      speed: 0,
+      autoFinalize: true,
+      autoDismiss,
+      nodes: [],
+      work: {
+        run: async (given) => {
+          control = given;
+          given.progress(10, 20);
+        },
+      },
+      changed: ({ status, result }) => {
+        if (result !== null && status === 'pending') seen.push(result);
+      },
+      kept: async () => {
+        await sleep(5);
+        seen.push('kept');
+        for (const verb of [() => job.cancel({ force: true }), () => job.finalize()]) {
+          refusals.push(refusalOf(verb));
+        }
+        // Of a copy that was given up, and ends late.
+        control?.progress(20, 30);
+      },
+      dismissed: () => seen.push('dismissed'),
+    });
+    await job.concluded;
+    assert.equal(job.isCancelled, false);
+    const why = 'it has ended, and its result is being kept';
+    const refused = (verb: string): string =>
+      `Job 'vm' in state 'pending' cannot accept command verb '${verb}': ${why}`;
+    assert.deepEqual(refusals, ['cancel', 'finalize'].map(refused));
+    const result = { error: null, offset: 10, lengthBytes: 20 };
+    assert.deepEqual(job.result, result);
+    const { offset, len } = job.blockJobInfo();
+    assert.deepEqual([offset, len], [10, 20], 'and is what everybody is told');
+    const told = [result, 'kept', 'BLOCK_JOB_COMPLETED', 'concluded'];
+    assert.deepEqual(seen, autoDismiss ? [...told, 'null', 'dismissed'] : told);
+    if (!autoDismiss) job.dismiss();
+    assert.equal(jobs.get('vm'), null);
   });
-  const job: Job = jobs.start({
-    id: 'vm',
-    type: 'stream',
-    speed: 0,
-    autoFinalize: true,
-    autoDismiss: false,
-    nodes: [],
-    work: { run: async (control) => control.progress(10, 10) },
-    changed: ({ result }) => {
-      if (result !== null) seen.push(result);
-    },
-    kept: async () => {
-      seen.push('kept');
-      await sleep(5);
-      assert.notEqual(job.status, 'concluded');
-    },
-  });
-  await job.concluded;
-  const result = { error: null, offset: 10, lengthBytes: 10 };
-  assert.deepEqual(seen.slice(0, 4), [result, 'kept', 'BLOCK_JOB_COMPLETED', 'JOB_STATUS_CHANGE']);
-});
+}
 
 test('an error of the work, of its end, or of what it gives back is the error of the job', async () => {
   const fail = async (): Promise<void> => {
