@@ -1,21 +1,17 @@
 /**
  * The directory of views: which images the sources of a mount hold, under which names, and what has become of them.
  *
- * It owns the table of entries and the scans. A scan runs alone; a lookup that finds the sources changed waits for it,
- * within a bound, so that a file which a program has just made is there when that program looks. Entries look after
- * themselves (image-entry.ts).
+ * It owns the table of entries. When it is brought up to date says scan-schedule.ts; entries look after themselves
+ * (image-entry.ts).
  */
-import { statfs } from 'node:fs/promises';
-import { dirname } from 'node:path';
 import { BlockError, toBlockError } from '../src/base/block-error.ts';
 import type { OwnLayers } from '../src/block/graph.ts';
 import type { Node } from '../src/block/node.ts';
 import { type OpenGate, openGate, placesBeside } from '../src/block/open-gate.ts';
-import { isUrl } from '../src/block/remote-url.ts';
 import type { View } from '../src/block/view.ts';
 import type { KernelPages, ViewHolding } from './backend.ts';
 import { type Activity, alwaysActive } from './catalog/activity.ts';
-import { remoteRootAttributes, rootAttributesOf } from './catalog/attributes.ts';
+import { BackgroundWork } from './catalog/background.ts';
 import {
   blockedError,
   type CatalogOptions,
@@ -24,7 +20,7 @@ import {
 import type { EntryContext } from './catalog/entry-context.ts';
 import { type CatalogEntry, EntryTable } from './catalog/entry-table.ts';
 import type { HandOverScene } from './catalog/hand-over.ts';
-import { statHostFile } from './catalog/host-file.ts';
+import { idleTooLong, isIdle } from './catalog/idle-views.ts';
 import type { ImageEntry } from './catalog/image-entry.ts';
 import { type Inspection, Inspector } from './catalog/inspection.ts';
 import { type LayerClaim, refuseUsedLayers } from './catalog/layer-claim.ts';
@@ -38,27 +34,21 @@ import {
 } from './catalog/listing.ts';
 import type { SnapshotScene } from './catalog/live-snapshots.ts';
 import { pivotOver, pivotTo, reopen } from './catalog/pivot.ts';
-import { canBeToldAgain } from './catalog/remote-files.ts';
 import { Reservations, refuseLayer, refuseUsed } from './catalog/reservations.ts';
 import { type ScanResult, scan } from './catalog/scan.ts';
+import { ScanSchedule } from './catalog/scan-schedule.ts';
 import { SnapshotEntry } from './catalog/snapshot-entry.ts';
+import { attributesOfPlace, type Space, spaceOfPlace } from './catalog/source-place.ts';
 import { SourceWatch } from './catalog/source-watch.ts';
 import { noStandIns, withStandIns } from './catalog/stand-ins.ts';
 import { statusOf } from './catalog/view-status.ts';
 import type { Directory, Entry, FileAttributes } from './directory.ts';
 
-/** How long a lookup waits for a scan before it answers from what is known, in ms. */
-const SCAN_WAIT_MS = 2000;
-
 /** Their locks are asked for together. */
 const PARALLEL_SETTLINGS = 4 * PARALLEL_LOOKS;
 
-/** A view without handles and requests is closed after this long, in ms. */
-const IDLE_CLOSE_MS = 5000;
+/** How often idle views are looked for. */
 const IDLE_SWEEP_MS = 1000;
-
-/** More idle views than this are closed at the next sweep however young: each keeps descriptors and tables. */
-const MAX_IDLE_OPEN = 64;
 
 /**
  * The gate of a mount: source directories, what lies beside single files and URLs, and `--backing-dir`s are allowed;
@@ -107,32 +97,38 @@ export class Catalog implements Directory {
   readonly #nameListeners = new Set<(name: string) => void>();
   readonly #lostListeners = new Set<(nodeId: number) => void>();
   readonly #activity: Activity;
+  readonly #scans: ScanSchedule;
   /** Closings that a release or a scan began; `close` waits for them. */
-  readonly #background = new Set<Promise<void>>();
+  readonly #background: BackgroundWork;
   readonly #idleTimer: NodeJS.Timeout;
   #ignored: readonly IgnoredFile[] = [];
   #knownIgnored: ReadonlyMap<string, string> = new Map();
-  #scanning: Promise<void> | null = null;
-  #closed = false;
 
   /** Use `openCatalog`. */
   constructor(options: CatalogOptions, sources: readonly Source[]) {
     this.#options = options;
     this.#sources = sources;
-    this.#inspector = new Inspector({ ...options, answered: () => this.#rescanSoon() });
+    this.#background = new BackgroundWork(options.log);
+    this.#inspector = new Inspector({ ...options, answered: () => this.#scans.rescanSoon() });
     this.#activity = options.activity ?? alwaysActive();
     this.#context = this.#createContext();
     this.#watch = new SourceWatch({
       sources,
       isImage: (path) => this.#inspector.isImage(path),
-      changed: () => this.#inBackground('scan', this.rescan()),
+      changed: () => this.#background.add('scan', this.rescan()),
+    });
+    this.#scans = new ScanSchedule({
+      watch: this.#watch,
+      background: this.#background,
+      log: options.log,
+      scan: () => this.#scan(),
+      forgetRemote: () => this.#inspector.forgetRemote(),
     });
     this.#idleTimer = setInterval(() => this.#closeIdle(), IDLE_SWEEP_MS).unref();
   }
 
   async rootAttributes(): Promise<FileAttributes> {
-    const first = this.#firstDirectory();
-    return first === null ? remoteRootAttributes() : rootAttributesOf(await statHostFile(first));
+    return attributesOfPlace(this.#sources);
   }
 
   async rootExtendedAttributes(): Promise<ReadonlyMap<string, string>> {
@@ -144,14 +140,13 @@ export class Catalog implements Directory {
   }
 
   async lookup(name: string): Promise<Entry | null> {
-    await this.#refresh();
+    await this.#scans.refresh();
     const broken = this.#table.byName(name);
-    const changed = this.#table.images.filter((entry) => entry.noticesChange());
-    if (changed.length > 0) await this.#changedRemotely();
+    if (this.#noticesChange()) await this.#scans.changedRemotely();
     // One that has been mended gets another node, and this is where a kernel hears of it.
     if (broken !== null && broken.error !== null && (await broken.isMended())) {
       this.#watch.markDirty();
-      await this.#refresh();
+      await this.#scans.refresh();
     }
     const entry = this.#table.byName(name);
     if (entry !== null) entry.known = true;
@@ -159,7 +154,7 @@ export class Catalog implements Directory {
   }
 
   async entries(): Promise<readonly Entry[]> {
-    await this.#refresh();
+    await this.#scans.refresh();
     const { listed } = this.#table;
     for (const entry of listed) entry.known = true;
     return listed;
@@ -187,21 +182,17 @@ export class Catalog implements Directory {
     image.handles = Math.max(0, image.handles - 1);
     image.idleSinceMs = performance.now();
     if (image.handles > 0) return;
-    if (image.gone) void this.#inBackground(image.name, this.#retire(image));
-    else void this.#inBackground(image.name, image.settle());
+    if (image.gone) void this.#background.add(image.name, this.#retire(image));
+    else void this.#background.add(image.name, image.settle());
   }
 
-  async space(): Promise<{ totalBytes: number; freeBytes: number; availableBytes: number }> {
-    const path = this.#firstDirectory();
-    if (path === null) return this.#remoteSpace();
-    const s = await statfs(path).catch((error: unknown) => {
-      throw toBlockError(error, { op: 'statfs', path });
-    });
-    return {
-      totalBytes: s.blocks * s.bsize,
-      freeBytes: s.bfree * s.bsize,
-      availableBytes: s.bavail * s.bsize,
-    };
+  async space(): Promise<Space> {
+    const space = await spaceOfPlace(this.#sources);
+    if (space !== null) return space;
+    // What is there is all there is.
+    const { views } = await this.status();
+    const totalBytes = views.reduce((sum, view) => sum + view.allocatedBytes, 0);
+    return { totalBytes, freeBytes: 0, availableBytes: 0 };
   }
 
   onNameChanged(listener: (name: string) => void): void {
@@ -236,7 +227,7 @@ export class Catalog implements Directory {
         this.#table.listed.flatMap((e) =>
           e instanceof SnapshotEntry && e.image === image ? [e] : [],
         ),
-      rescan: () => this.#rescanNow(),
+      rescan: () => this.#scans.rescanNow(),
     };
   }
 
@@ -253,7 +244,7 @@ export class Catalog implements Directory {
 
   /** What is shown. */
   async images(): Promise<readonly ImageEntry[]> {
-    await this.#refresh();
+    await this.#scans.refresh();
     return this.#table.images;
   }
 
@@ -267,16 +258,16 @@ export class Catalog implements Directory {
    * somebody uses the view that it has, or another image is based on it.
    */
   async reserve(path: string, reason: string): Promise<() => Promise<void>> {
-    await this.#refresh();
+    await this.#scans.refresh();
     const entry = this.#table.images.find(({ host }) => host.path === path) ?? null;
     if (entry !== null) refuseUsed(entry, isIdle(entry.view));
     refuseLayer(path, this.#table.images);
     const end = this.#reservations.add(path, reason);
-    await this.#rescanNow();
+    await this.#scans.rescanNow();
     await entry?.dispose();
     return async () => {
       end();
-      await this.#rescanNow();
+      await this.#scans.rescanNow();
     };
   }
 
@@ -285,16 +276,16 @@ export class Catalog implements Directory {
    * `refuseUsedLayers`.
    */
   async claimLayers(claim: LayerClaim, reason: string): Promise<() => Promise<void>> {
-    await this.#refresh();
+    await this.#scans.refresh();
     refuseUsedLayers(claim, this.#table.images);
     const { paths, image } = claim;
     const layers = this.#table.images.filter((e) => e !== image && paths.includes(e.host.path));
     const ends = paths.map((path) => this.#reservations.add(path, reason, image.key));
-    await this.#rescanNow();
+    await this.#scans.rescanNow();
     for (const layer of layers) await layer.dispose();
     return async () => {
       for (const end of ends) end();
-      await this.#rescanNow();
+      await this.#scans.rescanNow();
     };
   }
 
@@ -328,21 +319,12 @@ export class Catalog implements Directory {
     const image = this.#table.images.find((entry) => entry.view === view);
     if (image === undefined) return;
     await image.lookAtChain();
-    await this.#rescanNow();
+    await this.#scans.rescanNow();
   }
 
-  // What a running scan has read may be older than the change that the caller has made.
-  async #rescanNow(): Promise<void> {
-    await this.#scanning?.catch(() => undefined);
-    await this.rescan();
-  }
-
-  /** One scan at a time; a caller during one waits for that one. Errors: those of `openCatalog`. */
-  async rescan(): Promise<void> {
-    this.#scanning ??= this.#scan().finally(() => {
-      this.#scanning = null;
-    });
-    return this.#scanning;
+  /** See `ScanSchedule.rescan`. Errors: those of `openCatalog`. */
+  rescan(): Promise<void> {
+    return this.#scans.rescan();
   }
 
   /** With a single file as the only source: throws why it cannot be opened. */
@@ -359,11 +341,10 @@ export class Catalog implements Directory {
   }
 
   async close(): Promise<void> {
-    this.#closed = true;
     clearInterval(this.#idleTimer);
     this.#watch.close();
-    await this.#scanning?.catch(() => undefined);
-    await Promise.allSettled(this.#background);
+    await this.#scans.close();
+    await this.#background.settled();
     const errors: BlockError[] = [];
     await mapBounded(this.#table.all, PARALLEL_LOOKS, async (entry) => {
       await entry.dispose().catch((error: unknown) => {
@@ -375,50 +356,24 @@ export class Catalog implements Directory {
     if (errors[0] !== undefined) throw errors[0];
   }
 
-  // A source directory on a server that does not answer must not stop the views that are known.
-  async #refresh(): Promise<void> {
-    let timer: NodeJS.Timeout | undefined;
-    const patience = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, SCAN_WAIT_MS);
-    });
-    const fresh = this.#scanIfChanged().catch((error: unknown) => {
-      this.#options.log.warning('scan', toBlockError(error).describe());
-    });
-    await Promise.race([fresh, patience]);
-    clearTimeout(timer);
-  }
-
-  async #scanIfChanged(): Promise<void> {
-    // What a running scan has read may be older than the change that the caller has made.
-    await this.#scanning?.catch(() => undefined);
-    if (!this.#closed && (await this.#watch.hasChanged({ thorough: false }))) await this.rescan();
-  }
-
   async #scan(): Promise<void> {
-    if (this.#closed) return;
     const { gate, mountpoint, nodeIds, format, standIns = noStandIns } = this.#options;
-    await this.#watch.beginScan();
     const sinceMs = performance.now();
-    try {
-      const found = await listSources(this.#sources, gate, mountpoint);
-      const listing = this.#reservations.apply(await withStandIns(found, standIns, this.#sources));
-      const result = await scan(listing.candidates, {
-        sinceMs,
-        table: this.#table,
-        inspector: this.#inspector,
-        context: this.#context,
-        format,
-        nodeIds: async (keys) => (keys.length === 0 ? [] : nodeIds(keys)),
-        directories: new Set(this.#sources.filter((s) => s.isDirectory).map((s) => s.path)),
-        knownIgnored: this.#knownIgnored,
-        originals: listing.originals ?? [],
-      });
-      this.#ignored = [...listing.ignored, ...result.ignored];
-      await this.#adopt(result);
-    } catch (error) {
-      this.#watch.markDirty();
-      throw error;
-    }
+    const found = await listSources(this.#sources, gate, mountpoint);
+    const listing = this.#reservations.apply(await withStandIns(found, standIns, this.#sources));
+    const result = await scan(listing.candidates, {
+      sinceMs,
+      table: this.#table,
+      inspector: this.#inspector,
+      context: this.#context,
+      format,
+      nodeIds: async (keys) => (keys.length === 0 ? [] : nodeIds(keys)),
+      directories: new Set(this.#sources.filter((s) => s.isDirectory).map((s) => s.path)),
+      knownIgnored: this.#knownIgnored,
+      originals: listing.originals ?? [],
+    });
+    this.#ignored = [...listing.ignored, ...result.ignored];
+    await this.#adopt(result);
   }
 
   async #adopt(result: ScanResult): Promise<void> {
@@ -432,7 +387,7 @@ export class Catalog implements Directory {
     const surplus = this.#table.surplus();
     for (const entry of surplus) entry.known = false;
     for (const entry of [...lost, ...surplus]) {
-      if (entry.handles === 0) void this.#inBackground(entry.name, this.#retire(entry));
+      if (entry.handles === 0) void this.#background.add(entry.name, this.#retire(entry));
     }
     // Readers of a base first give up writing it, then its overlays may be opened.
     await mapBounded(result.entries, PARALLEL_SETTLINGS, (entry) => entry.settle());
@@ -450,19 +405,14 @@ export class Catalog implements Directory {
   }
 
   #closeIdle(): void {
-    const now = performance.now();
-    if (this.#table.images.filter((entry) => entry.noticesChange()).length > 0) {
-      void this.#inBackground('scan', this.#changedRemotely());
-    }
-    const idle = this.#table.listed
-      .filter((entry) => entry.isOpen && entry.handles === 0 && isIdle(entry.view))
-      .filter((entry) => canBeToldAgain(entry.view.root))
-      .sort((a, b) => a.idleSinceMs - b.idleSinceMs);
-    const surplus = idle.length - MAX_IDLE_OPEN;
-    idle.forEach((entry, index) => {
-      if (index >= surplus && now - entry.idleSinceMs < IDLE_CLOSE_MS) return;
-      void this.#inBackground(entry.name, entry.view.close());
-    });
+    if (this.#noticesChange()) void this.#background.add('scan', this.#scans.changedRemotely());
+    for (const { name, view } of idleTooLong(this.#table.listed, performance.now()))
+      void this.#background.add(name, view.close());
+  }
+
+  /** All of them are asked. */
+  #noticesChange(): boolean {
+    return this.#table.images.filter((entry) => entry.noticesChange()).length > 0;
   }
 
   #createContext(): EntryContext {
@@ -489,22 +439,9 @@ export class Catalog implements Directory {
       jobsOf: (view) => this.#options.jobsOf?.(view) ?? [],
       outdated: () => {
         this.#inspector.forgetRemote();
-        this.#rescanSoon();
+        this.#scans.rescanSoon();
       },
     };
-  }
-
-  #rescanSoon(): void {
-    if (this.#closed) return;
-    this.#watch.markDirty();
-    void this.#inBackground('scan', this.#scanIfChanged());
-  }
-
-  /** A server has said that it has other content now. */
-  async #changedRemotely(): Promise<void> {
-    this.#inspector.forgetRemote();
-    this.#watch.markDirty();
-    await this.#refresh();
   }
 
   async #writerBelow({ chain }: Inspection, name: string): Promise<ImageEntry | null> {
@@ -518,29 +455,4 @@ export class Catalog implements Directory {
     }
     return null;
   }
-
-  /** Never rejects: an error is logged. */
-  #inBackground(subject: string, work: Promise<void>): Promise<void> {
-    const task = work
-      .catch((error: unknown) => this.#options.log.error(subject, toBlockError(error).describe()))
-      .finally(() => this.#background.delete(task));
-    this.#background.add(task);
-    return task;
-  }
-
-  /** Of the first source on this machine; null when all of them are URLs. */
-  #firstDirectory(): string | null {
-    const source = this.#sources.find(({ path }) => !isUrl(path));
-    if (source === undefined) return null;
-    return source.isDirectory ? source.path : dirname(source.path);
-  }
-
-  /** Servers do not tell how much room they have: what is there is all there is. */
-  async #remoteSpace(): Promise<{ totalBytes: number; freeBytes: number; availableBytes: number }> {
-    const { views } = await this.status();
-    const totalBytes = views.reduce((sum, view) => sum + view.allocatedBytes, 0);
-    return { totalBytes, freeBytes: 0, availableBytes: 0 };
-  }
 }
-
-const isIdle = (view: View): boolean => view.active === 0 && !view.isPinned;
