@@ -31,6 +31,8 @@ const OLD_ENGINE_POLL_MS = 10;
 const LOAD_PATIENCE_MS = 60_000;
 /** An engine that hands over and does not come to an end is killed: it may be at any time. */
 const HAND_OVER_PATIENCE_MS = 20_000;
+/** The last engine has closed all images, and its exit waits for its threads: one may be in a call that a host's disk never answers. */
+const EXIT_PATIENCE_MS = 5000;
 
 export type SupervisorConfig = Omit<
   EngineConfig,
@@ -287,6 +289,7 @@ export class Supervisor {
         return;
       case 'unmounted':
         engine.unmounted = true;
+        setTimeout(() => this.#leave(engine), EXIT_PATIENCE_MS).unref();
     }
   }
 
@@ -304,6 +307,15 @@ export class Supervisor {
     engine.handsOver = true;
     engine.send({ type: 'hand-over' });
     setTimeout(() => engine.kill(), HAND_OVER_PATIENCE_MS).unref();
+  }
+
+  #leave(engine: EngineProcess): void {
+    if (this.#engine !== engine) return;
+    const what = `engine ${engine.pid} has closed all images, but does not exit`;
+    this.#log.warning(this.#config.mountpoint, `${what}: a call to the host hangs; it is killed`);
+    engine.kill();
+    this.#engine = null;
+    this.#finish();
   }
 
   #engineFailed(error: BlockError): void {
