@@ -25,14 +25,17 @@ import type {
   ViewHolding,
 } from '../backend.ts';
 import { Latencies, type Operation, type OperationLatency } from '../latencies.ts';
-import { BATCH_FORGET_IN, INIT2, INTERRUPT_IN, OPCODE } from './abi.ts';
+import { INIT2, OPCODE } from './abi.ts';
 import { Arrivals } from './arrivals.ts';
+import { CarefulTurns, type TaskLog } from './careful-turns.ts';
 import type { Handler, HandlerContext } from './context.ts';
 import { Doorbell } from './doorbell.ts';
 import { HandOver } from './hand-over.ts';
 import { HANDLERS } from './handlers.ts';
 import { HeldRequests } from './held-requests.ts';
 import type { InitOutcome } from './init.ts';
+import { Interrupts } from './interrupts.ts';
+import { KernelLookups } from './kernel-lookups.ts';
 import { NodeTranslations } from './node-translations.ts';
 import { Notifier, resendRequest } from './notifier.ts';
 import { OpenHandles } from './open-handles.ts';
@@ -43,18 +46,8 @@ import { runWorkers } from './worker-pool.ts';
 
 const SLOTS = 64;
 const STUCK_WORKER_MS = 10_000;
-/**
- * A request that is served goes on for so long after its caller has been interrupted: any signal interrupts, and who reads
- * from a disk expects no EINTR. One that takes longer (a server that does not answer) is answered with it.
- */
-const INTERRUPTED_AFTER_MS = 1000;
-/** Requests that leave nothing behind when their answer is not wanted. */
-const INTERRUPTIBLE: ReadonlySet<number> = new Set([OPCODE.READ, OPCODE.LSEEK, OPCODE.FSYNC]);
 /** A request that does not end, of a server that does not answer, is left to the next engine. */
 const HOLD_PATIENCE_MS = 3000;
-/** So long a careful engine waits for a request before it begins the next. */
-const TURN_MS = 1000;
-
 export interface KernelBackendOptions extends BackendOptions {
   readonly descriptor: number;
   readonly init: InitOutcome;
@@ -66,16 +59,6 @@ export interface KernelBackendOptions extends BackendOptions {
   readonly passthrough: Pick<PassthroughOptions, 'inherited' | 'changed'>;
   /** One request at a time, each recorded before it is served; null for an ordinary engine. */
   readonly tasks: TaskLog | null;
-}
-
-/** Where what is being done is recorded; call what `begin` returns when it has ended. */
-export interface TaskLog {
-  begin(task: {
-    readonly id: string;
-    readonly nodeId: number;
-    readonly path: null;
-    readonly name: string;
-  }): () => void;
 }
 
 export class KernelSession implements Backend {
@@ -94,20 +77,16 @@ export class KernelSession implements Backend {
   readonly #queue: RequestQueue;
   readonly #held: HeldRequests;
   readonly #context: HandlerContext;
-  /** LOOKUPs and listings of each node that the kernel has not forgotten. */
-  readonly #lookups = new Map<number, number>();
-  /** Of a careful engine: who waits for a request's end. */
-  readonly #ends = new Map<FuseRequest, () => void>();
+  readonly #interrupts: Interrupts;
+  readonly #lookups: KernelLookups;
+  /** Of a careful engine; null of an ordinary one. */
+  readonly #turns: CarefulTurns | null;
   #faults = 0;
   /** Of what the control plane has answered. */
   #readBytes = 0;
   #writtenBytes = 0;
   readonly #serving = new Set<FuseRequest>();
-  /** Served requests that were answered before their work has ended. */
-  readonly #answered = new Set<FuseRequest>();
   #holding = false;
-  /** Of a careful engine: when the request before has ended. */
-  #turn: Promise<void> = Promise.resolve();
   #whenServed: (() => void) | null = null;
   #endPauses: () => void = () => undefined;
 
@@ -135,6 +114,7 @@ export class KernelSession implements Backend {
       detach: (request) => this.#detach(request),
       refuse: (request, error) => this.#replyError(request, error),
     });
+    this.#lookups = new KernelLookups((nodeId) => directory.forgotten(nodeId));
     this.#context = this.#handlerContext(table);
     for (const { nodeId } of options.passthrough.inherited) {
       const entry = directory.byNodeId(nodeId);
@@ -143,6 +123,14 @@ export class KernelSession implements Backend {
     this.#notifier = new Notifier(descriptor);
     directory.onNameChanged((name) => this.#notifier.nameChanged(name));
     this.#held = this.#heldRequests();
+    this.#interrupts = new Interrupts({
+      serving: this.#serving,
+      removeWaiting: (low, high) =>
+        this.#queue.removeWaiting(low, high) ?? this.#held.remove(low, high),
+      refuse: (request, error) => this.#replyError(request, error),
+      write: (request, reply) => this.#write(request, reply, 0, reply.length),
+    });
+    this.#turns = this.#carefulTurns();
     directory.onLost((nodeId) => this.#held.takeUp(nodeId, { fresh: false }));
     this.holding = new HandOver({
       held: this.#held,
@@ -258,7 +246,7 @@ export class KernelSession implements Backend {
             }),
       maxTransferBytes: init.maxWriteBytes,
       release: (request) => this.#detach(request),
-      remembered: (nodeId) => this.#lookups.set(nodeId, (this.#lookups.get(nodeId) ?? 0) + 1),
+      remembered: (nodeId) => this.#lookups.add(nodeId),
       pause: (ms) => pauseUnless(ending, ms),
       starved: new Map(),
     };
@@ -278,6 +266,21 @@ export class KernelSession implements Backend {
     });
   }
 
+  #carefulTurns(): CarefulTurns | null {
+    const { tasks } = this.#options;
+    if (tasks === null) return null;
+    return new CarefulTurns({
+      tasks,
+      nameOf: (nodeId) => this.#nameOf(nodeId),
+      mayServe: () => !this.#holding,
+      serve: (request) => this.#serve(request),
+    });
+  }
+
+  #nameOf(nodeId: number): string {
+    return this.#options.directory.byNodeId(nodeId)?.name ?? `node ${nodeId}`;
+  }
+
   #passthrough(): Passthrough | null {
     const { init, descriptor, log, passthrough } = this.#options;
     if ((init.flags2 & INIT2.PASSTHROUGH) === 0) return null;
@@ -293,15 +296,15 @@ export class KernelSession implements Backend {
     if (this.#holding) return;
     switch (request.opcode) {
       case OPCODE.FORGET:
-        this.#forget(request.nodeId, request.u64(0));
+        this.#lookups.forget(request);
         this.#receiver.release(slot);
         return;
       case OPCODE.BATCH_FORGET:
-        this.#forgetBatch(request);
+        this.#lookups.forgetBatch(request);
         this.#receiver.release(slot);
         return;
       case OPCODE.INTERRUPT:
-        this.#interrupt(request);
+        this.#interrupts.arrived(request);
         this.#receiver.release(slot);
         return;
       default:
@@ -311,27 +314,8 @@ export class KernelSession implements Backend {
 
   #begin(request: FuseRequest): void {
     if (this.#holding || this.#held.takes(request)) return;
-    const { tasks } = this.#options;
-    if (tasks === null) this.#serve(request);
-    else this.#turn = this.#turn.then(() => this.#serveCarefully(request, tasks));
-  }
-
-  async #serveCarefully(request: FuseRequest, tasks: TaskLog): Promise<void> {
-    if (this.#holding) return;
-    const { nodeId, uniqueLow, uniqueHigh } = request;
-    const name = this.#options.directory.byNodeId(nodeId)?.name ?? `node ${nodeId}`;
-    // The top bit says that it is repeated.
-    const id = `request ${uniqueHigh & 0x7fff_ffff}:${uniqueLow}`;
-    const end = tasks.begin({ id, nodeId, path: null, name });
-    const ended = new Promise<void>((resolve) => this.#ends.set(request, resolve));
-    void ended.then(end);
-    this.#serve(request);
-    let timer: NodeJS.Timeout | undefined;
-    const patience = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, TURN_MS);
-    });
-    await Promise.race([ended, patience]);
-    clearTimeout(timer);
+    if (this.#turns === null) this.#serve(request);
+    else this.#turns.add(request);
   }
 
   #serve(request: FuseRequest): void {
@@ -369,8 +353,7 @@ export class KernelSession implements Backend {
       return;
     }
     if (!(thrown instanceof BlockError) || error.errno === 'EIO') {
-      const name =
-        this.#options.directory.byNodeId(request.nodeId)?.name ?? `node ${request.nodeId}`;
+      const name = this.#nameOf(request.nodeId);
       this.#options.log.error(name, `request ${request.opcode} failed: ${error.describe()}`);
     }
     this.#reply(request, error.errnoNumber, 0);
@@ -378,15 +361,12 @@ export class KernelSession implements Backend {
 
   #reply(request: FuseRequest, errno: number, bodyBytes: number): void {
     if (errno === 0) this.#count(request, bodyBytes);
-    const isAnswered = this.#answered.size > 0 && this.#answered.delete(request);
-    if (!isAnswered) this.#send(request, errno, errno === 0 ? bodyBytes : 0);
+    if (!this.#interrupts.takeAnswered(request))
+      this.#send(request, errno, errno === 0 ? bodyBytes : 0);
     this.#latencies?.served(operationOf(request.opcode), performance.now() - request.arrivedMs);
     if (request.slot >= 0) this.#receiver.release(request.slot);
     this.#queue.ended(request);
-    if (this.#ends.size > 0) {
-      this.#ends.get(request)?.();
-      this.#ends.delete(request);
-    }
+    this.#turns?.ended(request);
     this.#left(request);
   }
 
@@ -430,53 +410,6 @@ export class KernelSession implements Backend {
     if (request.slot < 0) return;
     this.#receiver.release(request.detach());
     this.#queue.leftSlot();
-  }
-
-  #forget(nodeId: number, count: number): void {
-    const left = (this.#lookups.get(nodeId) ?? 0) - count;
-    if (left > 0) {
-      this.#lookups.set(nodeId, left);
-      return;
-    }
-    this.#lookups.delete(nodeId);
-    this.#options.directory.forgotten(nodeId);
-  }
-
-  #forgetBatch(request: FuseRequest): void {
-    const { bytes, count, entryBytes } = BATCH_FORGET_IN;
-    const entries = Math.min(
-      request.u32(count),
-      Math.floor((request.bodyBytes - bytes) / entryBytes),
-    );
-    for (let i = 0; i < entries; i++) {
-      const at = bytes + i * entryBytes;
-      this.#forget(request.u64(at), request.u64(at + 8));
-    }
-  }
-
-  // One that waits is answered now; one that is being served ends when its I/O does, unless that takes too long.
-  #interrupt(request: FuseRequest): void {
-    const low = request.u32(INTERRUPT_IN.unique);
-    const high = request.u32(INTERRUPT_IN.unique + 4);
-    const waiting = this.#queue.removeWaiting(low, high) ?? this.#held.remove(low, high);
-    if (waiting !== null) {
-      this.#replyError(waiting, new BlockError({ kind: 'interrupted', message: 'interrupted' }));
-      return;
-    }
-    for (const served of this.#serving) {
-      if (served.uniqueLow !== low || served.uniqueHigh !== high) continue;
-      if (!INTERRUPTIBLE.has(served.opcode)) return;
-      setTimeout(() => this.#answerInterrupted(served), INTERRUPTED_AFTER_MS).unref();
-      return;
-    }
-  }
-
-  // Its I/O may still write to its slot, which it keeps.
-  #answerInterrupted(request: FuseRequest): void {
-    if (!this.#serving.has(request) || this.#answered.has(request)) return;
-    this.#answered.add(request);
-    const bytes = request.errorReply(ERRNO.EINTR);
-    this.#write(request, bytes, 0, bytes.length);
   }
 }
 
