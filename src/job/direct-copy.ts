@@ -12,20 +12,30 @@ import { orAborted } from './abort.ts';
 /** They take no memory of ours, so they are longer than others; a guest's write to the range waits for one. */
 const STRETCH_BYTES = 4 << 20;
 
+/** A host that has refused so many ranges one after the other is not asked again: one may be special, or its disk full. */
+const MAX_REFUSALS = 4;
+
 /** Zeros in front are a sign of zeros behind them: then all is looked at. */
 const LOOK_BYTES = 4096;
 
 export class DirectCopy {
   readonly #how: CopyInHow;
-  /** The host has refused; it is not asked again. */
-  #isRefused: boolean;
+  /** Some of it lies nowhere on this host, or the target cannot copy. */
+  readonly #isImpossible: boolean;
+  /** Ranges that the host has refused since it copied one. */
+  #refusals = 0;
   /** Stretches, by number, in which something has to go through memory. */
   readonly #others = new Set<number>();
 
   /** Of what is read at `source` to `target`, as they are when it begins. */
   constructor(how: CopyInHow, source: Node | null, target: Node) {
     this.#how = how;
-    this.#isRefused = target.driver.copyIn === undefined || !isLocal(target) || !isAllLocal(source);
+    this.#isImpossible =
+      target.driver.copyIn === undefined || !isLocal(target) || !isAllLocal(source);
+  }
+
+  get #isRefused(): boolean {
+    return this.#isImpossible || this.#refusals >= MAX_REFUSALS;
   }
 
   /** How far a copy from an offset on may reach; 0: through memory, as far as that allows. */
@@ -48,7 +58,8 @@ export class DirectCopy {
     const copy = async (place: HostRange | null): Promise<boolean> => {
       if (place === null || !(await hasData(place))) return false;
       const isCopied = await this.#copyFrom(place, target, start, signal);
-      if (!isCopied && signal?.aborted !== true) this.#isRefused = true;
+      if (isCopied) this.#refusals = 0;
+      else if (signal?.aborted !== true) this.#refusals++;
       return isCopied;
     };
     const isDone = await withPlace(source, guestOffset(start), lengthBytes, copy).catch(

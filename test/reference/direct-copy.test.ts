@@ -1,8 +1,10 @@
 /** Copies that the host makes from file to file: streams and mirrors of disks in which some of it can be copied so. */
 import assert from 'node:assert/strict';
+import { truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { guestOffset } from '../../src/base/units.ts';
+import { notCopied } from '../../src/block/host-range.ts';
 import type { Node } from '../../src/block/node.ts';
 import { DirectCopy } from '../../src/job/direct-copy.ts';
 import { MirrorStand } from '../support/mirror-stand.ts';
@@ -89,4 +91,41 @@ test('a copy by the host goes where a layer has nothing, and leaves what it has'
   assert.equal(direct.reachBytes(9 * MIB), 0);
   assert.ok((await bytesOf(root)).equals(expected));
   await graph.close(root);
+});
+
+test('a host that refuses one range is asked for the next, one that refuses all of them is not', async (t) => {
+  const directory = await scratchDirectory(t);
+  const [from, to] = ['from.raw', 'to.raw'].map((name) => join(directory, name));
+  assert.ok(from !== undefined && to !== undefined);
+  await writeFile(from, Buffer.alloc(DISK_BYTES, 7));
+  await writeFile(to, '');
+  await truncate(to, DISK_BYTES);
+  const graph = await testGraph({ directory });
+  const source = await graph.open({ path: from, format: 'raw', readOnly: true });
+  const target = await graph.open({ path: to, format: 'raw', readOnly: false });
+  let refuses = (_at: number): boolean => false;
+  let asked = 0;
+  const { driver } = target;
+  const copyIn = driver.copyIn?.bind(driver);
+  assert.ok(copyIn !== undefined);
+  driver.copyIn = async (offset, range, how) => {
+    asked++;
+    if (refuses(offset)) throw notCopied();
+    return copyIn(offset, range, how);
+  };
+  const copyAll = async (): Promise<boolean[]> => {
+    asked = 0;
+    const direct = new DirectCopy('write', source, target);
+    const outcomes: boolean[] = [];
+    for (let start = 0; start < DISK_BYTES; start += 4 * MIB)
+      outcomes.push(await direct.copy(source, target, { start, lengthBytes: 4 * MIB }));
+    return outcomes;
+  };
+  refuses = (at) => at === 4 * MIB || at === 16 * MIB;
+  assert.deepEqual(await copyAll(), [true, false, true, true, false, true]);
+  refuses = () => true;
+  assert.deepEqual(await copyAll(), [false, false, false, false, false, false]);
+  assert.equal(asked, 4);
+  await graph.close(source);
+  await graph.close(target);
 });
