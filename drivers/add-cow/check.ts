@@ -13,7 +13,7 @@ import {
 } from '../../src/block/image-check.ts';
 import { Bitmap, bitmapBytesOf } from './bitmap.ts';
 import { type AddCowHeader, readHeader } from './header.ts';
-import { writeAllAllocated } from './header-write.ts';
+import { compatibleFeatures } from './header-write.ts';
 import { FIELD, FIELDS_BYTES, FORMAT_BYTES } from './layout.ts';
 
 const CACHE_BYTES = 1 << 20;
@@ -172,7 +172,10 @@ class AddCowCheck {
     }
     if (!isAllAllocated && set === clusters && clusters > 0) {
       this.#note('all clusters are in the image file, and ALL_ALLOCATED does not say so');
-      if (repair === 'all') await writeAllAllocated(file, this.#header, true);
+      if (repair === 'all') {
+        await file.write(guestOffset(FIELD.compatible), compatibleFeatures(this.#header, true));
+        await file.flush();
+      }
     }
     return set;
   }

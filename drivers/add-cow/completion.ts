@@ -4,7 +4,6 @@
  * bitmap, and reads the same.
  */
 import { guestOffset } from '../../src/base/units.ts';
-import { readHeader } from './header.ts';
 import { writeAllAllocated } from './header-write.ts';
 import type { ImageState } from './state.ts';
 
@@ -60,8 +59,7 @@ export class Completion {
 
   async #say(isAllAllocated: boolean): Promise<void> {
     const state = this.#state;
-    await writeAllAllocated(state.file, state.header, isAllAllocated);
-    state.header = await readHeader(state.file, state.request.path);
+    state.header = await writeAllAllocated(state.headerChanges, state.header, isAllAllocated);
     state.isAllAllocated = isAllAllocated;
   }
 

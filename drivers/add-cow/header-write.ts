@@ -6,6 +6,7 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import type { ByteRange } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import type { HeaderChanges } from '../../src/block/header-changes.ts';
 import type { BackingLink, DataFileLink } from '../../src/block/image-description.ts';
 import type { Node } from '../../src/block/node.ts';
 import type { AddCowHeader } from './header.ts';
@@ -56,29 +57,39 @@ export const encodeHeader = (plan: HeaderPlan, path: string): Uint8Array => {
 
 /**
  * Says durably whether neither bitmap nor backing file is needed. Each way every bit is on disk, and what it stands for: read
- * by the bitmap or without, it is the same.
+ * by the bitmap or without, it is the same. Returns the header as it is then. Errors: ENOSPC, EIO, and the header is as it was, or
+ * owed: bits that are cleared later would be set for whoever believes the new one.
  */
 export const writeAllAllocated = async (
-  file: Node,
+  changes: HeaderChanges,
   header: AddCowHeader,
   isAllAllocated: boolean,
-): Promise<void> => {
-  const word = new Uint8Array(header.fields.subarray(FIELD.compatible, FIELD.compatible + 8));
-  const rest = (word[0] ?? 0) & ~ALL_ALLOCATED;
-  word[0] = isAllAllocated ? rest | ALL_ALLOCATED : rest;
-  await file.write(guestOffset(FIELD.compatible), word);
-  await file.flush();
+): Promise<AddCowHeader> => {
+  const features = compatibleFeatures(header, isAllAllocated);
+  await changes.change(FIELD.compatible, features);
+  const fields = header.fields.slice();
+  fields.set(features, FIELD.compatible);
+  return { ...header, isAllAllocated, fields };
+};
+
+/** The field, with ALL_ALLOCATED or without; what else is in it stays. */
+export const compatibleFeatures = (header: AddCowHeader, isAllAllocated: boolean): Uint8Array => {
+  const features = header.fields.slice(FIELD.compatible, FIELD.compatible + 8);
+  const rest = (features[0] ?? 0) & ~ALL_ALLOCATED;
+  features[0] = isAllAllocated ? rest | ALL_ALLOCATED : rest;
+  return features;
 };
 
 /**
- * Names another backing file, or none, durably; the rest of the header stays. Returns the header as it is then. Errors: EINVAL, ENOSPC
- * for a name or a format that does not fit; EIO. A failure leaves the header as it was.
+ * Names another backing file, or none, durably; the rest of the header stays. Nothing is owed before. Returns the header as it is then.
+ * Errors: EINVAL, ENOSPC for a name or a format that does not fit; EIO. A failure leaves the header as it was, or owed.
  */
 export const writeBackingLink = async (
-  file: Node,
+  changes: HeaderChanges,
   header: AddCowHeader,
   link: BackingLink | null,
 ): Promise<AddCowHeader> => {
+  const { file } = changes;
   const { path } = file;
   const fields = header.fields.slice();
   const view = viewOf(fields);
@@ -93,13 +104,7 @@ export const writeBackingLink = async (
     await file.write(guestOffset(offset), name);
     await file.flush();
   }
-  try {
-    await file.write(guestOffset(0), fields);
-    await file.flush();
-  } catch (error) {
-    await file.write(guestOffset(0), header.fields).catch(() => undefined);
-    throw error;
-  }
+  await changes.change(0, fields);
   const image: ByteRange = {
     start: view.getUint32(FIELD.imageOffset, true),
     end: view.getUint32(FIELD.imageOffset, true) + view.getUint32(FIELD.imageSize, true),

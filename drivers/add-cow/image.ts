@@ -15,7 +15,7 @@ import { runCheckpoint } from './checkpoint.ts';
 import { Completion } from './completion.ts';
 import { readHeader } from './header.ts';
 import { writeBackingLink } from './header-write.ts';
-import { replayJournal } from './replay.ts';
+import { replayJournal, takeUpOwedHeader } from './replay.ts';
 import { Resizer } from './resize.ts';
 import { type GuestRun, ImageState } from './state.ts';
 import { Writer } from './write.ts';
@@ -23,6 +23,7 @@ import { Zeroes } from './zeroes.ts';
 
 /** Errors: kind invalid-image, unsupported; those of opening the image file. */
 export const openAddCow = async (request: OpenRequest): Promise<DriverInstance> => {
+  if (!request.readOnly) await takeUpOwedHeader(request);
   const header = await readHeader(request.file, request.path);
   const image = await request.openDataFile(header.image);
   const opened: AddCowImage = new AddCowImage(
@@ -153,7 +154,7 @@ export class AddCowImage implements DriverInstance {
     const state = this.#state;
     // Also of what is journaled and in the file already: its records are of the header that goes.
     await state.schedule.request();
-    state.header = await writeBackingLink(state.file, state.header, link);
+    state.header = await writeBackingLink(state.headerChanges, state.header, link);
     if (link === null && !state.isAllAllocated) await this.#fill();
   }
 
@@ -193,6 +194,14 @@ export class AddCowImage implements DriverInstance {
   }
 
   async close(): Promise<void> {
+    try {
+      await this.#end();
+    } finally {
+      this.#state.headerChanges.closed();
+    }
+  }
+
+  async #end(): Promise<void> {
     const { schedule, request, image } = this.#state;
     if (request.readOnly) return;
     await schedule.close();

@@ -4,12 +4,13 @@ import { divideUp } from '../../src/base/range.ts';
 import { type GuestOffset, guestOffset } from '../../src/base/units.ts';
 import { CheckpointSchedule } from '../../src/block/checkpoint-schedule.ts';
 import type { OpenRequest } from '../../src/block/driver.ts';
+import { HeaderChanges } from '../../src/block/header-changes.ts';
 import { JournaledChanges } from '../../src/block/journaled-changes.ts';
 import type { Node } from '../../src/block/node.ts';
 import { RangeLocks } from '../../src/block/range-locks.ts';
 import { Bitmap } from './bitmap.ts';
 import type { AddCowHeader } from './header.ts';
-import { type BitsSet, encodeRecord, stampOf } from './journal-records.ts';
+import { encodeRecord, type JournalRecord, stampOf } from './journal-records.ts';
 
 /** A bit reaches the file within this time, or with this much of the journal, by itself. */
 const CHECKPOINT_DELAY_MS = 5000;
@@ -33,8 +34,10 @@ export class ImageState {
   readonly locks = new RangeLocks();
   readonly schedule: CheckpointSchedule;
   /** What the restart journal is told; checkpoint.ts says what it has covered. */
-  readonly journaled: JournaledChanges<BitsSet>;
-  /** As in the file; who writes it reads it again (image.ts, completion.ts). */
+  readonly journaled: JournaledChanges<JournalRecord>;
+  /** Every change of the header. checkpoint.ts puts back what is owed. */
+  readonly headerChanges: HeaderChanges;
+  /** As in the file, unless that is owed; changed by image.ts and completion.ts. */
   header: AddCowHeader;
   /** Neither bitmap nor backing file is used, and the header says so on disk. Set by completion.ts, never cleared. */
   isAllAllocated: boolean;
@@ -72,6 +75,14 @@ export class ImageState {
       maxDelayMs: CHECKPOINT_DELAY_MS,
       failed: (error) => log.error(path, `a checkpoint failed: ${String(error)}`),
     });
+    this.headerChanges = new HeaderChanges({
+      file,
+      path,
+      log,
+      owes: () => this.schedule.changed(),
+      tell: (owed) => void this.journaled.tell([{ kind: 'header', owed }]),
+      checkpoint: () => this.schedule.request(),
+    });
   }
 
   /** The guest's size is the image file's. */
@@ -93,7 +104,7 @@ export class ImageState {
   }
 
   get isDirty(): boolean {
-    return this.bitmap.dirtyBytes > 0;
+    return this.bitmap.dirtyBytes > 0 || this.headerChanges.owed !== null;
   }
 
   /** The run that a range begins with. Errors: EIO. */
@@ -145,8 +156,8 @@ export class ImageState {
 
   async #record(first: number, clusters: number): Promise<void> {
     const stamp = stampOf(this.header.fields);
-    if (!this.journaled.tell([{ stamp, imageBytes: this.lengthBytes, first, clusters }]))
-      await this.schedule.request();
+    const bits = { kind: 'bits', stamp, imageBytes: this.lengthBytes, first, clusters } as const;
+    if (!this.journaled.tell([bits])) await this.schedule.request();
     else if ((this.request.journal?.pendingBytes ?? 0) > CHECKPOINT_JOURNAL_BYTES)
       this.schedule.requestInBackground();
   }

@@ -12,6 +12,7 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { readU64BE, viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { alignUp } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import type { HeaderChanges } from '../../src/block/header-changes.ts';
 import type { Node } from '../../src/block/node.ts';
 import { type BitmapExtension, encodeExtension } from './bitmap-directory.ts';
 import { readHeader } from './header.ts';
@@ -32,12 +33,14 @@ interface HeaderCluster {
 
 /** Durable when it returns. Errors: EINVAL when the header cluster has no room; ENOSPC, EIO. */
 export const publishBitmaps = async (
-  file: Node,
+  changes: HeaderChanges,
   path: string,
   extension: BitmapExtension | null,
 ): Promise<void> => {
+  await changes.settled();
+  const { file } = changes;
   const cluster = await readCluster(file, path);
-  if (extension === null) await takeOut(file, path, cluster);
+  if (extension === null) await takeOut(changes, path, cluster);
   else if (cluster.extensionAt !== null) await replace(file, cluster, extension);
   else await append(file, path, cluster, extension);
 };
@@ -63,7 +66,12 @@ const extensionLimit = (view: DataView, clusterBytes: number): number => {
   return name > 0 && name < clusterBytes ? name : clusterBytes;
 };
 
-const takeOut = async (file: Node, path: string, cluster: HeaderCluster): Promise<void> => {
+const takeOut = async (
+  changes: HeaderChanges,
+  path: string,
+  cluster: HeaderCluster,
+): Promise<void> => {
+  const { file } = changes;
   await setAutoclear(file, cluster, false);
   const { extensionAt, end, view } = cluster;
   if (extensionAt === null) return;
@@ -75,7 +83,7 @@ const takeOut = async (file: Node, path: string, cluster: HeaderCluster): Promis
   }
   const { clusterBytes, headerBytes, extensions, backing } = await readHeader(file, path);
   const others = extensions.filter((e) => e.type !== EXTENSION.bitmaps);
-  await rewriteHeaderCluster(file, { clusterBytes, headerBytes }, others, backing);
+  await rewriteHeaderCluster(changes, { clusterBytes, headerBytes }, others, backing);
 };
 
 const replace = async (

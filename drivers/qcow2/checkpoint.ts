@@ -2,19 +2,22 @@
  * The checkpoint: brings what is mapped in memory to the image, so that at any moment of a power cut the image is
  * consistent and every byte not written since the last flush is what it was (ARCHITECTURE.md, Durability).
  *
+ *     0  bytes of the header that are owed (src/block/header-changes.ts); sync. Without any, nothing
  *     1  refcount blocks, as they are now, with every cluster that step 3 names counted; where the refcount table gets
  *        new words, a sync, then those words
  *     2  new L2 tables as they were made (zeros, or a copy of the shared table): nothing names them yet; sync, which
  *        brings the guest's data too (an external data file is synced with it)
  *     3  L2 entries and L1 words; sync
- *     4  the journal forgets what it had before 1
+ *     4  the journal forgets what it had before 0; nothing of that is owed any more
  *     5  what was unmapped before 1 is given back, later and by itself (release.ts)
  *     6  what is free at the file's end, and was on disk by 1, is cut off (free-tail.ts)
  *
+ * While 0 fails nothing follows it: the header on disk may name other tables than those that are written here.
  * A crash before 3 leaves the old mapping and leaks; inside 3, each entry is old or new, and what it names is on disk.
  */
 import { viewOf } from '../../src/base/byte-order.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import type { OwedHeader } from '../../src/block/header-changes.ts';
 import type { TableSnapshot } from '../../src/block/table-cache.ts';
 import type { ClusterRun } from './allocator.ts';
 import type { L1Word } from './cluster-map.ts';
@@ -24,6 +27,7 @@ import type { ImageState } from './state.ts';
 const WRITES_IN_FLIGHT = 32;
 
 interface Covered {
+  readonly owed: OwedHeader | null;
   readonly blocks: readonly TableSnapshot[];
   readonly words: readonly {
     readonly index: number;
@@ -41,11 +45,12 @@ export const runCheckpoint = async (
   state: ImageState,
   next: { readonly tail: FreeTail; readonly release: (runs: readonly ClusterRun[]) => void },
 ): Promise<void> => {
-  const { journaled, file } = state;
+  const { journaled, file, headerChanges } = state;
   journaled.begin();
   const covered = collect(state);
   next.tail.begin();
   try {
+    await headerChanges.putBack(covered.owed);
     await writeRefcounts(state, covered);
     for (const [offset, content] of covered.tables) {
       await file.write(guestOffset(offset), content ?? new Uint8Array(state.clusterBytes));
@@ -60,6 +65,7 @@ export const runCheckpoint = async (
   }
   settle(state, covered);
   journaled.end();
+  headerChanges.forget(covered.owed);
   if (covered.unmapped.length > 0) next.release(covered.unmapped);
   await next.tail.end();
 };
@@ -76,9 +82,10 @@ export const writeRefcountBlocks = async ({ refcounts, file }: ImageState): Prom
 
 // In one turn of the event loop: what is collected belongs together.
 const collect = (state: ImageState): Covered => {
-  const { map, refcounts, unmapped } = state;
+  const { map, refcounts, unmapped, headerChanges } = state;
   state.unmapped = [];
   return {
+    owed: headerChanges.owed,
     blocks: refcounts.cache.snapshotDirty(),
     words: refcounts.dirtyWords(),
     tables: [...map.newTables],

@@ -10,8 +10,8 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { alignUp } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import type { HeaderChanges } from '../../src/block/header-changes.ts';
 import type { BackingLink } from '../../src/block/image-description.ts';
-import type { Node } from '../../src/block/node.ts';
 import type { Extension } from './header-extensions.ts';
 import { EXTENSION, HEADER, MAX_BACKING_NAME_BYTES } from './layout.ts';
 
@@ -57,16 +57,17 @@ const extensionsEnd = (view: DataView, headerBytes: number): number => {
 };
 
 /**
- * Writes extensions and backing link, durably. Errors: EINVAL when they do not fit the header cluster; ENOSPC, EIO. A failure leaves
- * the header as it was: what is in memory goes on by it, and so does whoever opens the image next.
+ * Writes extensions and backing link, durably. Nothing is owed before. Errors: EINVAL when they do not fit the header cluster; ENOSPC,
+ * EIO, and the header is as it was, or owed.
  */
 export const rewriteHeaderCluster = async (
-  file: Node,
+  changes: HeaderChanges,
   shape: HeaderClusterShape,
   extensions: readonly Extension[],
   backing: BackingLink | null,
 ): Promise<void> => {
   const { clusterBytes, headerBytes } = shape;
+  const { file } = changes;
   const cluster = new Uint8Array(clusterBytes);
   await file.readClipped(guestOffset(0), cluster);
   const view = viewOf(cluster);
@@ -92,18 +93,11 @@ export const rewriteHeaderCluster = async (
     await file.flush();
   }
   const front = isUnused ? at : at + name.length;
-  const before = cluster.slice(0, front);
   cluster.set(encoded, headerBytes);
   // Up to the name, nothing of older extensions is left.
   if (at > end) cluster.fill(0, end, at);
   writeU64BE(view, HEADER.backingOffset, name.length === 0 ? 0 : at);
   view.setUint32(HEADER.backingSize, name.length);
   cluster.set(name, at);
-  try {
-    await file.write(guestOffset(0), cluster.subarray(0, front));
-    await file.flush();
-  } catch (error) {
-    await file.write(guestOffset(0), before).catch(() => undefined);
-    throw error;
-  }
+  await changes.change(0, cluster.subarray(0, front));
 };

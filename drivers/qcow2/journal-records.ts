@@ -10,9 +10,11 @@
  *       COUNTED   first host cluster f64, clusters u32                                   refcounts that go from 0 to 1
  *       MAPPED    file offset f64, entries u32, host offset f64, cluster bytes u32        8-byte entries that were 0, of
  *                                                                                        clusters side by side
+ *       HEADER    as header-changes.ts has it                                            bytes of the header that are owed
  */
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
+import { decodeOwed, encodeOwed, type OwedHeader } from '../../src/block/header-changes.ts';
 import { copiedEntry, type L2Entry, type TableEntry } from './entry.ts';
 import { ENTRY_BYTES } from './layout.ts';
 
@@ -36,7 +38,8 @@ export type SingleChange =
       readonly at: number;
       readonly old: L2Entry;
       readonly now: L2Entry;
-    };
+    }
+  | { readonly kind: 'header'; readonly owed: OwedHeader };
 
 /** Of many at once, as an allocating write makes them. */
 export type RunChange =
@@ -51,7 +54,16 @@ export type RunChange =
 
 export type Change = SingleChange | RunChange;
 
-const KIND = { word: 1, refcount: 2, table: 3, extended: 4, counted: 5, mapped: 6 } as const;
+const KIND = {
+  word: 1,
+  refcount: 2,
+  table: 3,
+  extended: 4,
+  counted: 5,
+  mapped: 6,
+  header: 7,
+} as const;
+/** Of those that are always equally long, with their kind. */
 const BYTES = { word: 25, refcount: 25, table: 17, extended: 41, counted: 13, mapped: 25 } as const;
 const KIND_OF = new Map<number, Change['kind']>(
   Object.entries(KIND).map(([name, code]) => [code, name as Change['kind']]),
@@ -59,19 +71,23 @@ const KIND_OF = new Map<number, Change['kind']>(
 
 export const encodeChanges = (changes: readonly Change[]): Uint8Array => {
   let length = 0;
-  for (const { kind } of changes) length += BYTES[kind];
+  for (const change of changes) length += bytesOf(change);
   const bytes = new Uint8Array(length);
   const view = viewOf(bytes);
   let at = 0;
   for (const change of changes) {
     view.setUint8(at, KIND[change.kind]);
-    encodeChange(view, at + 1, change);
-    at += BYTES[change.kind];
+    if (change.kind === 'header') bytes.set(encodeOwed(change.owed), at + 1);
+    else encodeChange(view, at + 1, change);
+    at += bytesOf(change);
   }
   return bytes;
 };
 
-const encodeChange = (view: DataView, at: number, c: Change): void => {
+const bytesOf = (change: Change): number =>
+  change.kind === 'header' ? 1 + encodeOwed(change.owed).length : BYTES[change.kind];
+
+const encodeChange = (view: DataView, at: number, c: Exclude<Change, { kind: 'header' }>): void => {
   switch (c.kind) {
     case 'word':
       view.setFloat64(at, c.at);
@@ -128,22 +144,51 @@ const takeEntry = (view: DataView, at: number): L2Entry => ({
 
 /** Runs come as what they consist of. Errors: EIO for a record that this version did not write. */
 export const decodeChanges = (record: Uint8Array): SingleChange[] => {
-  const view = viewOf(record);
   const changes: SingleChange[] = [];
-  for (let at = 0; at < record.length; ) {
-    const kind = KIND_OF.get(view.getUint8(at));
-    if (kind === undefined || record.length - at < BYTES[kind])
-      throw unknownChange(view.getUint8(at));
-    for (const change of decodeChange(view, at + 1, kind)) changes.push(change);
-    at += BYTES[kind];
+  for (const place of changesIn(record)) {
+    if (place.kind === 'header') changes.push({ kind: 'header', owed: place.owed });
+    else for (const change of decodeChange(viewOf(record), place)) changes.push(change);
   }
   return changes;
 };
 
+/** What is owed alone. Errors: as `decodeChanges`. */
+export const decodeOwedHeaders = (record: Uint8Array): OwedHeader[] => {
+  const owed: OwedHeader[] = [];
+  for (const place of changesIn(record)) if (place.kind === 'header') owed.push(place.owed);
+  return owed;
+};
+
+type FixedKind = Exclude<Change['kind'], 'header'>;
+/** `at`: behind its kind. */
+type ChangePlace =
+  | { readonly kind: FixedKind; readonly at: number }
+  | { readonly kind: 'header'; readonly owed: OwedHeader };
+
+function* changesIn(record: Uint8Array): Generator<ChangePlace> {
+  for (let at = 0; at < record.length; ) {
+    const code = record[at] ?? 0;
+    const kind = KIND_OF.get(code);
+    if (kind === 'header') {
+      const found = decodeOwed(record.subarray(at + 1));
+      if (found === null) throw unknownChange(code);
+      yield { kind, owed: found.owed };
+      at += 1 + found.lengthBytes;
+    } else {
+      if (kind === undefined || record.length - at < BYTES[kind]) throw unknownChange(code);
+      yield { kind, at: at + 1 };
+      at += BYTES[kind];
+    }
+  }
+}
+
 const unknownChange = (kind: number): BlockError =>
   new BlockError({ kind: 'io', message: `the restart journal has a change of kind ${kind}` });
 
-const decodeChange = (view: DataView, at: number, kind: Change['kind']): SingleChange[] => {
+const decodeChange = (
+  view: DataView,
+  { kind, at }: { readonly kind: FixedKind; readonly at: number },
+): SingleChange[] => {
   const first = view.getFloat64(at);
   switch (kind) {
     case 'word':

@@ -8,6 +8,7 @@ import { checkImageFile } from './check-image.ts';
 import { type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { Qcow2Image } from './image.ts';
 import { AES_READ_ONLY, CRYPT_METHOD, INCOMPATIBLE } from './layout.ts';
+import { takeUpOwedHeader } from './owed-header.ts';
 import { replayJournal } from './replay.ts';
 import { readSavedMetadata } from './saved-metadata.ts';
 import { snapshotHeader } from './snapshot-view.ts';
@@ -15,6 +16,7 @@ import { ImageState } from './state.ts';
 
 /** Errors: kind invalid-image, unsupported; EROFS for one that must be repaired before it is written. */
 export const openQcow2 = async (request: OpenRequest): Promise<DriverInstance> => {
+  if (!request.readOnly) await takeUpOwedHeader(request);
   let header = await readHeader(request.file, request.path);
   refuseUnsupported(header, request.path);
   if (!request.readOnly && header.cryptMethod === CRYPT_METHOD.aes)

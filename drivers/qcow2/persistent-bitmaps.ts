@@ -149,7 +149,7 @@ export class PersistentBitmaps implements BitmapStore {
   }
 
   async #saveAll(kept: readonly TrackedBitmap[]): Promise<void> {
-    const { file, request } = this.#state;
+    const { headerChanges, request } = this.#state;
     await this.#clearAutoclear();
     const writer = new BitmapWriter(this.#state, this.#allocator);
     const entries = new Map<TrackedBitmap, Entry>();
@@ -168,7 +168,7 @@ export class PersistentBitmaps implements BitmapStore {
       await writer.giveBack();
       throw error;
     }
-    await publishBitmaps(file, request.path, extension);
+    await publishBitmaps(headerChanges, request.path, extension);
     this.#retireOld(entries);
     this.#entries = entries;
     this.#extension = extension;

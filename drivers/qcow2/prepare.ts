@@ -3,6 +3,8 @@
  * more, and dirty bitmaps that record marked in use. Once; a failure is met again by the next who asks.
  */
 
+import { viewOf } from '../../src/base/byte-order.ts';
+import { guestOffset } from '../../src/base/units.ts';
 import { AUTOCLEAR, HEADER } from './layout.ts';
 import type { PersistentBitmaps } from './persistent-bitmaps.ts';
 import { refuseConflict } from './saved-metadata.ts';
@@ -46,7 +48,7 @@ export class Preparation {
 
   /**
    * Autoclear bits say that something beside the mapping is up to date; from the first write on it may not be. Bitmaps are
-   * kept so. Durably. Errors: EIO.
+   * kept so. Durably. Errors: EIO; some may be cleared then, which says nothing untrue: they are not put back.
    */
   clearAutoclear(): Promise<void> {
     this.#autoclear ??= this.#writeAutoclear().catch((error: unknown) => {
@@ -61,7 +63,9 @@ export class Preparation {
     const raw = this.#state.isDataFileRaw ? AUTOCLEAR.rawDataFile : 0;
     const kept = raw | (this.#bitmaps.isValid ? AUTOCLEAR.bitmaps : 0);
     if (!header.hasAutoclear || (header.autoclear === kept && header.autoclearHigh === 0)) return;
-    await this.#state.writeHeaderRange(HEADER.autoclear, (view) => view.setUint32(4, kept), 8);
+    const field = new Uint8Array(8);
+    viewOf(field).setUint32(4, kept);
+    await file.write(guestOffset(HEADER.autoclear), field);
     await file.flush();
   }
 }

@@ -10,6 +10,7 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import { alignDown } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
+import { isPutBack, type OwedHeader } from '../../src/block/header-changes.ts';
 import {
   entryHex,
   entryOffset,
@@ -34,6 +35,8 @@ interface WordChange {
 type RefcountChange = SingleChange & { kind: 'refcount' };
 
 interface Folded {
+  /** owed-header.ts has put it back, unless another program was at the header. */
+  readonly owed: readonly OwedHeader[];
   readonly words: ReadonlyMap<number, readonly WordChange[]>;
   readonly refcounts: ReadonlyMap<number, readonly RefcountChange[]>;
   /** New tables by offset, and what they were copied from. */
@@ -67,14 +70,16 @@ const fold = (changes: readonly SingleChange[]): Folded => {
   const words = new Map<number, WordChange[]>();
   const refcounts = new Map<number, RefcountChange[]>();
   const tables = new Map<number, number>();
+  const owed: OwedHeader[] = [];
   for (const c of changes) {
-    if (c.kind === 'table') tables.set(c.at, c.source);
+    if (c.kind === 'header') owed.push(c.owed);
+    else if (c.kind === 'table') tables.set(c.at, c.source);
     else if (c.kind === 'word') append(words, c.at, wordChange(c));
     else if (c.kind === 'extended')
       append(words, c.at, { ...c, lengthBytes: EXTENDED_ENTRY_BYTES });
     else append(refcounts, c.cluster, c);
   }
-  return { words, refcounts, tables };
+  return { owed, words, refcounts, tables };
 };
 
 const wordChange = ({ at, old, now }: SingleChange & { kind: 'word' }): WordChange => ({
@@ -105,6 +110,8 @@ const readWord = async (
 /** What on disk is neither old nor new; null when all is. Entries of tables that are new are not on disk yet. */
 const findConflict = async (state: ImageState, folded: Folded): Promise<string | null> => {
   const { clusterBytes, refcounts } = state;
+  for (const owed of folded.owed)
+    if (!(await isPutBack(state.file, owed))) return `its header has changed at ${hex(owed.at)}`;
   for (const [at, changes] of folded.words) {
     const first = changes[0];
     if (first === undefined || folded.tables.has(alignDown(at, clusterBytes))) continue;

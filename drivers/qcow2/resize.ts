@@ -48,8 +48,10 @@ export class Resizer {
         const { clusterBytes } = state;
         await this.#zeroes.forget(alignUp(now, clusterBytes), alignUp(old, clusterBytes));
       }
+      // What is added reads as zeros whoever looks at it; what is cut off a guest goes on writing to when this fails.
+      const how = { lengthBytes: 8, isHarmless: now > old };
       await state.schedule.request();
-      await state.writeHeaderDurably(HEADER.size, (view) => writeU64BE(view, 0, now), 8);
+      await state.writeHeaderDurably(HEADER.size, (view) => writeU64BE(view, 0, now), how);
     } catch (error) {
       // Until the header says so, what a guest wrote past the old end would be gone with this opening.
       state.lengthBytes = old;
@@ -127,7 +129,7 @@ export class Resizer {
         view.setUint32(4, Math.floor(offset / 2 ** 32));
         view.setUint32(8, offset >>> 0);
       },
-      12,
+      { lengthBytes: 12 },
     );
     map.moveL1(offset, bytes);
     metadata.addRun(allocation.first, clusters, 'other');

@@ -2,9 +2,9 @@
  * What the parts of an opened image share. Each field is owned by the part that its comment names; others read it.
  */
 import { viewOf } from '../../src/base/byte-order.ts';
-import { guestOffset } from '../../src/base/units.ts';
 import { CheckpointSchedule } from '../../src/block/checkpoint-schedule.ts';
 import type { OpenRequest } from '../../src/block/driver.ts';
+import { type HeaderChangeHow, HeaderChanges } from '../../src/block/header-changes.ts';
 import { JournaledChanges } from '../../src/block/journaled-changes.ts';
 import type { Node } from '../../src/block/node.ts';
 import { RangeLocks } from '../../src/block/range-locks.ts';
@@ -45,6 +45,8 @@ export class ImageState {
   readonly schedule: CheckpointSchedule;
   /** What the restart journal is told; checkpoint.ts says what it has covered. */
   readonly journaled: JournaledChanges<Change>;
+  /** Every change of the header that memory follows. checkpoint.ts puts back what is owed. */
+  readonly headerChanges: HeaderChanges;
   /** Changed by resize.ts and snapshots.ts alone. */
   lengthBytes: number;
   /** As the header has it now; changed by snapshots.ts alone. */
@@ -94,6 +96,14 @@ export class ImageState {
       run: parts.checkpoint,
       maxDelayMs: CHECKPOINT_DELAY_MS,
       failed: (error) => log.error(path, `a checkpoint failed: ${String(error)}`),
+    });
+    this.headerChanges = new HeaderChanges({
+      file: this.file,
+      path,
+      log,
+      owes: () => this.schedule.changed(),
+      tell: (owed) => void this.tell([{ kind: 'header', owed }]),
+      checkpoint: () => this.schedule.request(),
     });
   }
 
@@ -153,7 +163,8 @@ export class ImageState {
       map.isL1Dirty ||
       map.newTables.size > 0 ||
       refcounts.dirtyWords().length > 0 ||
-      this.unmapped.length > 0
+      this.unmapped.length > 0 ||
+      this.headerChanges.owed !== null
     );
   }
 
@@ -238,34 +249,27 @@ export class ImageState {
     } else this.unmapped.push({ first, count: 1 });
   }
 
-  /** Writes neighbouring fields of the header, in one write within a sector. The caller syncs. */
+  /** Writes neighbouring fields of the header, in one write within a sector. The caller goes on by them, and syncs. See `HeaderChanges.write`. */
   async writeHeaderRange(
     at: number,
     fill: (view: DataView) => void,
     lengthBytes: number,
   ): Promise<void> {
-    const bytes = new Uint8Array(lengthBytes);
-    fill(viewOf(bytes));
-    await this.file.write(guestOffset(at), bytes);
+    await this.headerChanges.write(at, filled(fill, lengthBytes));
   }
 
-  /**
-   * The same, durably. A failure leaves the fields as they were: what is in memory goes on by them, and whoever opens the image
-   * next.
-   */
+  /** The same, durably. See `HeaderChanges.change`. */
   async writeHeaderDurably(
     at: number,
     fill: (view: DataView) => void,
-    lengthBytes: number,
+    { lengthBytes, ...how }: { readonly lengthBytes: number } & HeaderChangeHow,
   ): Promise<void> {
-    const before = new Uint8Array(lengthBytes);
-    await this.file.readClipped(guestOffset(at), before);
-    try {
-      await this.writeHeaderRange(at, fill, lengthBytes);
-      await this.file.flush();
-    } catch (error) {
-      await this.file.write(guestOffset(at), before).catch(() => undefined);
-      throw error;
-    }
+    await this.headerChanges.change(at, filled(fill, lengthBytes), how);
   }
 }
+
+const filled = (fill: (view: DataView) => void, lengthBytes: number): Uint8Array => {
+  const bytes = new Uint8Array(lengthBytes);
+  fill(viewOf(bytes));
+  return bytes;
+};

@@ -15,6 +15,8 @@ export interface Interference {
     lengthBytes: number,
     path: string,
   ) => Promise<void>;
+  /** Awaited when a write is done; what it throws is its failure, of what has reached the file. */
+  written?: (offset: number, lengthBytes: number, path: string) => Promise<void>;
   /** Whether what is tried at once is done; without, nothing is. */
   atOnce?: (operation: 'read' | 'write', offset: number, lengthBytes: number) => boolean;
 }
@@ -77,6 +79,7 @@ const interfered = (
     write: async (offset, buffer) => {
       await before('write', offset, buffer.length);
       await has(inner.write).call(inner, offset, buffer);
+      await interference.written?.(offset, buffer.length, path);
     },
     writeZeroes: async (offset, length, how) => {
       await before('zero', offset, length);

@@ -198,7 +198,7 @@ test('a restart journal of another image, or of none of ours, is not applied', a
   await writeAddCow(path, SOUND);
   const { dev: device, ino: inode, birthtimeMs: birthMs } = await stat(path);
   const factory = createJournalFactory({ directory: journals, log: silentLog });
-  const wrong = { stamp: 1, imageBytes: BYTES, first: 2, clusters: 1 };
+  const wrong = { kind: 'bits', stamp: 1, imageBytes: BYTES, first: 2, clusters: 1 } as const;
   for (const record of [Uint8Array.of(2, 0, 0), encodeRecord(wrong)]) {
     (await factory({ path, device, inode, birthMs })).append(record);
     const graph = await testGraph({ directory, journalDirectory: journals });

@@ -1,0 +1,221 @@
+/**
+ * Changes of an image's header that are there or are not, for memory and file alike: a change that fails is put back, since what is in
+ * memory goes on by the old fields, and so has whoever opens the image next.
+ *
+ * Where the old bytes cannot be written and synced either they are *owed*: the file may have the new ones. Until they are there
+ *
+ * - no checkpoint gets beyond putting them back, which it begins with: what is written by the old fields (tables that the new ones
+ *   do not name) is not on disk before, and no flush is answered as if it were;
+ * - no other change of the header begins;
+ * - the restart journal has them, unless the new ones are as good for who takes over: an engine that does puts them back before it
+ *   reads the header. They are owed until a checkpoint that has put them back has ended, which is when the journal forgets them: it
+ *   never holds bytes that a later change has taken the place of.
+ *
+ * Only the bytes that the change made others are put back: bits beside them (corrupt, autoclear) are their owners'.
+ */
+import { BlockError, toBlockError } from '../base/block-error.ts';
+import { viewOf } from '../base/byte-order.ts';
+import type { Log } from '../base/log.ts';
+import { guestOffset } from '../base/units.ts';
+import type { Node } from './node.ts';
+
+/** A change that has failed. Both are equally long. */
+export interface OwedHeader {
+  /** File offset. */
+  readonly at: number;
+  /** What has to be there. */
+  readonly before: Uint8Array;
+  /** What may be there. */
+  readonly after: Uint8Array;
+}
+
+export interface HeaderChangesOptions {
+  readonly file: Node;
+  /** Of the image. */
+  readonly path: string;
+  readonly log: Log;
+  /** Sees to a checkpoint. */
+  readonly owes: () => void;
+  /** Tells the restart journal, in this turn of the event loop. Not of what is harmless. */
+  readonly tell: (owed: OwedHeader) => void;
+  /** A checkpoint that begins after the call. Errors: its own. */
+  readonly checkpoint: () => Promise<void>;
+}
+
+export interface HeaderChangeHow {
+  /** Whoever opens the image next may go on by the new bytes: all that is written by the old ones meanwhile is right by them too. */
+  readonly isHarmless?: boolean;
+}
+
+export class HeaderChanges {
+  readonly #options: HeaderChangesOptions;
+  #owed: OwedHeader | null = null;
+
+  constructor(options: HeaderChangesOptions) {
+    this.#options = options;
+  }
+
+  get file(): Node {
+    return this.#options.file;
+  }
+
+  /** A checkpoint takes it when it begins, puts it back first, and says so with `forget` when it has ended; null for nothing. */
+  get owed(): OwedHeader | null {
+    return this.#owed;
+  }
+
+  /** Nothing is owed when it returns. Not inside a checkpoint. Errors: those of the checkpoint. */
+  async settled(): Promise<void> {
+    if (this.#owed !== null) await this.#options.checkpoint();
+  }
+
+  /**
+   * Writes bytes of the header, durably. One change at a time; inside a checkpoint only while nothing is owed. Errors: ENOSPC, EIO; the
+   * old bytes are there then, or owed.
+   */
+  async change(
+    at: number,
+    now: Uint8Array,
+    { isHarmless = false }: HeaderChangeHow = {},
+  ): Promise<void> {
+    await this.#change(at, now, { isHarmless, sync: () => this.file.flush() });
+  }
+
+  /** The same for who goes on by the new bytes once they are written, whether or not his sync of them succeeds. */
+  async write(at: number, now: Uint8Array): Promise<void> {
+    await this.#change(at, now, { isHarmless: false, sync: async () => undefined });
+  }
+
+  async #change(
+    at: number,
+    now: Uint8Array,
+    { isHarmless, sync }: { readonly isHarmless: boolean; readonly sync: () => Promise<void> },
+  ): Promise<void> {
+    await this.settled();
+    const { file } = this;
+    const before = new Uint8Array(now.length);
+    await file.readClipped(guestOffset(at), before);
+    try {
+      await file.write(guestOffset(at), now);
+      await sync();
+    } catch (error) {
+      await this.#takeBack(differenceOf({ at, before, after: now }), isHarmless);
+      throw error;
+    }
+  }
+
+  async #takeBack(change: OwedHeader, isHarmless: boolean): Promise<void> {
+    // Nothing was to be another.
+    if (change.before.length === 0) return;
+    try {
+      await writeBack(this.file, change);
+    } catch (error) {
+      const { log, path, owes, tell } = this.#options;
+      const reason = toBlockError(error).describe();
+      log.error(path, `${saying(change)} (${reason}): no flush succeeds before they are`);
+      this.#owed = change;
+      if (!isHarmless) tell(change);
+      owes();
+    }
+  }
+
+  /** The first step of a checkpoint. Errors: EIO, whatever it is that the file has said. */
+  async putBack(owed: OwedHeader | null): Promise<void> {
+    if (owed === null) return;
+    try {
+      await writeBack(this.file, owed);
+    } catch (cause) {
+      const message = `${saying(owed)}: ${toBlockError(cause).message}`;
+      const hint = 'mend what is below the image: each flush tries it again';
+      const { path } = this.#options;
+      throw new BlockError({ kind: 'io', message, hint, path, offset: owed.at, cause });
+    }
+  }
+
+  /** A checkpoint that has put it back has ended, and so has what the journal holds of it. */
+  forget(owed: OwedHeader | null): void {
+    if (owed === null || owed !== this.#owed) return;
+    this.#owed = null;
+    const { log, path } = this.#options;
+    log.info(path, 'its header is what it was before the change that had failed');
+  }
+
+  /** The image is closed. What is owed nobody but the restart journal knows of then. */
+  closed(): void {
+    if (this.#owed === null) return;
+    const { log, path } = this.#options;
+    log.error(path, `is closed, and ${saying(this.#owed)}: its header may be the changed one`);
+  }
+}
+
+/**
+ * What an engine owed that was killed: puts it back, durably. False: another program has written there since, and nothing is done.
+ * Errors: EIO, ENOSPC.
+ */
+export const takeUpOwed = async (file: Node, owed: OwedHeader): Promise<boolean> => {
+  const { before, after } = owed;
+  const found = await readRange(file, owed);
+  if (found.some((byte, i) => byte !== before[i] && before[i] !== after[i] && byte !== after[i]))
+    return false;
+  await writeBack(file, owed);
+  return true;
+};
+
+/** Whether the old bytes are there. Errors: EIO. */
+export const isPutBack = async (file: Node, owed: OwedHeader): Promise<boolean> => {
+  const { before, after } = owed;
+  const found = await readRange(file, owed);
+  return found.every((byte, i) => byte === before[i] || before[i] === after[i]);
+};
+
+// In one write: within a sector a cut leaves all of it or nothing.
+const writeBack = async (file: Node, owed: OwedHeader): Promise<void> => {
+  const { at, before, after } = owed;
+  const bytes = await readRange(file, owed);
+  for (const [i, byte] of before.entries()) if (byte !== after[i]) bytes[i] = byte;
+  await file.write(guestOffset(at), bytes);
+  await file.flush();
+};
+
+const readRange = async (file: Node, { at, before }: OwedHeader): Promise<Uint8Array> => {
+  const bytes = new Uint8Array(before.length);
+  await file.readClipped(guestOffset(at), bytes);
+  return bytes;
+};
+
+/** From the first byte that the change made another to the last. */
+const differenceOf = ({ at, before, after }: OwedHeader): OwedHeader => {
+  let start = 0;
+  let end = before.length;
+  while (start < end && before[start] === after[start]) start++;
+  while (end > start && before[end - 1] === after[end - 1]) end--;
+  return { at: at + start, before: before.slice(start, end), after: after.slice(start, end) };
+};
+
+const saying = ({ at, before }: OwedHeader): string =>
+  `bytes ${at} to ${at + before.length - 1} of the header, of a change that has failed, cannot be put back`;
+
+const HEAD_BYTES = 12;
+
+/** For a journal: file offset f64, bytes u32, those before, those after. */
+export const encodeOwed = ({ at, before, after }: OwedHeader): Uint8Array => {
+  const bytes = new Uint8Array(HEAD_BYTES + before.length + after.length);
+  viewOf(bytes).setFloat64(0, at);
+  viewOf(bytes).setUint32(8, before.length);
+  bytes.set(before, HEAD_BYTES);
+  bytes.set(after, HEAD_BYTES + before.length);
+  return bytes;
+};
+
+/** What `encodeOwed` has put at the beginning of these bytes, and how many it took; null where they are no such thing. */
+export const decodeOwed = (
+  bytes: Uint8Array,
+): { readonly owed: OwedHeader; readonly lengthBytes: number } | null => {
+  if (bytes.length < HEAD_BYTES) return null;
+  const [at, half] = [viewOf(bytes).getFloat64(0), viewOf(bytes).getUint32(8)];
+  const lengthBytes = HEAD_BYTES + 2 * half;
+  if (!Number.isSafeInteger(at) || at < 0 || bytes.length < lengthBytes) return null;
+  const before = bytes.slice(HEAD_BYTES, HEAD_BYTES + half);
+  const after = bytes.slice(HEAD_BYTES + half, lengthBytes);
+  return { owed: { at, before, after }, lengthBytes };
+};

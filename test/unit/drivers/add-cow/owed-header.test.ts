@@ -1,0 +1,150 @@
+/** Changes of an add-cow header that fail, and cannot be put back: see test/unit/drivers/qcow2/owed-header.test.ts. */
+import assert from 'node:assert/strict';
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { silentLog } from '../../../../src/base/log.ts';
+import { guestOffset } from '../../../../src/base/units.ts';
+import type { Graph } from '../../../../src/block/graph.ts';
+import type { Node } from '../../../../src/block/node.ts';
+import { decodeAddCow, writeAddCow } from '../../../support/add-cow-file.ts';
+import { FAULT, HeaderFault, type HeaderFaultOptions } from '../../../support/header-fault.ts';
+import { journaledImage } from '../../../support/journaled-image.ts';
+import { testGraph } from '../../../support/test-graph.ts';
+
+const CLUSTER = 4096;
+const CLUSTERS = 8;
+const DISK_BYTES = CLUSTERS * CLUSTER;
+/** Of the header's fields: the backing file's name, compatible features. */
+const BACKING_AT = 4;
+const FEATURES_AT = 32;
+const OWED = /cannot be put back/;
+const OLD_LINK = { filename: 'base.raw', format: 'raw' };
+
+interface Subject {
+  readonly path: string;
+  readonly fault: HeaderFault;
+  readonly graph: Graph;
+  readonly node: Node;
+  readonly errors: string[];
+  readonly takeOver: () => Promise<{ readonly graph: Graph; readonly node: Node }>;
+}
+
+const opened = async (
+  t: TestContext,
+  bits: readonly boolean[],
+  first: HeaderFaultOptions['first'],
+): Promise<Subject> => {
+  // No checkpoint comes by itself, also of what was killed.
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const { directory, path, journals } = await journaledImage(t, 'disk.add-cow');
+  await writeFile(join(directory, 'base.raw'), Buffer.alloc(DISK_BYTES, 1));
+  await writeFile(join(directory, 'disk.raw'), Buffer.alloc(DISK_BYTES, 2));
+  await writeAddCow(path, {
+    clusterBytes: CLUSTER,
+    backing: { name: 'base.raw', format: 'raw' },
+    image: { name: 'disk.raw', format: 'raw' },
+    isAllAllocated: false,
+    bits,
+  });
+  const fault = new HeaderFault({ path, headerBytes: CLUSTER, first });
+  const errors: string[] = [];
+  const log = { ...silentLog, error: (_: string, text: string) => errors.push(text) };
+  const how = { directory, journalDirectory: journals, log };
+  const graph = await testGraph({ ...how, file: fault.file });
+  const node = await graph.open({ path, format: 'add-cow', readOnly: false });
+  const takeOver = async () => {
+    const next = await testGraph(how);
+    return { graph: next, node: await next.open({ path, format: 'add-cow', readOnly: false }) };
+  };
+  return { path, fault, graph, node, errors, takeOver };
+};
+
+const holds = async (node: Node, cluster: number, fill: number): Promise<void> => {
+  const found = new Uint8Array(CLUSTER);
+  await node.read(guestOffset(cluster * CLUSTER), found);
+  assert.deepEqual(found, new Uint8Array(CLUSTER).fill(fill), `cluster ${cluster}`);
+};
+
+const write = (node: Node, cluster: number): Promise<void> =>
+  node.write(guestOffset(cluster * CLUSTER), new Uint8Array(CLUSTER).fill(9));
+
+const imageOf = async (path: string) => decodeAddCow(await readFile(path), DISK_BYTES);
+
+const cannotFlush = async ({ node, path, errors }: Subject): Promise<void> => {
+  const before = await readFile(path);
+  for (let i = 0; i < 2; i++)
+    await assert.rejects(node.flush(), { errno: 'EIO', path, message: OWED });
+  assert.deepEqual(await readFile(path), before);
+  assert.match(errors.join('\n'), OWED);
+};
+
+const linkFails = async (t: TestContext, first: HeaderFaultOptions['first']): Promise<Subject> => {
+  const subject = await opened(t, Array(CLUSTERS).fill(false), first);
+  const { node, fault } = subject;
+  fault.arm(0);
+  await assert.rejects(node.changeBacking(null), FAULT);
+  assert.ok(fault.isMet, 'the header was written');
+  fault.endOfSyncs();
+  await write(node, 3);
+  return subject;
+};
+
+for (const first of ['sync', 'reached', 'write'] as const) {
+  test(`no flush is good until the old backing link is put back: ${first} fails`, async (t) => {
+    const subject = await linkFails(t, first);
+    const { node, graph, path, fault, takeOver } = subject;
+    await cannotFlush(subject);
+    fault.end();
+    await node.flush();
+    assert.deepEqual((await imageOf(path)).backing, { name: 'base.raw', format: 'raw' });
+    await graph.close(node);
+    const again = await takeOver();
+    assert.deepEqual(again.node.driver.backingLink, OLD_LINK);
+    await holds(again.node, 3, 9);
+    await holds(again.node, 4, 1);
+    await again.graph.close(again.node);
+  });
+}
+
+test('a backing link that is owed when an engine is killed is put back by the next', async (t) => {
+  const { path, errors, takeOver } = await linkFails(t, 'reached');
+  assert.equal((await readFile(path)).readUInt32LE(BACKING_AT), 0, 'the file has the new link');
+  const { node, graph } = await takeOver();
+  assert.deepEqual(node.driver.backingLink, OLD_LINK);
+  await holds(node, 3, 9);
+  await holds(node, 4, 1);
+  await graph.close(node);
+  assert.ok(!errors.join('\n').includes('another program'));
+});
+
+test('closing says so when a backing link cannot be put back', async (t) => {
+  const { node, graph, errors, takeOver } = await linkFails(t, 'sync');
+  await assert.rejects(graph.close(node), { message: OWED });
+  assert.match(errors.join('\n'), /is closed, and .*cannot be put back/);
+  const next = await takeOver();
+  assert.deepEqual(next.node.driver.backingLink, OLD_LINK);
+  await holds(next.node, 3, 9);
+  await next.graph.close(next.node);
+});
+
+for (const first of ['sync', 'reached', 'write'] as const) {
+  test(`an image that could not be said to be complete can be made empty: ${first} fails`, async (t) => {
+    const bits = Array.from({ length: CLUSTERS }, (_, i) => i > 0);
+    const subject = await opened(t, bits, first);
+    const { node, graph, path, fault } = subject;
+    await write(node, 0);
+    fault.arm(FEATURES_AT);
+    await assert.rejects(node.flush(), FAULT);
+    assert.ok(fault.isMet, 'the header was written');
+    fault.endOfSyncs();
+    await cannotFlush(subject);
+    await assert.rejects(node.makeEmpty(), { message: OWED });
+    fault.end();
+    await node.makeEmpty();
+    await graph.close(node);
+    const now = await imageOf(path);
+    assert.ok(!now.isAllAllocated);
+    assert.deepEqual(now.bits, Array(CLUSTERS).fill(false));
+  });
+}

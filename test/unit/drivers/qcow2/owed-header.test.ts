@@ -1,0 +1,359 @@
+/**
+ * Changes of the header that fail, and cannot be put back: no flush is answered as good until they are, and who takes over from an
+ * engine that was killed meanwhile has what it answered.
+ */
+import assert from 'node:assert/strict';
+import { type FileHandle, open, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { silentLog } from '../../../../src/base/log.ts';
+import { guestOffset } from '../../../../src/base/units.ts';
+import type { Graph } from '../../../../src/block/graph.ts';
+import type { Node } from '../../../../src/block/node.ts';
+import type { RestartJournal } from '../../../../src/block/restart-journal.ts';
+import { FAULT, HeaderFault, type HeaderFaultOptions } from '../../../support/header-fault.ts';
+import { journaledImage } from '../../../support/journaled-image.ts';
+import { qemuImg, qemuIo } from '../../../support/qemu-img.ts';
+import { testGraph } from '../../../support/test-graph.ts';
+
+const OWED = /cannot be put back/;
+const MARKS_BYTES = 512;
+const LINK = { filename: 'other.raw', format: 'raw' };
+
+interface Subject {
+  readonly directory: string;
+  readonly path: string;
+  readonly fault: HeaderFault;
+  readonly graph: Graph;
+  readonly node: Node;
+  readonly errors: string[];
+  /** Another engine's, after this one was killed. */
+  readonly takeOver: () => Promise<{ readonly graph: Graph; readonly node: Node }>;
+}
+
+interface Change {
+  readonly what: string;
+  readonly clusterBytes: number;
+  readonly diskBytes: number;
+  /** Of the field that is written, in the header. */
+  readonly at: number;
+  readonly hasBacking?: boolean;
+  readonly hasSnapshot?: boolean;
+  readonly run: (node: Node) => Promise<void>;
+  /** What a guest writes after it has failed: by the new fields it would not be there. */
+  readonly writes: { readonly at: number };
+  /** Whoever takes over finds the old fields, also where nobody could put them back. */
+  readonly isTakenBack: boolean;
+  /** Of `qemu-img check`: what was taken for the change may be leaked. */
+  readonly check?: readonly number[];
+}
+
+const KIB = 1024;
+
+/** Clusters of 512 bytes, counted by a refcount table of one cluster, end there. */
+const COUNTED_BYTES = 64 * 256 * 512;
+
+const fillCounted = async (node: Node): Promise<void> => {
+  const bytes = new Uint8Array(512 * KIB).fill(3);
+  // More than is counted: the table has to move.
+  for (let at = 0; at < COUNTED_BYTES; at += bytes.length) await node.write(guestOffset(at), bytes);
+};
+
+const CHANGES: readonly Change[] = [
+  {
+    what: 'a larger size',
+    clusterBytes: 4096,
+    diskBytes: 256 * KIB,
+    at: 24,
+    run: (node) => node.resize(512 * KIB),
+    writes: { at: 200 * KIB },
+    isTakenBack: false,
+  },
+  {
+    what: 'a smaller size',
+    clusterBytes: 4096,
+    diskBytes: 256 * KIB,
+    at: 24,
+    run: (node) => node.resize(128 * KIB),
+    writes: { at: 200 * KIB },
+    isTakenBack: true,
+  },
+  {
+    what: 'a larger L1 table',
+    clusterBytes: 4096,
+    diskBytes: 4096 * KIB,
+    at: 36,
+    run: (node) => node.resize(2 ** 33),
+    // In a table that only the old one names.
+    writes: { at: 3000 * KIB },
+    isTakenBack: true,
+    check: [0, 3],
+  },
+  {
+    what: 'a refcount table that moves',
+    clusterBytes: 512,
+    diskBytes: 16 << 20,
+    at: 48,
+    run: fillCounted,
+    // Clusters are there that are mapped already.
+    writes: { at: 4 * KIB },
+    isTakenBack: false,
+    check: [0, 3],
+  },
+  {
+    what: 'another backing link',
+    clusterBytes: 4096,
+    diskBytes: 256 * KIB,
+    at: 0,
+    hasBacking: true,
+    run: (node) => node.changeBacking(LINK),
+    writes: { at: 200 * KIB },
+    isTakenBack: true,
+  },
+  {
+    what: 'a snapshot that is applied',
+    clusterBytes: 4096,
+    diskBytes: 256 * KIB,
+    at: 24,
+    hasSnapshot: true,
+    run: (node) => node.withSnapshots('apply', (snapshots) => snapshots.apply('1')),
+    writes: { at: 200 * KIB },
+    isTakenBack: true,
+    check: [0, 3],
+  },
+];
+
+const opened = async (
+  t: TestContext,
+  change: Change,
+  first: HeaderFaultOptions['first'],
+  journal: (made: RestartJournal) => RestartJournal = (made) => made,
+): Promise<Subject> => {
+  // No checkpoint comes by itself, also of what was killed.
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const { directory, path, journals } = await journaledImage(t, 'disk.qcow2');
+  const options = ['-f', 'qcow2', '-o', `cluster_size=${change.clusterBytes}`];
+  const base = join(directory, 'base.raw');
+  for (const [name, fill] of [
+    [base, 5],
+    [join(directory, LINK.filename), 6],
+  ] as const)
+    await writeFile(name, new Uint8Array(256 * KIB).fill(fill));
+  if (change.hasBacking === true) options.push('-b', base, '-F', 'raw');
+  await qemuImg(['create', '-q', ...options, path, String(change.diskBytes)]);
+  await qemuIo(path, ['write -P 1 0 8k'], ['-f', 'qcow2']);
+  if (change.hasSnapshot === true) {
+    await qemuImg(['snapshot', '-c', 's', path]);
+    await qemuIo(path, ['write -P 2 0 8k'], ['-f', 'qcow2']);
+  }
+  const fault = new HeaderFault({ path, headerBytes: 512, first });
+  const errors: string[] = [];
+  const log = { ...silentLog, error: (_: string, text: string) => errors.push(text) };
+  const how = { directory, journalDirectory: journals, log };
+  const graph = await testGraph({ ...how, journal, file: fault.file });
+  const node = await graph.open({ path, format: 'qcow2', readOnly: false });
+  const takeOver = async () => {
+    const next = await testGraph(how);
+    return { graph: next, node: await next.open({ path, format: 'qcow2', readOnly: false }) };
+  };
+  return { directory, path, fault, graph, node, errors, takeOver };
+};
+
+const fails = async (
+  t: TestContext,
+  change: Change,
+  first: HeaderFaultOptions['first'],
+): Promise<Subject> => {
+  const subject = await opened(t, change, first);
+  const { node, fault } = subject;
+  fault.arm(change.at);
+  await assert.rejects(change.run(node), FAULT);
+  assert.ok(fault.isMet, 'the header was written');
+  fault.endOfSyncs();
+  await node.write(guestOffset(change.writes.at), new Uint8Array(MARKS_BYTES).fill(9));
+  return subject;
+};
+
+const fieldsOf = async (path: string): Promise<string> =>
+  (await readFile(path)).subarray(0, 72).toString('hex');
+
+const holds = async (node: Node, at: number, fill: number): Promise<void> => {
+  const found = new Uint8Array(MARKS_BYTES);
+  await node.read(guestOffset(at), found);
+  assert.deepEqual(found, new Uint8Array(MARKS_BYTES).fill(fill), `at ${at}`);
+};
+
+/** What the guest has at its beginning. */
+const fillOf = ({ what, hasSnapshot }: Change): number => {
+  if (what.startsWith('a refcount table')) return 3;
+  return hasSnapshot === true ? 2 : 1;
+};
+
+const isRight = async (path: string, directory: string, change: Change): Promise<void> => {
+  await qemuImg(['check', path], change.check ?? [0]);
+  const { at } = change.writes;
+  await qemuIo(path, [
+    `read -P ${fillOf(change)} 0 512`,
+    `read -P 9 ${at} ${MARKS_BYTES}`,
+    ...(change.hasBacking === true ? ['read -P 5 100k 512'] : []),
+  ]);
+  const graph = await testGraph({ directory });
+  const node = await graph.open({ path, format: 'qcow2', readOnly: true });
+  await holds(node, at, 9);
+  await graph.close(node);
+};
+
+const WAYS = (change: Change): readonly HeaderFaultOptions['first'][] =>
+  change.hasSnapshot === true ? ['reached', 'write'] : ['sync', 'reached', 'write'];
+
+for (const change of CHANGES) {
+  for (const first of WAYS(change)) {
+    test(`no flush is good until the header is put back: ${change.what}, ${first} fails`, async (t) => {
+      const { node, graph, path, directory, fault, errors } = await fails(t, change, first);
+      const before = await fieldsOf(path);
+      for (let i = 0; i < 2; i++) {
+        await assert.rejects(node.flush(), { errno: 'EIO', path, message: OWED });
+        assert.equal(await fieldsOf(path), before);
+      }
+      assert.match(errors.join('\n'), OWED);
+      fault.end();
+      await node.flush();
+      if (first !== 'write') assert.notEqual(await fieldsOf(path), before);
+      await holds(node, change.writes.at, 9);
+      await graph.close(node);
+      await isRight(path, directory, change);
+    });
+  }
+
+  test(`what is owed when an engine is killed is put back by the next: ${change.what}`, async (t) => {
+    const { node, takeOver, path, directory } = await fails(t, change, 'reached');
+    await assert.rejects(node.flush(), OWED);
+    const changed = await fieldsOf(path);
+    const next = await takeOver();
+    assert.equal((await fieldsOf(path)) !== changed, change.isTakenBack);
+    await holds(next.node, change.writes.at, 9);
+    await next.graph.close(next.node);
+    await isRight(path, directory, change);
+  });
+}
+
+const changeOf = (what: string): Change => {
+  const found = CHANGES.find((change) => change.what === what);
+  assert.ok(found !== undefined);
+  return found;
+};
+
+test('a header that is owed is put back when the image is closed', async (t) => {
+  const change = changeOf('a smaller size');
+  const { node, graph, path, directory, fault } = await fails(t, change, 'sync');
+  fault.end();
+  await graph.close(node);
+  await isRight(path, directory, change);
+});
+
+test('closing says so when the header cannot be put back, and the next opening does it', async (t) => {
+  const change = changeOf('a larger L1 table');
+  const { node, graph, path, directory, errors, takeOver } = await fails(t, change, 'sync');
+  await assert.rejects(graph.close(node), { message: OWED });
+  assert.match(errors.join('\n'), /is closed, and .*cannot be put back/);
+  const next = await takeOver();
+  await next.graph.close(next.node);
+  await isRight(path, directory, change);
+});
+
+test('a change that comes later is made after what is owed was put back', async (t) => {
+  const change = changeOf('a smaller size');
+  const { node, graph, path, fault } = await fails(t, change, 'sync');
+  await assert.rejects(node.resize(512 * KIB), OWED);
+  fault.end();
+  await node.resize(512 * KIB);
+  await graph.close(node);
+  assert.equal((await readFile(path)).readBigUInt64BE(24), BigInt(512 * KIB));
+  await qemuImg(['check', path]);
+});
+
+test('a header that cannot be read is not changed, and nothing is owed', async (t) => {
+  const { node, graph, path, fault } = await opened(t, changeOf('a smaller size'), 'sync');
+  const before = await fieldsOf(path);
+  fault.failReads();
+  await assert.rejects(node.resize(128 * KIB), FAULT);
+  assert.equal(await fieldsOf(path), before);
+  await node.flush();
+  fault.end();
+  await graph.close(node);
+  await qemuImg(['check', path]);
+});
+
+test('what was put back before a checkpoint failed is not put back once more over a later change', async (t) => {
+  const change = changeOf('another backing link');
+  const { node, path, fault, takeOver } = await fails(t, change, 'reached');
+  // Without anything else that is dirty, so that only what is owed asks for another checkpoint.
+  fault.end();
+  await node.flush();
+  fault.arm(change.at);
+  await assert.rejects(change.run(node), FAULT);
+  fault.end();
+  fault.failSync(2);
+  await assert.rejects(node.flush(), FAULT);
+  const link = { filename: 'later.raw', format: 'raw' };
+  await node.changeBacking(link);
+  const changed = await fieldsOf(path);
+  await writeFile(join(path, '..', link.filename), new Uint8Array(256 * KIB).fill(7));
+  const next = await takeOver();
+  assert.equal(await fieldsOf(path), changed);
+  assert.deepEqual(next.node.driver.backingLink, link);
+  await next.graph.close(next.node);
+});
+
+test('where the journal does not take what is owed, nothing is answered until it is put back', async (t) => {
+  let isFull = false;
+  const change = changeOf('a smaller size');
+  const subject = await opened(t, change, 'reached', (made) => ({
+    leftover: made.leftover,
+    get pendingBytes() {
+      return made.pendingBytes;
+    },
+    append: (record) => {
+      if (isFull) throw new Error('full');
+      made.append(record);
+    },
+    begin: () => made.begin(),
+    end: () => made.end(),
+    close: () => made.close(),
+  }));
+  const { node, graph, path, directory, fault } = subject;
+  fault.arm(change.at);
+  isFull = true;
+  await assert.rejects(change.run(node), FAULT);
+  const bytes = new Uint8Array(MARKS_BYTES).fill(9);
+  await assert.rejects(node.write(guestOffset(change.writes.at), bytes), { message: OWED });
+  fault.end();
+  await node.write(guestOffset(change.writes.at), bytes);
+  await graph.close(node);
+  await isRight(path, directory, change);
+});
+
+/** Of the L1 table that the header names. */
+const writeL1Word = async (path: string, index: number, word: bigint): Promise<void> => {
+  const bytes = Buffer.alloc(8);
+  bytes.writeBigUInt64BE(word);
+  const at = Number((await readFile(path)).readBigUInt64BE(40)) + index * 8;
+  let file: FileHandle | null = null;
+  try {
+    file = await open(path, 'r+');
+    await file.write(bytes, 0, 8, at);
+  } finally {
+    await file?.close();
+  }
+};
+
+test('an L1 table that another program has used meanwhile stays, and the journal is not applied', async (t) => {
+  const change = changeOf('a larger L1 table');
+  const { takeOver, path, errors } = await fails(t, change, 'reached');
+  const changed = await fieldsOf(path);
+  await writeL1Word(path, 5, (1n << 63n) | 0x8000n);
+  const next = await takeOver();
+  assert.equal(await fieldsOf(path), changed);
+  assert.match(errors.join('\n'), /another program has changed this image .*its header/);
+  await next.graph.close(next.node);
+});
