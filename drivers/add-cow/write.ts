@@ -6,6 +6,8 @@
  * Order: lock the clusters, write them, set their bits, journal, answer. A failure before the bits leaves the old content.
  * Guest bytes beat copied ones: they are put together before they are written, or do not touch.
  */
+
+import { allOf, Parts } from '../../src/base/parts.ts';
 import { alignDown, alignUp, isAllZero } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import { type Content, HostRange, notCopied } from '../../src/block/host-range.ts';
@@ -26,20 +28,20 @@ export class Writer {
   /** See `DriverInstance.write`. */
   async write(offset: number, buffer: Uint8Array): Promise<void> {
     const { image } = this.#state;
-    const pieces: Promise<void>[] = [];
+    const pieces = new Parts();
     try {
       for (let done = 0; done < buffer.length; ) {
         const at = offset + done;
         const run = await this.#state.runAt(at, buffer.length - done);
         const part = buffer.subarray(done, done + run.lengthBytes);
-        pieces.push(run.isSet ? image.write(guestOffset(at), part) : this.#writeLocked(at, part));
+        pieces.add(run.isSet ? image.write(guestOffset(at), part) : this.#writeLocked(at, part));
         done += run.lengthBytes;
       }
     } finally {
       // The buffer is the caller's again only when nobody reads it any more.
-      await Promise.allSettled(pieces);
+      await pieces.settled();
     }
-    await Promise.all(pieces);
+    await pieces.results();
   }
 
   /** Runs `change` for each run of a range that is not in the image file, in whole clusters and with their locks. */
@@ -78,13 +80,11 @@ export class Writer {
       whole.set(buffer, offset - start);
       await image.write(guestOffset(start), whole);
     } else {
-      const parts = [
+      await allOf([
         this.#copy(start, offset),
         image.write(guestOffset(offset), buffer),
         this.#copy(bytesEnd, end),
-      ];
-      await Promise.allSettled(parts);
-      await Promise.all(parts);
+      ]);
     }
     await this.#state.publish(start, end);
   }
@@ -137,14 +137,11 @@ export class Writer {
 
   /** Fills what lies before and behind the guest's bytes. */
   async #readAround(whole: Uint8Array, from: number, length: number, start: number): Promise<void> {
-    const parts = [
+    const around = [
       { at: start, bytes: whole.subarray(0, from) },
       { at: start + from + length, bytes: whole.subarray(from + length) },
-    ].map(({ at, bytes }) =>
-      bytes.length === 0 ? null : this.#state.readBelow(guestOffset(at), bytes),
-    );
-    await Promise.allSettled(parts);
-    await Promise.all(parts);
+    ].filter(({ bytes }) => bytes.length > 0);
+    await allOf(around.map(({ at, bytes }) => this.#state.readBelow(guestOffset(at), bytes)));
   }
 
   async #copy(from: number, to: number): Promise<void> {

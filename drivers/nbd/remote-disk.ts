@@ -3,6 +3,7 @@
  * its block size, and remembers what it last said of allocation.
  */
 import { BlockError } from '../../src/base/block-error.ts';
+import { Parts } from '../../src/base/parts.ts';
 import { alignDown, alignUp } from '../../src/base/range.ts';
 import { type GuestOffset, guestOffset, type HostOffset } from '../../src/base/units.ts';
 import type {
@@ -271,11 +272,11 @@ export class RemoteDisk implements DriverInstance {
       await run(offset, lengthBytes);
       return;
     }
-    const pieces: Promise<unknown>[] = [];
+    const pieces = new Parts<unknown>();
     for (let done = 0; done < lengthBytes; done += pieceBytes) {
-      pieces.push(run(offset + done, Math.min(pieceBytes, lengthBytes - done)));
+      pieces.add(run(offset + done, Math.min(pieceBytes, lengthBytes - done)));
     }
-    for (const r of await Promise.allSettled(pieces)) if (r.status === 'rejected') throw r.reason;
+    await pieces.results();
   }
 
   #perform(

@@ -4,6 +4,7 @@
  * writes that are not committed).
  */
 
+import { Parts } from '../../src/base/parts.ts';
 import { Turns } from '../../src/base/turns.ts';
 import { RangeLocks } from '../../src/block/range-locks.ts';
 import { COMMAND } from './protocol.ts';
@@ -54,7 +55,7 @@ export class Unflushed {
   async replay(send: (request: NbdRequest) => Promise<unknown>): Promise<void> {
     const locks = new RangeLocks();
     const turns = new Turns(REPLAYED_AT_ONCE);
-    const sent: Promise<unknown>[] = [];
+    const sent = new Parts();
     for (const request of this.#requests.values()) {
       const { offset, lengthBytes } = request;
       // Asked for in order: a later one waits for all before it that overlap.
@@ -64,10 +65,9 @@ export class Unflushed {
         using _turn = await turns.take();
         await send(request);
       };
-      sent.push(run());
+      sent.add(run());
     }
-    const results = await Promise.allSettled(sent);
-    for (const result of results) if (result.status === 'rejected') throw result.reason;
+    await sent.results();
   }
 }
 

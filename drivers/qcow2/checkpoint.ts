@@ -16,6 +16,7 @@
  * A crash before 3 leaves the old mapping and leaks; inside 3, each entry is old or new, and what it names is on disk.
  */
 import { viewOf } from '../../src/base/byte-order.ts';
+import { allOf } from '../../src/base/parts.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { OwedHeader } from '../../src/block/header-changes.ts';
 import type { TableSnapshot } from '../../src/block/table-cache.ts';
@@ -141,8 +142,5 @@ const inParallel = async <T>(
   const worker = async (): Promise<void> => {
     for (let item = items[next++]; item !== undefined; item = items[next++]) await write(item);
   };
-  const outcomes = await Promise.allSettled(
-    Array.from({ length: Math.min(WRITES_IN_FLIGHT, items.length) }, worker),
-  );
-  for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
+  await allOf(Array.from({ length: Math.min(WRITES_IN_FLIGHT, items.length) }, worker));
 };

@@ -7,6 +7,7 @@
  */
 import { assert } from '../../src/base/assert.ts';
 import { BlockError } from '../../src/base/block-error.ts';
+import { allOf, Parts } from '../../src/base/parts.ts';
 import { alignDown, alignUp, isAllZero } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Mapping } from '../../src/block/driver.ts';
@@ -88,7 +89,7 @@ export class Writer {
 
   /** See `DriverInstance.write`. */
   async write(offset: number, buffer: Content): Promise<void> {
-    const pieces: Promise<void>[] = [];
+    const pieces = new Parts();
     try {
       for (let done = 0; done < buffer.length; ) {
         const at = offset + done;
@@ -97,14 +98,14 @@ export class Writer {
           ? m.lengthBytes
           : await this.#allocatingRun(at, buffer.length - done, m);
         const part = buffer.subarray(done, done + length);
-        pieces.push(isInPlace(m) ? this.#writeInPlace(m, at, part) : this.#writeLocked(at, part));
+        pieces.add(isInPlace(m) ? this.#writeInPlace(m, at, part) : this.#writeLocked(at, part));
         done += length;
       }
     } finally {
       // The buffer is the caller's again only when nobody reads it any more.
-      await Promise.allSettled(pieces);
+      await pieces.settled();
     }
-    await Promise.all(pieces);
+    await pieces.results();
   }
 
   /**
@@ -407,12 +408,11 @@ export class Writer {
     if (head !== null) pieces.push({ guest: start, bytes: head });
     if (guest.length > 0) pieces.push({ guest: offset, bytes: guest });
     if (tail !== null) pieces.push({ guest: guestEnd, bytes: tail });
-    const outcomes = await Promise.allSettled(
+    await allOf(
       pieces.map((p) =>
         data.write({ guest: p.guest, host: hostOffset + p.guest - start }, p.bytes),
       ),
     );
-    for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
   }
 
   /** Puts the whole of the clusters together and writes it at once: one read and one write cost less than three. */

@@ -9,6 +9,8 @@
  * Concurrency: any number of readers. The guest's writes win over copies (`Node.populate`). Reads that a driver makes for
  * its own copy-on-write do not come here: they hold locks that a copy would wait for.
  */
+
+import { Parts } from '../base/parts.ts';
 import { alignDown, alignUp, isAllZero } from '../base/range.ts';
 import { type GuestOffset, guestOffset } from '../base/units.ts';
 import type { Node } from './node.ts';
@@ -74,19 +76,18 @@ export class CopyOnRead {
 
   /** Fills the buffer from the backing; the range is unallocated in the node. Errors: those of the backing's read. */
   async read(offset: GuestOffset, buffer: Uint8Array): Promise<void> {
-    const waits: Promise<void>[] = [];
+    const waits = new Parts();
     const end = offset + buffer.length;
     for (let at: number = offset; at < end; ) {
       const fetch = this.#fetchAt(at, end);
       const upTo = Math.min(end, fetch.end);
       const part = buffer.subarray(at - offset, upTo - offset);
       const skip = at - fetch.start;
-      waits.push(fetch.bytes.then((bytes) => part.set(bytes.subarray(skip, skip + part.length))));
-      if (this.#pendingBytes > MAX_PENDING_BYTES) waits.push(fetch.copied);
+      waits.add(fetch.bytes.then((bytes) => part.set(bytes.subarray(skip, skip + part.length))));
+      if (this.#pendingBytes > MAX_PENDING_BYTES) waits.add(fetch.copied);
       at = upTo;
     }
-    const outcomes = await Promise.allSettled(waits);
-    for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
+    await waits.results();
   }
 
   /** Resolves when nothing is fetched or copied any more; nobody reads meanwhile. */

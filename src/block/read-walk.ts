@@ -1,5 +1,6 @@
 /** The walk of a read through a layer: to the files that its pieces lie in, and down to its backing for what it does not have. */
 import { assert } from '../base/assert.ts';
+import { Parts } from '../base/parts.ts';
 import { type GuestOffset, guestOffset } from '../base/units.ts';
 import type { CopyOnRead } from './copy-on-read.ts';
 import type { Mapping } from './driver.ts';
@@ -32,7 +33,7 @@ const readMapped = async (
   buffer: Uint8Array,
   copyOnRead: CopyOnRead | null,
 ): Promise<void> => {
-  const pieces: Promise<void>[] = [];
+  const pieces = new Parts();
   let done = 0;
   try {
     while (done < buffer.length) {
@@ -45,20 +46,15 @@ const readMapped = async (
       );
       const piece = buffer.subarray(done, done + m.lengthBytes);
       const pending = readPiece(node, m, at, piece, copyOnRead);
-      if (pending !== null) pieces.push(pending);
+      if (pending !== null) pieces.add(pending);
       done += m.lengthBytes;
     }
   } catch (error) {
     // The buffer goes back to the caller only when nothing writes to it any more.
-    await Promise.allSettled(pieces);
+    await pieces.settled();
     throw error;
   }
-  if (pieces.length === 1) {
-    await pieces[0];
-    return;
-  }
-  const results = await Promise.allSettled(pieces);
-  for (const r of results) if (r.status === 'rejected') throw r.reason;
+  await pieces.results();
 };
 
 const readPiece = (

@@ -2,6 +2,8 @@
  * Copying in runs: several reads at the same time, in pieces, with a bound; the offline commands' way to move much
  * data. Reads overlap; writes come in order unless told otherwise, so that a new image is laid out in order.
  */
+
+import { allOf } from '../base/parts.ts';
 import { type GuestOffset, guestOffset } from '../base/units.ts';
 
 /** A piece of a copy: bytes to be read and written, or zeros. */
@@ -67,6 +69,5 @@ export const copyRuns = async (options: CopyOptions): Promise<void> => {
       }
     }
   };
-  const outcomes = await Promise.allSettled(Array.from({ length: options.parallel }, worker));
-  for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason;
+  await allOf(Array.from({ length: options.parallel }, worker));
 };

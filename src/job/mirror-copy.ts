@@ -5,6 +5,7 @@
  * it is read, and written to the target. One that fails is dirty again.
  */
 import { toBlockError } from '../base/block-error.ts';
+import { Parts } from '../base/parts.ts';
 import { alignDown, alignUp, isAllZero } from '../base/range.ts';
 import { guestOffset } from '../base/units.ts';
 import type { TrackedBitmap } from '../block/dirty-tracking.ts';
@@ -283,26 +284,23 @@ export class MirrorCopy {
     root.dirtyBitmaps.clear(this.#bitmap, start, lengthBytes);
     await root.quiesceChanges();
     const end = Math.min(start + lengthBytes, root.lengthBytes, this.#options.target.lengthBytes);
-    const pieces: Promise<Piece>[] = [];
+    const pieces = new Parts<Piece>();
     try {
       for (let at = start; at < end; ) {
         const run = await joinedRun(root, at, end);
         const piece = { start: at, lengthBytes: run.lengthBytes };
         const inRange = at - start;
         const bytes = buffer?.subarray(inRange, inRange + run.lengthBytes) ?? null;
-        if (run.zero) pieces.push(Promise.resolve({ ...piece, bytes: null }));
-        else if (how === 'zeros') pieces.push(Promise.resolve(this.#putBack(piece)));
-        else pieces.push(this.#load(root, piece, bytes));
+        if (run.zero) pieces.add(Promise.resolve({ ...piece, bytes: null }));
+        else if (how === 'zeros') pieces.add(Promise.resolve(this.#putBack(piece)));
+        else pieces.add(this.#load(root, piece, bytes));
         at += run.lengthBytes;
       }
     } catch (error) {
-      await Promise.allSettled(pieces);
+      await pieces.settled();
       throw error;
     }
-    return (await Promise.allSettled(pieces)).map((piece) => {
-      if (piece.status === 'rejected') throw piece.reason;
-      return piece.value;
-    });
+    return pieces.results();
   }
 
   async #load(root: Node, piece: CopiedRun, bytes: Uint8Array | null): Promise<Piece> {
