@@ -48,6 +48,7 @@ const SLOTS = 64;
 const STUCK_WORKER_MS = 10_000;
 /** A request that does not end, of a server that does not answer, is left to the next engine. */
 const HOLD_PATIENCE_MS = 3000;
+
 export interface KernelBackendOptions extends BackendOptions {
   readonly descriptor: number;
   readonly init: InitOutcome;
