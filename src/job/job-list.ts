@@ -220,12 +220,15 @@ export class JobList {
    */
   #endForLater(job: Job, outlook: string): boolean {
     if (endsByItself(job)) return false;
-    const { onChanged, onDismissed } = job;
+    const { onChanged, onDismissed, kept } = job;
     job.onChanged = () => {
       if (hasCompleted(job)) onChanged();
     };
     job.onDismissed = () => {
       if (hasCompleted(job)) onDismissed();
+    };
+    job.kept = async () => {
+      if (hasCompleted(job)) await kept();
     };
     this.#outlooks.set(job, outlook);
     cancel(job);

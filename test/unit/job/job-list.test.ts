@@ -70,7 +70,12 @@ test('a mount that ends keeps what its jobs need to go on, but not what a user h
 const closedAt = async (
   step: 'prepare' | 'kept',
   type: StartOptions['type'],
-): Promise<{ readonly kept: unknown; readonly forgotten: boolean; readonly line: string }> => {
+): Promise<{
+  readonly kept: unknown;
+  readonly awaited: boolean;
+  readonly forgotten: boolean;
+  readonly line: string;
+}> => {
   const { jobs, lines } = logged();
   const [reached, ended] = [gate(), gate()];
   const stay = async (): Promise<void> => {
@@ -78,6 +83,7 @@ const closedAt = async (
     await ended.opened;
   };
   let kept: unknown = null;
+  let awaited = false;
   let forgotten = false;
   jobs.start({
     ...FIELDS,
@@ -90,7 +96,10 @@ const closedAt = async (
     changed: ({ result }) => {
       kept = result;
     },
-    kept: step === 'kept' ? stay : async () => undefined,
+    kept: async () => {
+      awaited = true;
+      if (step === 'kept') await stay();
+    },
     dismissed: () => {
       forgotten = true;
     },
@@ -100,12 +109,13 @@ const closedAt = async (
   ended.open();
   await closing;
   await turn();
-  return { kept, forgotten, line: lines.join('') };
+  return { kept, awaited, forgotten, line: lines.join('') };
 };
 
 test('a job that has come to its end when the mount ends has completed: the next mount does not go on with it', async () => {
   const completed = {
     kept: { error: null, offset: 10, lengthBytes: 10 },
+    awaited: true,
     line: 'info vm: completed, stream: 10 of 10 bytes\n',
   };
   for (const step of ['prepare', 'kept'] as const) {
@@ -146,4 +156,29 @@ test('a result that is not kept in time, because a disk hangs, is told all the s
   assert.equal(job.status, 'null');
   assert.match(lines.join(''), /warning vm: its result is not kept after 5 s/);
   assert.match(lines.join(''), /info vm: completed/);
+});
+
+test('a job that ends for a later engine has no result to keep, and waits for no disk', async (t) => {
+  const { jobs, lines } = logged();
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  let asked = 0;
+  jobs.start({
+    ...FIELDS,
+    id: 'vm',
+    work: {
+      run: async (control) => {
+        for (;;) {
+          await control.pausePoint();
+          await turn();
+        }
+      },
+    },
+    kept: () => {
+      asked++;
+      return new Promise<void>(() => undefined);
+    },
+  });
+  await jobs.close({ mountEnds: false });
+  assert.equal(asked, 0);
+  assert.equal(lines.join(''), 'info vm: the next engine goes on, stream: 0 of 0 bytes\n');
 });
