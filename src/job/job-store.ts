@@ -2,13 +2,17 @@
  * Jobs on disk: what a later engine, or a later mount of the same images, needs to take them up again. One file for each
  * job, as a power cut leaves it, too. A store that cannot be written costs no I/O of a guest and no job: the log says so.
  */
-import { readdir, readFile } from 'node:fs/promises';
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { toBlockError } from '../base/block-error.ts';
-import { type ChangeOptions, removeFile, replaceFile } from '../base/durable-file.ts';
+import {
+  type ChangeOptions,
+  readSmallFile,
+  removeFile,
+  replaceFile,
+} from '../base/durable-file.ts';
 import type { Log } from '../base/log.ts';
 
-const MAX_RECORD_BYTES = 64 << 10;
 const VERSION = 1;
 
 export interface JobRecord {
@@ -78,7 +82,7 @@ export class JobStore {
     for (const name of names) {
       const path = join(this.#directory, name);
       try {
-        const record = parse(await readFile(path, 'utf8'));
+        const record = parse(await readSmallFile(path));
         if (record !== null && fileName(record.id) === name) records.push(record);
         else this.#log.warning(path, 'is no job of this version: it is left alone');
       } catch (error) {
@@ -137,7 +141,6 @@ export class JobStore {
 const fileName = (id: string): string => `${id}.job`;
 
 const parse = (text: string): JobRecord | null => {
-  if (text.length > MAX_RECORD_BYTES) return null;
   const value = JSON.parse(text) as Partial<JobRecord> & { readonly version?: unknown };
   const { version, ...record } = value;
   const isRight =
