@@ -44,7 +44,10 @@ interface Covered {
 /** Runs one checkpoint; the runs that were unmapped go to `next.release`. Errors: EIO, ENOSPC; all that was dirty stays so. */
 export const runCheckpoint = async (
   state: ImageState,
-  next: { readonly tail: FreeTail; readonly release: (runs: readonly ClusterRun[]) => void },
+  next: {
+    readonly tail: Pick<FreeTail, 'begin' | 'end'>;
+    readonly release: (runs: readonly ClusterRun[]) => void;
+  },
 ): Promise<void> => {
   const { journaled, file, headerChanges } = state;
   journaled.begin();

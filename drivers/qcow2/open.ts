@@ -4,7 +4,9 @@
  */
 import { BlockError } from '../../src/base/block-error.ts';
 import type { DriverInstance, OpenRequest } from '../../src/block/driver.ts';
+import type { Node } from '../../src/block/node.ts';
 import { checkImageFile } from './check-image.ts';
+import { runCheckpoint } from './checkpoint.ts';
 import { type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { Qcow2Image } from './image.ts';
 import { AES_READ_ONLY, CRYPT_METHOD, INCOMPATIBLE } from './layout.ts';
@@ -15,22 +17,63 @@ import { snapshotHeader } from './snapshot-view.ts';
 import { ImageState } from './state.ts';
 
 /** Errors: kind invalid-image, unsupported; EROFS for one that must be repaired before it is written. */
-export const openQcow2 = async (request: OpenRequest): Promise<DriverInstance> => {
+export const openQcow2 = async (asked: OpenRequest): Promise<DriverInstance> => {
+  const request = withOneDataFile(asked);
   if (!request.readOnly) await takeUpOwedHeader(request);
   let header = await readHeader(request.file, request.path);
   refuseUnsupported(header, request.path);
   if (!request.readOnly && header.cryptMethod === CRYPT_METHOD.aes)
     throw oldEncryption(request.path);
-  if (!request.readOnly && isMarked(header, 'dirty') && !isMarked(header, 'corrupt')) {
+  const isRepaired = !request.readOnly && isMarked(header, 'dirty') && !isMarked(header, 'corrupt');
+  if (isRepaired) {
+    await takeUpBeforeRepair(request, header);
     await repairDirty(request);
     header = await readHeader(request.file, request.path);
   }
   if (!request.readOnly) refuseUnrepaired(header, request.path);
   if (request.snapshot !== null) header = await snapshotHeader(request, header, request.snapshot);
-  return load(request, header);
+  return load(request, header, { takesUp: !request.readOnly && !isRepaired });
 };
 
-const load = async (request: OpenRequest, header: Qcow2Header): Promise<DriverInstance> => {
+/** It is opened once, however often it is asked for. */
+const withOneDataFile = (request: OpenRequest): OpenRequest => {
+  let opened: Promise<Node> | null = null;
+  return {
+    ...request,
+    openDataFile: (link) => {
+      opened ??= request.openDataFile(link);
+      return opened;
+    },
+  };
+};
+
+/**
+ * The restart journal goes by COPIED flags and refcounts as they were, and the repair makes others of them: after it, words that nobody
+ * else has touched would look like another program's. It makes no use of what it finds: nothing is allocated or given back, and where
+ * refcounts are too low (a program that brings them up to date later was killed) a cluster that both took is counted twice by the
+ * repair, and written in place by nobody. Cut or killed in the middle, the image is still marked, and what the journal
+ * has is on disk in part, or it is forgotten: then the next opening goes on.
+ */
+const takeUpBeforeRepair = async (request: OpenRequest, header: Qcow2Header): Promise<void> => {
+  if ((request.journal?.leftover ?? []).length === 0) return;
+  // No guest's byte is read: it needs no key.
+  const state = await ImageState.load({ ...request, secrets: null }, header, () =>
+    runCheckpoint(state, { tail: NO_TAIL, release: () => undefined }),
+  );
+  try {
+    await takeUpJournal(state);
+  } finally {
+    state.data.close();
+  }
+};
+
+const NO_TAIL = { begin: () => undefined, end: async () => undefined };
+
+const load = async (
+  request: OpenRequest,
+  header: Qcow2Header,
+  { takesUp }: { readonly takesUp: boolean },
+): Promise<DriverInstance> => {
   let image: Qcow2Image | null = null;
   const state = await ImageState.load(request, header, async () => {
     await image?.checkpoint();
@@ -39,7 +82,7 @@ const load = async (request: OpenRequest, header: Qcow2Header): Promise<DriverIn
   if (!request.readOnly) await readSavedMetadata(state);
   if (request.snapshot === null) await image.loadBitmaps();
   try {
-    if (!request.readOnly) await takeUpJournal(state);
+    if (takesUp) await takeUpJournal(state);
   } catch (error) {
     state.data.close();
     throw error;

@@ -5,6 +5,9 @@
  * First all is looked at: each word and refcount on disk must be the value before the first change of it, or the value after
  * one of them (a checkpoint may have been under way). Anything else means that another program has written the image,
  * and nothing is applied. Then the last values are set in memory, and a checkpoint brings them to the image.
+ *
+ * Of an image that is marked dirty this comes before its repair (open.ts), which makes COPIED flags and refcounts others than those
+ * that the journal goes by.
  */
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
@@ -22,7 +25,7 @@ import {
   type TableEntry,
 } from './entry.ts';
 import { decodeChanges, type SingleChange } from './journal-records.ts';
-import { ENTRY_BYTES, EXTENDED_ENTRY_BYTES } from './layout.ts';
+import { ENTRY_BYTES, EXTENDED_ENTRY_BYTES, INCOMPATIBLE } from './layout.ts';
 import type { ImageState } from './state.ts';
 
 /** Of an L1 word, a word of the refcount table, or an L2 entry of 8 or 16 bytes. */
@@ -121,6 +124,8 @@ const findConflict = async (state: ImageState, folded: Folded): Promise<string |
       first.lengthBytes === ENTRY_BYTES ? '' : ` ${entryHex(found.zeroes, found.allocated)}`;
     return `table entry at ${hex(at)} is ${entryHex(found.high, found.low)}${bitmap}`;
   }
+  // A snapshot changes them without telling the journal, under the dirty bit. The repair that follows then looks at what refers to what.
+  if ((state.header.incompatible & INCOMPATIBLE.dirty) !== 0) return null;
   for (const [cluster, changes] of folded.refcounts) {
     const offset = refcounts.blockOffset(refcounts.blockIndexOf(cluster));
     if (offset === 0 || folded.tables.has(offset)) continue;

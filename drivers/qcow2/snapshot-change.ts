@@ -17,7 +17,10 @@
  * fit them, which `check -r all` mends; and a program that goes on without a check keeps all data: until step 4 nobody
  * else names what it writes in place, and after it a missing flag means one copy too many.
  *
- * A failure before step 4 takes everything back. One after it leaves the new state, with leaks and the dirty bit.
+ * A failure before step 4 takes everything back, and so does one of the header's write that was put back
+ * (src/block/header-changes.ts): nobody has seen the new state. Where that is owed the header may say either, and what both need stays,
+ * with the dirty bit. A failure after it leaves the new state, with leaks and the dirty bit. A bit that was left so is not cleared by a
+ * later operation of this opening, which knows nothing of what was left: the next opening repairs.
  */
 import { toBlockError } from '../../src/base/block-error.ts';
 import { divideUp } from '../../src/base/range.ts';
@@ -35,7 +38,7 @@ export interface Steps {
   readonly prepare: (taken: readonly (Allocation | null)[]) => Promise<void>;
   /** Takes back what `prepare` has done, all of it or a part. */
   readonly undo: () => Promise<void>;
-  /** 4. */
+  /** 4: the write alone, which is there or is put back; memory goes on by it when it returns. */
   readonly commit: (taken: readonly (Allocation | null)[]) => Promise<void>;
   /** 5. */
   readonly finish: () => Promise<void>;
@@ -50,17 +53,19 @@ export interface SnapshotChangeOptions {
 
 export class SnapshotChange {
   readonly #options: SnapshotChangeOptions;
+  /** An operation has left something that only a repair finds. */
+  #isRepairDue = false;
 
   constructor(options: SnapshotChangeOptions) {
     this.#options = options;
   }
 
-  /** Steps 1 to 6. Errors: those of the file; the image is as before unless step 4 has begun. */
+  /** Steps 1 to 6. Errors: those of the file; the image is as before unless the header's write has succeeded, or is owed. */
   async run(steps: Steps): Promise<void> {
     const { state } = this.#options;
     const taken: (Allocation | null)[] = [];
+    await this.#settle();
     try {
-      await this.#settle();
       await this.#markDirty(true);
       await this.#allocate(steps.lengths, taken);
       await this.#settle();
@@ -72,13 +77,30 @@ export class SnapshotChange {
     }
     // Nothing is packed any more into a host cluster that a snapshot names, or that is free then.
     state.compressedUnmapped(0, Number.POSITIVE_INFINITY);
-    await steps.commit(taken);
+    await this.#commit(steps, taken);
     try {
       await steps.finish();
       await this.sync();
-      await this.#markDirty(false);
+      await this.#clearDirty();
     } catch (error) {
-      this.#tellLeaks(error);
+      this.#leaveToRepair(error);
+    }
+  }
+
+  async #commit(steps: Steps, taken: readonly (Allocation | null)[]): Promise<void> {
+    const { state } = this.#options;
+    try {
+      await steps.commit(taken);
+    } catch (error) {
+      if (state.headerChanges.owed === null) await this.#takeBack(steps, taken);
+      else this.#leaveToRepair(error);
+      throw error;
+    }
+    try {
+      await state.file.flush();
+    } catch (error) {
+      this.#leaveToRepair(error);
+      throw error;
     }
   }
 
@@ -94,16 +116,21 @@ export class SnapshotChange {
       for (const allocation of taken)
         if (allocation !== null) await this.#options.allocator.giveBack(allocation);
       await this.sync();
-      await this.#markDirty(false);
+      await this.#clearDirty();
     } catch (error) {
-      this.#tellLeaks(error);
+      this.#leaveToRepair(error);
     }
   }
 
-  #tellLeaks(error: unknown): void {
+  #leaveToRepair(error: unknown): void {
+    this.#isRepairDue = true;
     const { log, path } = this.#options.state.request;
     const reason = toBlockError(error).describe();
     log.error(path, `clusters are leaked until the image is repaired: ${reason}`);
+  }
+
+  async #clearDirty(): Promise<void> {
+    if (!this.#isRepairDue) await this.#markDirty(false);
   }
 
   async #markDirty(isDirty: boolean): Promise<void> {

@@ -263,7 +263,6 @@ export class Snapshots implements InternalSnapshots {
       12,
     );
     state.snapshotTable = { snapshots, snapshotsOffset };
-    await state.file.flush();
   }
 
   /** Size and L1 table of the active image. */
@@ -293,7 +292,6 @@ export class Snapshots implements InternalSnapshots {
     map.moveL1(offset, l1);
     state.lengthBytes = sizeBytes;
     this.#tellReplaced(Math.max(old.lengthBytes, l1.length));
-    await state.file.flush();
   }
 
   /** In the turn in which the content becomes another: any of it may have changed. */

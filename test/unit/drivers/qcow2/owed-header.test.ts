@@ -121,6 +121,32 @@ const CHANGES: readonly Change[] = [
     isTakenBack: true,
     check: [0, 3],
   },
+  {
+    what: 'a snapshot that is made',
+    clusterBytes: 4096,
+    diskBytes: 256 * KIB,
+    at: 60,
+    hasSnapshot: true,
+    run: async (node) => {
+      await node.withSnapshots('create', (snapshots) =>
+        snapshots.create({ name: 'later', dateSeconds: 0, dateNanoseconds: 0 }),
+      );
+    },
+    writes: { at: 4 * KIB },
+    isTakenBack: true,
+    check: [0, 3],
+  },
+  {
+    what: 'a snapshot that is deleted',
+    clusterBytes: 4096,
+    diskBytes: 256 * KIB,
+    at: 60,
+    hasSnapshot: true,
+    run: (node) => node.withSnapshots('remove', (snapshots) => snapshots.remove('1')),
+    writes: { at: 4 * KIB },
+    isTakenBack: true,
+    check: [0, 3],
+  },
 ];
 
 const opened = async (
