@@ -10,7 +10,8 @@
  *       COUNTED   first host cluster f64, clusters u32                                   refcounts that go from 0 to 1
  *       MAPPED    file offset f64, entries u32, host offset f64, cluster bytes u32        8-byte entries that were 0, of
  *                                                                                        clusters side by side
- *       HEADER    as header-changes.ts has it                                            bytes of the header that are owed
+ *       HEADER    as header-changes.ts has it                                            bytes of the header that are owed; witness:
+ *                                                                                        the SHA-256 of a new L1 table
  */
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';

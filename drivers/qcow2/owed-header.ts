@@ -3,17 +3,20 @@
  * what the engine has answered meanwhile went by them.
  *
  * Another program may have used the image between the two, and found the new bytes. By a smaller size it lost nothing that is there
- * with the larger one. By another L1 table it has, as soon as that names a table more: then both stay as they are, and the journal is
- * not applied (replay.ts finds it). So the old table is put back only where the new one still says the same; and where the image
- * is marked dirty: applying a snapshot does that before it changes the table, and another program that writes takes it away.
+ * with the larger one. By another L1 table it has, as soon as it wrote: then both stay as they are, and the journal is not applied
+ * (replay.ts finds it). So the old table is put back only where the new one has what was written to it, which the journal knows by its
+ * SHA-256. That tells of every write that matters. A larger table names what the old one does: a program that changes no word of
+ * it has written to clusters and tables that both name. One that a snapshot was applied by names nothing that is its own (refcounts
+ * were raised and COPIED flags cleared before): a program that writes copies an L2 table first, and changes a word.
  */
+import { createHash } from 'node:crypto';
 import { readU64BE, viewOf } from '../../src/base/byte-order.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { OpenRequest } from '../../src/block/driver.ts';
 import { type OwedHeader, takeUpOwed } from '../../src/block/header-changes.ts';
 import type { Node } from '../../src/block/node.ts';
 import { decodeOwedHeaders } from './journal-records.ts';
-import { ENTRY_BYTES, HEADER, HEADER_V3_BYTES, INCOMPATIBLE, MAX_L1_BYTES } from './layout.ts';
+import { ENTRY_BYTES, HEADER, HEADER_V3_BYTES, MAX_L1_BYTES } from './layout.ts';
 
 interface L1Place {
   readonly offset: number;
@@ -30,25 +33,21 @@ export const takeUpOwedHeader = async ({
   if (owed === undefined) return;
   const header = new Uint8Array(HEADER_V3_BYTES);
   await file.readClipped(guestOffset(0), header);
-  if (isMarkedDirty(header) || (await hasSameL1(file, header, owed))) await takeUpOwed(file, owed);
+  if (await isUnused(file, header, owed)) await takeUpOwed(file, owed);
 };
 
-const isMarkedDirty = (header: Uint8Array): boolean => {
-  const view = viewOf(header);
-  if (view.getUint32(HEADER.version) < 3) return false;
-  return (view.getUint32(HEADER.incompatible + 4) & INCOMPATIBLE.dirty) !== 0;
-};
+/** Of an L1 table that a change of the header names: what whoever takes over knows it by. */
+export const witnessOfL1 = (l1: Uint8Array): Uint8Array => createHash('sha256').update(l1).digest();
 
-/** Whether the L1 table that the new bytes name begins with all of the old one, and has nothing behind it. */
-const hasSameL1 = async (file: Node, header: Uint8Array, owed: OwedHeader): Promise<boolean> => {
+/** Whether the header names one L1 table before and after, or nobody has changed the one that the new bytes name. */
+const isUnused = async (file: Node, header: Uint8Array, owed: OwedHeader): Promise<boolean> => {
   const before = l1Of(header, owed.at, owed.before);
   const after = l1Of(header, owed.at, owed.after);
   if (before.offset === after.offset && before.lengthBytes === after.lengthBytes) return true;
-  if (before.lengthBytes > after.lengthBytes || after.lengthBytes > MAX_L1_BYTES) return false;
-  const [old, now] = [new Uint8Array(before.lengthBytes), new Uint8Array(after.lengthBytes)];
-  await file.readClipped(guestOffset(before.offset), old);
-  await file.readClipped(guestOffset(after.offset), now);
-  return now.every((byte, i) => byte === (old[i] ?? 0));
+  if (after.lengthBytes > MAX_L1_BYTES) return false;
+  const found = new Uint8Array(after.lengthBytes);
+  await file.readClipped(guestOffset(after.offset), found);
+  return Buffer.compare(witnessOfL1(found), owed.witness) === 0;
 };
 
 /** As a header has it in which some bytes are others. */

@@ -13,6 +13,7 @@ import type { Node } from '../../src/block/node.ts';
 import type { Allocator } from './allocator.ts';
 import { bytesPerL1Entry } from './header.ts';
 import { ENTRY_BYTES, HEADER, MAX_L1_BYTES, SECTOR_BYTES } from './layout.ts';
+import { witnessOfL1 } from './owed-header.ts';
 import type { ImageState } from './state.ts';
 import type { Zeroes } from './zeroes.ts';
 
@@ -129,7 +130,7 @@ export class Resizer {
         view.setUint32(4, Math.floor(offset / 2 ** 32));
         view.setUint32(8, offset >>> 0);
       },
-      { lengthBytes: 12 },
+      { lengthBytes: 12, witness: () => witnessOfL1(bytes) },
     );
     map.moveL1(offset, bytes);
     metadata.addRun(allocation.first, clusters, 'other');

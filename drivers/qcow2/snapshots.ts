@@ -21,6 +21,7 @@ import {
   MAX_SNAPSHOT_TABLE_BYTES,
   MAX_SNAPSHOTS,
 } from './layout.ts';
+import { witnessOfL1 } from './owed-header.ts';
 import { readSavedMetadata } from './saved-metadata.ts';
 import { SharedRefcounts } from './shared-refcounts.ts';
 import { SnapshotChange, type SnapshotChangeOptions } from './snapshot-change.ts';
@@ -260,7 +261,7 @@ export class Snapshots implements InternalSnapshots {
         view.setUint32(0, snapshots);
         writeU64BE(view, 4, snapshotsOffset);
       },
-      12,
+      { lengthBytes: 12 },
     );
     state.snapshotTable = { snapshots, snapshotsOffset };
   }
@@ -279,7 +280,7 @@ export class Snapshots implements InternalSnapshots {
         view.setUint32(HEADER.l1Size - at, l1.length / ENTRY_BYTES);
         writeU64BE(view, HEADER.l1Offset - at, offset);
       },
-      HEADER.l1Offset + 8 - at,
+      { lengthBytes: HEADER.l1Offset + 8 - at, witness: () => witnessOfL1(l1) },
     );
     const old = { offset: map.l1Offset, lengthBytes: map.l1Entries * ENTRY_BYTES };
     for (const cluster of tablesIn(viewOf(map.enlargedL1(map.l1Entries)), clusterBytes))

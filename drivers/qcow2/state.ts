@@ -26,6 +26,10 @@ const CHECKPOINT_JOURNAL_BYTES = 16 << 20;
 /** Changes of one journal record. */
 const CHANGES_PER_RECORD = 4096;
 
+export interface HeaderRangeHow extends HeaderChangeHow {
+  readonly lengthBytes: number;
+}
+
 export class ImageState {
   readonly request: OpenRequest;
   readonly header: Qcow2Header;
@@ -253,16 +257,16 @@ export class ImageState {
   async writeHeaderRange(
     at: number,
     fill: (view: DataView) => void,
-    lengthBytes: number,
+    { lengthBytes, ...how }: HeaderRangeHow,
   ): Promise<void> {
-    await this.headerChanges.write(at, filled(fill, lengthBytes));
+    await this.headerChanges.write(at, filled(fill, lengthBytes), how);
   }
 
   /** The same, durably. See `HeaderChanges.change`. */
   async writeHeaderDurably(
     at: number,
     fill: (view: DataView) => void,
-    { lengthBytes, ...how }: { readonly lengthBytes: number } & HeaderChangeHow,
+    { lengthBytes, ...how }: HeaderRangeHow,
   ): Promise<void> {
     await this.headerChanges.change(at, filled(fill, lengthBytes), how);
   }

@@ -27,7 +27,11 @@ export interface OwedHeader {
   readonly before: Uint8Array;
   /** What may be there. */
   readonly after: Uint8Array;
+  /** The driver's own: how whoever takes over knows that nobody has used what the new bytes name. Empty for none. */
+  readonly witness: Uint8Array;
 }
+
+type Difference = Omit<OwedHeader, 'witness'>;
 
 export interface HeaderChangesOptions {
   readonly file: Node;
@@ -45,6 +49,8 @@ export interface HeaderChangesOptions {
 export interface HeaderChangeHow {
   /** Whoever opens the image next may go on by the new bytes: all that is written by the old ones meanwhile is right by them too. */
   readonly isHarmless?: boolean;
+  /** See `OwedHeader.witness`. Called when the new bytes are owed. */
+  readonly witness?: () => Uint8Array;
 }
 
 export class HeaderChanges {
@@ -73,23 +79,19 @@ export class HeaderChanges {
    * Writes bytes of the header, durably. One change at a time; inside a checkpoint only while nothing is owed. Errors: ENOSPC, EIO; the
    * old bytes are there then, or owed.
    */
-  async change(
-    at: number,
-    now: Uint8Array,
-    { isHarmless = false }: HeaderChangeHow = {},
-  ): Promise<void> {
-    await this.#change(at, now, { isHarmless, sync: () => this.file.flush() });
+  async change(at: number, now: Uint8Array, how: HeaderChangeHow = {}): Promise<void> {
+    await this.#change(at, now, { ...how, sync: () => this.file.flush() });
   }
 
   /** The same for who goes on by the new bytes once they are written, whether or not his sync of them succeeds. */
-  async write(at: number, now: Uint8Array): Promise<void> {
-    await this.#change(at, now, { isHarmless: false, sync: async () => undefined });
+  async write(at: number, now: Uint8Array, how: HeaderChangeHow = {}): Promise<void> {
+    await this.#change(at, now, { ...how, sync: async () => undefined });
   }
 
   async #change(
     at: number,
     now: Uint8Array,
-    { isHarmless, sync }: { readonly isHarmless: boolean; readonly sync: () => Promise<void> },
+    { sync, ...how }: HeaderChangeHow & { readonly sync: () => Promise<void> },
   ): Promise<void> {
     await this.settled();
     const { file } = this;
@@ -99,22 +101,24 @@ export class HeaderChanges {
       await file.write(guestOffset(at), now);
       await sync();
     } catch (error) {
-      await this.#takeBack(differenceOf({ at, before, after: now }), isHarmless);
+      await this.#takeBack(differenceOf({ at, before, after: now }), how);
       throw error;
     }
   }
 
-  async #takeBack(change: OwedHeader, isHarmless: boolean): Promise<void> {
+  async #takeBack(difference: Difference, how: HeaderChangeHow): Promise<void> {
+    const { isHarmless = false, witness } = how;
     // Nothing was to be another.
-    if (change.before.length === 0) return;
+    if (difference.before.length === 0) return;
     try {
-      await writeBack(this.file, change);
+      await writeBack(this.file, difference);
     } catch (error) {
       const { log, path, owes, tell } = this.#options;
       const reason = toBlockError(error).describe();
-      log.error(path, `${saying(change)} (${reason}): no flush succeeds before they are`);
-      this.#owed = change;
-      if (!isHarmless) tell(change);
+      log.error(path, `${saying(difference)} (${reason}): no flush succeeds before they are`);
+      const owed = { ...difference, witness: witness?.() ?? new Uint8Array(0) };
+      this.#owed = owed;
+      if (!isHarmless) tell(owed);
       owes();
     }
   }
@@ -169,7 +173,7 @@ export const isPutBack = async (file: Node, owed: OwedHeader): Promise<boolean> 
 };
 
 // In one write: within a sector a cut leaves all of it or nothing.
-const writeBack = async (file: Node, owed: OwedHeader): Promise<void> => {
+const writeBack = async (file: Node, owed: Difference): Promise<void> => {
   const { at, before, after } = owed;
   const bytes = await readRange(file, owed);
   for (const [i, byte] of before.entries()) if (byte !== after[i]) bytes[i] = byte;
@@ -177,14 +181,14 @@ const writeBack = async (file: Node, owed: OwedHeader): Promise<void> => {
   await file.flush();
 };
 
-const readRange = async (file: Node, { at, before }: OwedHeader): Promise<Uint8Array> => {
+const readRange = async (file: Node, { at, before }: Difference): Promise<Uint8Array> => {
   const bytes = new Uint8Array(before.length);
   await file.readClipped(guestOffset(at), bytes);
   return bytes;
 };
 
 /** From the first byte that the change made another to the last. */
-const differenceOf = ({ at, before, after }: OwedHeader): OwedHeader => {
+const differenceOf = ({ at, before, after }: Difference): Difference => {
   let start = 0;
   let end = before.length;
   while (start < end && before[start] === after[start]) start++;
@@ -192,19 +196,18 @@ const differenceOf = ({ at, before, after }: OwedHeader): OwedHeader => {
   return { at: at + start, before: before.slice(start, end), after: after.slice(start, end) };
 };
 
-const saying = ({ at, before }: OwedHeader): string =>
+const saying = ({ at, before }: Difference): string =>
   `bytes ${at} to ${at + before.length - 1} of the header, of a change that has failed, cannot be put back`;
 
-const HEAD_BYTES = 12;
+const HEAD_BYTES = 16;
 
-/** For a journal: file offset f64, bytes u32, those before, those after. */
-export const encodeOwed = ({ at, before, after }: OwedHeader): Uint8Array => {
-  const bytes = new Uint8Array(HEAD_BYTES + before.length + after.length);
-  viewOf(bytes).setFloat64(0, at);
-  viewOf(bytes).setUint32(8, before.length);
-  bytes.set(before, HEAD_BYTES);
-  bytes.set(after, HEAD_BYTES + before.length);
-  return bytes;
+/** For a journal: file offset f64, bytes u32, bytes of the witness u32; the bytes before, those after, the witness. */
+export const encodeOwed = ({ at, before, after, witness }: OwedHeader): Uint8Array => {
+  const head = new Uint8Array(HEAD_BYTES);
+  viewOf(head).setFloat64(0, at);
+  viewOf(head).setUint32(8, before.length);
+  viewOf(head).setUint32(12, witness.length);
+  return Buffer.concat([head, before, after, witness]);
 };
 
 /** What `encodeOwed` has put at the beginning of these bytes, and how many it took; null where they are no such thing. */
@@ -212,10 +215,12 @@ export const decodeOwed = (
   bytes: Uint8Array,
 ): { readonly owed: OwedHeader; readonly lengthBytes: number } | null => {
   if (bytes.length < HEAD_BYTES) return null;
-  const [at, half] = [viewOf(bytes).getFloat64(0), viewOf(bytes).getUint32(8)];
-  const lengthBytes = HEAD_BYTES + 2 * half;
+  const view = viewOf(bytes);
+  const [at, half] = [view.getFloat64(0), view.getUint32(8)];
+  const end = HEAD_BYTES + 2 * half;
+  const lengthBytes = end + view.getUint32(12);
   if (!Number.isSafeInteger(at) || at < 0 || bytes.length < lengthBytes) return null;
   const before = bytes.slice(HEAD_BYTES, HEAD_BYTES + half);
-  const after = bytes.slice(HEAD_BYTES + half, lengthBytes);
-  return { owed: { at, before, after }, lengthBytes };
+  const after = bytes.slice(HEAD_BYTES + half, end);
+  return { owed: { at, before, after, witness: bytes.slice(end, lengthBytes) }, lengthBytes };
 };

@@ -15,7 +15,7 @@ export const ORDER_MUTATIONS: readonly Mutation[] = [
   {
     step: 'a change of the header that has failed is put back',
     file: 'src/block/header-changes.js',
-    find: 'await this.#takeBack(differenceOf({ at, before, after: now }), isHarmless);',
+    find: 'await this.#takeBack(differenceOf({ at, before, after: now }), how);',
     replace: '',
     tests: ['test/unit/drivers/qcow2/failed-steps.test.js'],
   },
@@ -75,7 +75,7 @@ export const ORDER_MUTATIONS: readonly Mutation[] = [
   {
     step: 'the restart journal is told of a header that is owed',
     file: 'src/block/header-changes.js',
-    find: 'tell(change);',
+    find: 'tell(owed);',
     replace: '',
     tests: HEADERS,
   },
@@ -89,8 +89,15 @@ export const ORDER_MUTATIONS: readonly Mutation[] = [
   {
     step: 'an L1 table that another program has used stays in force',
     file: 'drivers/qcow2/owed-header.js',
-    find: 'isMarkedDirty(header) || (await hasSameL1(file, header, owed))',
-    replace: 'true',
+    find: 'if (await isUnused(file, header, owed))',
+    replace: '',
+    tests: QCOW2_HEADER,
+  },
+  {
+    step: 'an L1 table that nobody has used is known by what was written to it',
+    file: 'drivers/qcow2/owed-header.js',
+    find: 'return Buffer.compare(witnessOfL1(found), owed.witness) === 0;',
+    replace: 'return false;',
     tests: QCOW2_HEADER,
   },
   {
