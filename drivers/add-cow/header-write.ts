@@ -5,10 +5,8 @@
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import type { ByteRange } from '../../src/base/range.ts';
-import { guestOffset } from '../../src/base/units.ts';
 import type { HeaderChanges } from '../../src/block/header-changes.ts';
 import type { BackingLink, DataFileLink } from '../../src/block/image-description.ts';
-import type { Node } from '../../src/block/node.ts';
 import type { AddCowHeader } from './header.ts';
 import {
   ALL_ALLOCATED,
@@ -89,8 +87,7 @@ export const writeBackingLink = async (
   header: AddCowHeader,
   link: BackingLink | null,
 ): Promise<AddCowHeader> => {
-  const { file } = changes;
-  const { path } = file;
+  const { path } = changes.file;
   const fields = header.fields.slice();
   const view = viewOf(fields);
   const name = link === null ? new Uint8Array(0) : encodeName(link.filename, path);
@@ -100,25 +97,21 @@ export const writeBackingLink = async (
   };
   const offset = name.length === 0 ? 0 : roomFor(name.length, header, path);
   setBacking(view, { link, offset, size: name.length, path });
-  if (name.length > 0) {
-    await file.write(guestOffset(offset), name);
-    await file.flush();
-  }
+  if (name.length > 0) await changes.set(offset, name);
   await changes.change(0, fields);
   const image: ByteRange = {
     start: view.getUint32(FIELD.imageOffset, true),
     end: view.getUint32(FIELD.imageOffset, true) + view.getUint32(FIELD.imageSize, true),
   };
   if (old.end > old.start && (old.end <= image.start || image.end <= old.start))
-    await clearName(file, old);
+    await clearName(changes, old);
   const backing: ByteRange = { start: offset, end: offset + name.length };
   return { ...header, backing: link, fields, names: link === null ? [image] : [backing, image] };
 };
 
 /** What is no name is zero. Not worth an error: nobody looks there, and the link is another one already. */
-const clearName = async (file: Node, { start, end }: ByteRange): Promise<void> => {
-  await file.write(guestOffset(start), new Uint8Array(end - start)).catch(() => undefined);
-  await file.flush().catch(() => undefined);
+const clearName = async (changes: HeaderChanges, { start, end }: ByteRange): Promise<void> => {
+  await changes.set(start, new Uint8Array(end - start)).catch(() => undefined);
 };
 
 /** The first gap that the names of the present header leave. */

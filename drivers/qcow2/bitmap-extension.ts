@@ -38,11 +38,10 @@ export const publishBitmaps = async (
   extension: BitmapExtension | null,
 ): Promise<void> => {
   await changes.settled();
-  const { file } = changes;
-  const cluster = await readCluster(file, path);
+  const cluster = await readCluster(changes.file, path);
   if (extension === null) await takeOut(changes, path, cluster);
-  else if (cluster.extensionAt !== null) await replace(file, cluster, extension);
-  else await append(file, path, cluster, extension);
+  else if (cluster.extensionAt !== null) await replace(changes, cluster, extension);
+  else await append(changes, path, cluster, extension);
 };
 
 const readCluster = async (file: Node, path: string): Promise<HeaderCluster> => {
@@ -71,37 +70,34 @@ const takeOut = async (
   path: string,
   cluster: HeaderCluster,
 ): Promise<void> => {
-  const { file } = changes;
-  await setAutoclear(file, cluster, false);
+  await setAutoclear(changes, cluster, false);
   const { extensionAt, end, view } = cluster;
   if (extensionAt === null) return;
   const next = extensionAt + HEAD_BYTES + alignUp(view.getUint32(extensionAt + 4), 8);
   if (next === end) {
-    await file.write(guestOffset(extensionAt), new Uint8Array(HEAD_BYTES));
-    await file.flush();
+    await changes.set(extensionAt, new Uint8Array(HEAD_BYTES));
     return;
   }
-  const { clusterBytes, headerBytes, extensions, backing } = await readHeader(file, path);
+  const { clusterBytes, headerBytes, extensions, backing } = await readHeader(changes.file, path);
   const others = extensions.filter((e) => e.type !== EXTENSION.bitmaps);
   await rewriteHeaderCluster(changes, { clusterBytes, headerBytes }, others, backing);
 };
 
 const replace = async (
-  file: Node,
+  changes: HeaderChanges,
   cluster: HeaderCluster,
   extension: BitmapExtension,
 ): Promise<void> => {
   const content = encodeExtension(extension);
   const at = (cluster.extensionAt ?? 0) + HEAD_BYTES;
   const isTorn = at % SECTOR_BYTES > SECTOR_BYTES - content.length;
-  if (isTorn) await setAutoclear(file, cluster, false);
-  await file.write(guestOffset(at), content);
-  await file.flush();
-  await setAutoclear(file, cluster, true);
+  if (isTorn) await setAutoclear(changes, cluster, false);
+  await changes.set(at, content);
+  await setAutoclear(changes, cluster, true);
 };
 
 const append = async (
-  file: Node,
+  changes: HeaderChanges,
   path: string,
   cluster: HeaderCluster,
   extension: BitmapExtension,
@@ -110,24 +106,22 @@ const append = async (
   const { end, view, bytes } = cluster;
   const needed = end + HEAD_BYTES + content.length + HEAD_BYTES;
   // Set without an extension, it stands for nothing: it must not make a half one valid.
-  await setAutoclear(file, cluster, false);
-  if (needed > extensionLimit(view, bytes.length)) await moveName(file, path, cluster, needed);
+  await setAutoclear(changes, cluster, false);
+  if (needed > extensionLimit(view, bytes.length)) await moveName(changes, path, cluster, needed);
   // With an end marker behind it.
   const body = new Uint8Array(content.length + HEAD_BYTES);
   body.set(content);
-  await file.write(guestOffset(end + HEAD_BYTES), body);
-  await file.flush();
+  await changes.set(end + HEAD_BYTES, body);
   const head = new Uint8Array(HEAD_BYTES);
   viewOf(head).setUint32(0, EXTENSION.bitmaps);
   viewOf(head).setUint32(4, content.length);
-  await file.write(guestOffset(end), head);
-  await file.flush();
-  await setAutoclear(file, cluster, true);
+  await changes.set(end, head);
+  await setAutoclear(changes, cluster, true);
 };
 
 /** The backing file's name goes to `from`, or behind where it is. */
 const moveName = async (
-  file: Node,
+  changes: HeaderChanges,
   path: string,
   { view, bytes }: HeaderCluster,
   from: number,
@@ -140,16 +134,18 @@ const moveName = async (
     const message = `its header cluster of ${bytes.length} bytes has no room for bitmaps`;
     throw new BlockError({ kind: 'bad-request', message, path, op: 'bitmap' });
   }
-  await file.write(guestOffset(to), bytes.subarray(offset, offset + length));
-  await file.flush();
+  await changes.set(to, bytes.subarray(offset, offset + length));
   const field = new Uint8Array(8);
   writeU64BE(viewOf(field), 0, to);
-  await file.write(guestOffset(HEADER.backingOffset), field);
-  await file.flush();
+  await changes.set(HEADER.backingOffset, field);
 };
 
 /** Bit 0 alone; durable when it returns. */
-const setAutoclear = async (file: Node, { view }: HeaderCluster, isSet: boolean): Promise<void> => {
+const setAutoclear = async (
+  changes: HeaderChanges,
+  { view }: HeaderCluster,
+  isSet: boolean,
+): Promise<void> => {
   const at = HEADER.autoclear + 4;
   const old = view.getUint32(at);
   const now = (isSet ? old | AUTOCLEAR.bitmaps : old & ~AUTOCLEAR.bitmaps) >>> 0;
@@ -157,6 +153,5 @@ const setAutoclear = async (file: Node, { view }: HeaderCluster, isSet: boolean)
   view.setUint32(at, now);
   const word = new Uint8Array(4);
   viewOf(word).setUint32(0, now);
-  await file.write(guestOffset(at), word);
-  await file.flush();
+  await changes.set(at, word);
 };

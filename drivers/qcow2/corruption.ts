@@ -4,9 +4,8 @@
  * and takes no more writes; what can be read still is, and what was answered before still reaches the disk.
  */
 import { BlockError, invalidImage } from '../../src/base/block-error.ts';
-import { viewOf } from '../../src/base/byte-order.ts';
-import { guestOffset } from '../../src/base/units.ts';
 import type { OpenRequest } from '../../src/block/driver.ts';
+import type { HeaderChanges } from '../../src/block/header-changes.ts';
 import { HEADER, INCOMPATIBLE } from './layout.ts';
 
 /** The low word of the incompatible features: no other bit changes. */
@@ -28,18 +27,23 @@ export const corruption = (
 const isCorruption = (error: unknown): error is BlockError =>
   error instanceof BlockError && found.has(error);
 
+export interface CorruptMarkOptions {
+  /** Version 3. */
+  readonly hasBit: boolean;
+  readonly changes: HeaderChanges;
+  /** Nobody writes beside the driver when it returns. */
+  readonly stopInPlace: () => void;
+}
+
 export class CorruptMark {
   readonly #request: OpenRequest;
-  readonly #hasBit: boolean;
-  readonly #stopInPlace: () => void;
+  readonly #options: CorruptMarkOptions;
   #reason: string | null = null;
   #marking: Promise<void> | null = null;
 
-  /** `hasBit`: version 3. `stopInPlace`: nobody writes beside the driver when it returns. */
-  constructor(request: OpenRequest, options: { hasBit: boolean; stopInPlace: () => void }) {
+  constructor(request: OpenRequest, options: CorruptMarkOptions) {
     this.#request = request;
-    this.#hasBit = options.hasBit;
-    this.#stopInPlace = options.stopInPlace;
+    this.#options = options;
   }
 
   /** This opening of the image has found it corrupt. */
@@ -70,18 +74,15 @@ export class CorruptMark {
   }
 
   async #write(error: BlockError): Promise<void> {
-    const { file, log, path } = this.#request;
+    const { log, path } = this.#request;
     this.#reason = error.message;
-    this.#stopInPlace();
+    this.#options.stopInPlace();
     log.error(path, `is corrupt, and is only read from now on: ${error.describe()}; ${HINT}`);
-    if (!this.#hasBit) return;
+    if (!this.#options.hasBit) return;
     try {
-      const word = new Uint8Array(4);
-      await file.readClipped(guestOffset(WORD_AT), word);
-      const view = viewOf(word);
-      view.setUint32(0, (view.getUint32(0) | INCOMPATIBLE.corrupt) >>> 0);
-      await file.write(guestOffset(WORD_AT), word);
-      await file.flush();
+      await this.#options.changes.edit(WORD_AT, 4, (view) => {
+        view.setUint32(0, (view.getUint32(0) | INCOMPATIBLE.corrupt) >>> 0);
+      });
     } catch (failure) {
       log.error(path, `cannot be marked corrupt: ${String(failure)}`);
     }

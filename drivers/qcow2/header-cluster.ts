@@ -70,6 +70,7 @@ export const rewriteHeaderCluster = async (
   const { file } = changes;
   const cluster = new Uint8Array(clusterBytes);
   await file.readClipped(guestOffset(0), cluster);
+  const from = cluster.slice();
   const view = viewOf(cluster);
   const encoded = encodeExtensions(extensions);
   const end = headerBytes + encoded.length;
@@ -88,10 +89,7 @@ export const rewriteHeaderCluster = async (
   const isUnused =
     at >= extensionsEnd(view, headerBytes) &&
     (at >= old.start + old.bytes || at + name.length <= old.start);
-  if (isUnused && name.length > 0) {
-    await file.write(guestOffset(at), name);
-    await file.flush();
-  }
+  if (isUnused && name.length > 0) await changes.set(at, name);
   const front = isUnused ? at : at + name.length;
   cluster.set(encoded, headerBytes);
   // Up to the name, nothing of older extensions is left.
@@ -99,5 +97,5 @@ export const rewriteHeaderCluster = async (
   writeU64BE(view, HEADER.backingOffset, name.length === 0 ? 0 : at);
   view.setUint32(HEADER.backingSize, name.length);
   cluster.set(name, at);
-  await changes.change(0, cluster.subarray(0, front));
+  await changes.change(0, cluster.subarray(0, front), { from });
 };

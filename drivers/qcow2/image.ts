@@ -89,6 +89,7 @@ export class Qcow2Image implements DriverInstance {
     });
     this.#corrupt = new CorruptMark(request, {
       hasBit: header.version >= 3,
+      changes: state.headerChanges,
       stopInPlace: () => this.#allowInPlace(false),
     });
     const tables = new OwnTables(state, allocator);

@@ -4,7 +4,6 @@
  */
 
 import { viewOf } from '../../src/base/byte-order.ts';
-import { guestOffset } from '../../src/base/units.ts';
 import { AUTOCLEAR, HEADER } from './layout.ts';
 import type { PersistentBitmaps } from './persistent-bitmaps.ts';
 import { refuseConflict } from './saved-metadata.ts';
@@ -59,13 +58,12 @@ export class Preparation {
   }
 
   async #writeAutoclear(): Promise<void> {
-    const { header, file } = this.#state;
+    const { header, headerChanges } = this.#state;
     const raw = this.#state.isDataFileRaw ? AUTOCLEAR.rawDataFile : 0;
     const kept = raw | (this.#bitmaps.isValid ? AUTOCLEAR.bitmaps : 0);
     if (!header.hasAutoclear || (header.autoclear === kept && header.autoclearHigh === 0)) return;
     const field = new Uint8Array(8);
     viewOf(field).setUint32(4, kept);
-    await file.write(guestOffset(HEADER.autoclear), field);
-    await file.flush();
+    await headerChanges.set(HEADER.autoclear, field);
   }
 }

@@ -134,8 +134,8 @@ export class SnapshotChange {
   }
 
   async #markDirty(isDirty: boolean): Promise<void> {
-    const { header, file } = this.#options.state;
-    if (header.version >= 3) await writeDirtyBit(file, isDirty);
+    const { header, headerChanges } = this.#options.state;
+    if (header.version >= 3) await writeDirtyBit(headerChanges, isDirty);
   }
 
   // Into `taken` one by one: what was taken before a failure is given back.

@@ -11,7 +11,8 @@
  *   reads the header. They are owed until a checkpoint that has put them back has ended, which is when the journal forgets them: it
  *   never holds bytes that a later change has taken the place of.
  *
- * Only the bytes that the change made others are put back: bits beside them (corrupt, autoclear) are their owners'.
+ * Only the bytes that the change made others are put back: bits beside them (corrupt, autoclear) are their owners', who write them here
+ * too (`set`, `edit`). One write of the header at a time, with what was read for it: none undoes another.
  */
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { viewOf } from '../base/byte-order.ts';
@@ -49,13 +50,21 @@ export interface HeaderChangesOptions {
 export interface HeaderChangeHow {
   /** Whoever opens the image next may go on by the new bytes: all that is written by the old ones meanwhile is right by them too. */
   readonly isHarmless?: boolean;
+  /** What the new bytes were made from, as long as they are: where they are the same, those are kept that are there now. */
+  readonly from?: Uint8Array;
   /** See `OwedHeader.witness`. Called when the new bytes are owed. */
   readonly witness?: () => Uint8Array;
+}
+
+interface ChangeHow extends HeaderChangeHow {
+  readonly sync: () => Promise<void>;
 }
 
 export class HeaderChanges {
   readonly #options: HeaderChangesOptions;
   #owed: OwedHeader | null = null;
+  /** The write of the header that is under way or was the last; never rejects. */
+  #last: Promise<unknown> = Promise.resolve();
 
   constructor(options: HeaderChangesOptions) {
     this.#options = options;
@@ -88,20 +97,52 @@ export class HeaderChanges {
     await this.#change(at, now, { ...how, sync: async () => undefined });
   }
 
-  async #change(
+  /** Writes bytes that are not put back when it fails, durably: by themselves they say nothing untrue. Errors: ENOSPC, EIO. */
+  async set(at: number, bytes: Uint8Array): Promise<void> {
+    await this.#alone(() => this.#write(at, bytes));
+  }
+
+  /** The same of bytes that others write parts of. `fill` changes what is there, at once. */
+  async edit(at: number, lengthBytes: number, fill: (view: DataView) => void): Promise<void> {
+    await this.#alone(async () => {
+      const bytes = new Uint8Array(lengthBytes);
+      await this.file.readClipped(guestOffset(at), bytes);
+      fill(viewOf(bytes));
+      await this.#write(at, bytes);
+    });
+  }
+
+  async #write(at: number, bytes: Uint8Array): Promise<void> {
+    await this.file.write(guestOffset(at), bytes);
+    await this.file.flush();
+  }
+
+  /** Not inside of another one, and no checkpoint is waited for inside. */
+  #alone<T>(run: () => Promise<T>): Promise<T> {
+    const turn = this.#last.then(run);
+    this.#last = turn.catch(() => undefined);
+    return turn;
+  }
+
+  async #change(at: number, now: Uint8Array, how: ChangeHow): Promise<void> {
+    await this.settled();
+    await this.#alone(() => this.#changeAlone(at, now, how));
+  }
+
+  async #changeAlone(
     at: number,
     now: Uint8Array,
-    { sync, ...how }: HeaderChangeHow & { readonly sync: () => Promise<void> },
+    { sync, from, ...how }: ChangeHow,
   ): Promise<void> {
-    await this.settled();
     const { file } = this;
     const before = new Uint8Array(now.length);
     await file.readClipped(guestOffset(at), before);
+    const after = now.map((byte, i) => (byte === from?.[i] ? (before[i] ?? 0) : byte));
     try {
-      await file.write(guestOffset(at), now);
+      await file.write(guestOffset(at), after);
       await sync();
     } catch (error) {
-      await this.#takeBack(differenceOf({ at, before, after: now }), how);
+      await this.#takeBack(differenceOf({ at, before, after }), how);
       throw error;
     }
   }
@@ -127,7 +168,7 @@ export class HeaderChanges {
   async putBack(owed: OwedHeader | null): Promise<void> {
     if (owed === null) return;
     try {
-      await writeBack(this.file, owed);
+      await this.#alone(() => writeBack(this.file, owed));
     } catch (cause) {
       const message = `${saying(owed)}: ${toBlockError(cause).message}`;
       const hint = 'mend what is below the image: each flush tries it again';

@@ -9,13 +9,14 @@ const ADD_COW = ['test/crash/add-cow-power-cut.test.js'];
 const QCOW2_HEADER = ['test/unit/drivers/qcow2/owed-header.test.js'];
 const FAILED_SNAPSHOTS = ['test/unit/drivers/qcow2/failed-snapshots.test.js'];
 const ADD_COW_HEADER = ['test/unit/drivers/add-cow/owed-header.test.js'];
+const HEADER_CHANGES = ['test/unit/block/header-changes.test.js'];
 const HEADERS = [...QCOW2_HEADER, ...ADD_COW_HEADER];
 
 export const ORDER_MUTATIONS: readonly Mutation[] = [
   {
     step: 'a change of the header that has failed is put back',
     file: 'src/block/header-changes.js',
-    find: 'await this.#takeBack(differenceOf({ at, before, after: now }), how);',
+    find: 'await this.#takeBack(differenceOf({ at, before, after }), how);',
     replace: '',
     tests: ['test/unit/drivers/qcow2/failed-steps.test.js'],
   },
@@ -26,6 +27,27 @@ export const ORDER_MUTATIONS: readonly Mutation[] = [
     await file.flush();`,
     replace: '    await file.write(guestOffset(at), bytes);',
     tests: HEADERS,
+  },
+  {
+    step: 'one write of a header at a time, with what was read for it',
+    file: 'src/block/header-changes.js',
+    find: 'const turn = this.#last.then(run);',
+    replace: 'const turn = run();',
+    tests: HEADER_CHANGES,
+  },
+  {
+    step: 'what is owed is put back while nobody else writes the header',
+    file: 'src/block/header-changes.js',
+    find: 'await this.#alone(() => writeBack(this.file, owed));',
+    replace: 'await writeBack(this.file, owed);',
+    tests: HEADER_CHANGES,
+  },
+  {
+    step: 'a header that is made anew keeps what others have written meanwhile',
+    file: 'drivers/qcow2/header-cluster.js',
+    find: 'await changes.change(0, cluster.subarray(0, front), { from });',
+    replace: 'await changes.change(0, cluster.subarray(0, front));',
+    tests: HEADER_CHANGES,
   },
   {
     step: 'a flush of a qcow2 image puts the header back that is owed',
