@@ -56,6 +56,10 @@ export interface HeaderChangeHow {
   readonly witness?: () => Uint8Array;
 }
 
+const WRITE_FAILED = 'mend what is below the image: each flush tries it again';
+/** A local file remembers a sync that has failed: no later one of the same opening is believed (drivers/file/host-syncs.ts). */
+const SYNC_FAILED = 'mend what is below the image, and then: vdiskfs restart MOUNTPOINT';
+
 interface ChangeHow extends HeaderChangeHow {
   readonly sync: () => Promise<void>;
 }
@@ -153,6 +157,7 @@ export class HeaderChanges {
     if (difference.before.length === 0) return;
     try {
       await writeBack(this.file, difference);
+      await this.file.flush();
     } catch (error) {
       const { log, path, owes, tell } = this.#options;
       const reason = toBlockError(error).describe();
@@ -167,11 +172,15 @@ export class HeaderChanges {
   /** The first step of a checkpoint. Errors: EIO, whatever it is that the file has said. */
   async putBack(owed: OwedHeader | null): Promise<void> {
     if (owed === null) return;
+    let hint = WRITE_FAILED;
     try {
-      await this.#alone(() => writeBack(this.file, owed));
+      await this.#alone(async () => {
+        await writeBack(this.file, owed);
+        hint = SYNC_FAILED;
+        await this.file.flush();
+      });
     } catch (cause) {
       const message = `${saying(owed)}: ${toBlockError(cause).message}`;
-      const hint = 'mend what is below the image: each flush tries it again';
       const { path } = this.#options;
       throw new BlockError({ kind: 'io', message, hint, path, offset: owed.at, cause });
     }
@@ -203,6 +212,7 @@ export const takeUpOwed = async (file: Node, owed: OwedHeader): Promise<boolean>
   if (found.some((byte, i) => byte !== before[i] && before[i] !== after[i] && byte !== after[i]))
     return false;
   await writeBack(file, owed);
+  await file.flush();
   return true;
 };
 
@@ -213,13 +223,12 @@ export const isPutBack = async (file: Node, owed: OwedHeader): Promise<boolean> 
   return found.every((byte, i) => byte === before[i] || before[i] === after[i]);
 };
 
-// In one write: within a sector a cut leaves all of it or nothing.
+// In one write: within a sector a cut leaves all of it or nothing. No sync.
 const writeBack = async (file: Node, owed: Difference): Promise<void> => {
   const { at, before, after } = owed;
   const bytes = await readRange(file, owed);
   for (const [i, byte] of before.entries()) if (byte !== after[i]) bytes[i] = byte;
   await file.write(guestOffset(at), bytes);
-  await file.flush();
 };
 
 const readRange = async (file: Node, { at, before }: Difference): Promise<Uint8Array> => {

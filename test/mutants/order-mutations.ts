@@ -23,9 +23,17 @@ export const ORDER_MUTATIONS: readonly Mutation[] = [
   {
     step: 'bytes of a header that were put back are synced',
     file: 'src/block/header-changes.js',
-    find: `    await file.write(guestOffset(at), bytes);
-    await file.flush();`,
-    replace: '    await file.write(guestOffset(at), bytes);',
+    find: `            await writeBack(this.file, difference);
+            await this.file.flush();`,
+    replace: '            await writeBack(this.file, difference);',
+    tests: HEADERS,
+  },
+  {
+    step: 'bytes of a header that a checkpoint has put back are synced',
+    file: 'src/block/header-changes.js',
+    find: `SYNC_FAILED;
+                await this.file.flush();`,
+    replace: 'SYNC_FAILED;',
     tests: HEADERS,
   },
   {
@@ -38,8 +46,10 @@ export const ORDER_MUTATIONS: readonly Mutation[] = [
   {
     step: 'what is owed is put back while nobody else writes the header',
     file: 'src/block/header-changes.js',
-    find: 'await this.#alone(() => writeBack(this.file, owed));',
-    replace: 'await writeBack(this.file, owed);',
+    find: `            await this.#alone(async () => {
+                await writeBack(this.file, owed);`,
+    replace: `            await (async (run) => run())(async () => {
+                await writeBack(this.file, owed);`,
     tests: HEADER_CHANGES,
   },
   {

@@ -1,6 +1,7 @@
 /** A `file` protocol whose operations on one file can be made to wait, or to fail. */
 import { file as hostFile } from '../../drivers/file/index.ts';
 import { present } from '../../src/base/assert.ts';
+import { toBlockError } from '../../src/base/block-error.ts';
 import type { DriverDescriptor, DriverInstance } from '../../src/block/driver.ts';
 
 export type FileOperation = 'read' | 'write' | 'flush' | 'zero' | 'resize';
@@ -17,6 +18,8 @@ export interface Interference {
   ) => Promise<void>;
   /** Awaited when a write is done; what it throws is its failure, of what has reached the file. */
   written?: (offset: number, lengthBytes: number, path: string) => Promise<void>;
+  /** A flush that `before` lets fail is remembered, as one is that the host has failed: none succeeds from then on. */
+  syncsAreRemembered?: boolean;
   /** Whether what is tried at once is done; without, nothing is. */
   atOnce?: (operation: 'read' | 'write', offset: number, lengthBytes: number) => boolean;
 }
@@ -95,7 +98,10 @@ const interfered = (
       await has(inner.resize).call(inner, length);
     },
     flush: async () => {
-      await before('flush', 0, 0);
+      await before('flush', 0, 0).catch((error: unknown) => {
+        if (interference.syncsAreRemembered === true) inner.syncHasFailed?.(toBlockError(error));
+        throw error;
+      });
       await inner.flush();
     },
     get syncFd() {

@@ -9,8 +9,9 @@ export interface HeaderFaultOptions {
   readonly path: string;
   readonly headerBytes: number;
   /**
-   * What fails first. 'sync': the sync of the write, which succeeds. 'reached': the write, which has reached the file all the same.
-   * 'write': the write, of which nothing has.
+   * What fails first. 'sync': the sync of the write, which succeeds, and so does every later write; what the host could not sync it
+   * remembers, so that no sync of this opening succeeds, not after `end` either. 'reached': the write, which has reached the file all
+   * the same. 'write': the write, of which nothing has.
    */
   readonly first: 'sync' | 'reached' | 'write';
 }
@@ -20,25 +21,26 @@ export class HeaderFault {
   /** The offset in the file of the write that is the change; null while nothing is to fail. */
   #at: number | null = null;
   #isMet = false;
-  #flushesFail = false;
   #readsFail = false;
   /** Syncs until one fails; null for none. */
   #syncsLeft: number | null = null;
 
   constructor({ path, headerBytes, first }: HeaderFaultOptions) {
     this.file = delayedFile(path, {
+      syncsAreRemembered: first === 'sync',
       before: async (operation, offset) => {
         if (operation === 'write' && offset === this.#at && !this.#isMet) {
-          if (first !== 'reached') this.#meet(first === 'sync');
+          if (first === 'sync') this.failSync(1);
+          if (first !== 'reached') this.#isMet = true;
           if (first === 'write') throw fault();
-        } else if (this.#isMet && operation === 'write' && offset < headerBytes) throw fault();
+        } else if (this.#isMet && first !== 'sync' && operation === 'write' && offset < headerBytes)
+          throw fault();
         else if (this.#readsFail && operation === 'read' && offset < headerBytes) throw fault();
         else if (operation === 'flush' && this.#isFailingSync()) throw fault();
-        else if (this.#flushesFail && operation === 'flush') throw fault();
       },
       written: async (offset) => {
         if (first !== 'reached' || offset !== this.#at || this.#isMet) return;
-        this.#meet(false);
+        this.#isMet = true;
         throw fault();
       },
     });
@@ -49,14 +51,9 @@ export class HeaderFault {
     return this.#isMet;
   }
 
-  /** From the write at this offset on no write of the header succeeds, and where syncs failed first no sync. */
+  /** The write at this offset is the change. From then on no write of the header succeeds, or where a sync fails first no sync. */
   arm(at: number): void {
     this.#at = at;
-  }
-
-  /** Syncs succeed: the header alone cannot be written. */
-  endOfSyncs(): void {
-    this.#flushesFail = false;
   }
 
   /** From now on nobody can read the header. */
@@ -73,7 +70,6 @@ export class HeaderFault {
     this.#readsFail = false;
     this.#at = null;
     this.#isMet = false;
-    this.#flushesFail = false;
   }
 
   #isFailingSync(): boolean {
@@ -82,11 +78,6 @@ export class HeaderFault {
     if (this.#syncsLeft > 0) return false;
     this.#syncsLeft = null;
     return true;
-  }
-
-  #meet(flushesFail: boolean): void {
-    this.#isMet = true;
-    this.#flushesFail = flushesFail;
   }
 }
 
