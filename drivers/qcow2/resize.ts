@@ -12,6 +12,7 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
 import type { Allocator } from './allocator.ts';
 import { bytesPerL1Entry } from './header.ts';
+import type { Change } from './journal-records.ts';
 import { ENTRY_BYTES, HEADER, MAX_L1_BYTES, SECTOR_BYTES } from './layout.ts';
 import { witnessOfL1 } from './owed-header.ts';
 import type { ImageState } from './state.ts';
@@ -104,25 +105,41 @@ export class Resizer {
   /**
    * 1. What is dirty in the old table goes to disk. 2. The larger table is written elsewhere and synced. 3. The header
    * names it, in one write, and is synced. 4. The old one is unmapped. A crash before 3 leaks the new one, after it
-   * the old one.
+   * the old one. After a failure the new one is given back when a checkpoint has ended: until then the header may name it.
    */
   async #enlargeL1(entries: number): Promise<void> {
     const state = this.#state;
-    const { map, clusterBytes, file, metadata } = state;
+    const { map, clusterBytes, metadata } = state;
     const clusters = divideUp(entries * ENTRY_BYTES, clusterBytes);
-    const allocation = await this.#allocator.allocateContiguous(clusters);
-    await state.record(allocation.changes);
-    await state.schedule.request();
-    const offset = allocation.first * clusterBytes;
-    const bytes = map.enlargedL1(entries);
-    const padded = new Uint8Array(clusters * clusterBytes);
-    padded.set(bytes);
-    await file.write(guestOffset(offset), padded);
-    await file.flush();
+    const { first, changes } = await this.#allocator.allocateContiguous(clusters);
     const old = {
       first: map.l1Offset / clusterBytes,
       count: divideUp(map.l1Entries * ENTRY_BYTES, clusterBytes),
     };
+    try {
+      await state.record(changes);
+      await this.#moveL1(entries, first * clusterBytes);
+    } catch (error) {
+      state.unmapped.push({ first, count: clusters });
+      // Whoever takes over has put the header back. Too much for the journal is leaked then.
+      state.offer(countedDown(first, clusters));
+      throw error;
+    }
+    metadata.addRun(first, clusters, 'other');
+    for (let i = 0; i < old.count; i++) metadata.remove(old.first + i);
+    if (old.count > 0) state.unmapped.push(old);
+  }
+
+  /** To whole clusters, which are counted. */
+  async #moveL1(entries: number, offset: number): Promise<void> {
+    const state = this.#state;
+    const { map, clusterBytes, file } = state;
+    await state.schedule.request();
+    const bytes = map.enlargedL1(entries);
+    const padded = new Uint8Array(alignUp(bytes.length, clusterBytes));
+    padded.set(bytes);
+    await file.write(guestOffset(offset), padded);
+    await file.flush();
     await state.writeHeaderDurably(
       HEADER.l1Size,
       (view) => {
@@ -133,8 +150,10 @@ export class Resizer {
       { lengthBytes: 12, witness: () => witnessOfL1(bytes) },
     );
     map.moveL1(offset, bytes);
-    metadata.addRun(allocation.first, clusters, 'other');
-    for (let i = 0; i < old.count; i++) metadata.remove(old.first + i);
-    if (old.count > 0) state.unmapped.push(old);
   }
 }
+
+const countedDown = (first: number, count: number): readonly Change[] =>
+  Array.from({ length: count }, (_, i) => {
+    return { kind: 'refcount', cluster: first + i, old: 1, now: 0 };
+  });

@@ -202,9 +202,31 @@ export const ORDER_MUTATIONS: readonly Mutation[] = [
     step: 'a larger L1 table is on disk before the header names it',
     file: 'drivers/qcow2/resize.js',
     find: `        await file.flush();
-        const old = {`,
-    replace: '        const old = {',
+        await state.writeHeaderDurably(HEADER.l1Size`,
+    replace: '        await state.writeHeaderDurably(HEADER.l1Size',
     tests: EVERY_PREFIX,
+  },
+  {
+    step: 'a larger L1 table that did not come into force is given back',
+    file: 'drivers/qcow2/resize.js',
+    find: 'state.unmapped.push({ first, count: clusters });',
+    replace: '',
+    tests: QCOW2_HEADER,
+  },
+  {
+    step: "a larger L1 table is nobody else's while the header may name it",
+    file: 'drivers/qcow2/resize.js',
+    find: 'state.unmapped.push({ first, count: clusters });',
+    replace:
+      'await this.#allocator.giveBack({ first, count: clusters, isFresh: false, changes: [] });',
+    tests: QCOW2_HEADER,
+  },
+  {
+    step: 'a larger L1 table that is owed is given back by who takes over',
+    file: 'drivers/qcow2/resize.js',
+    find: 'state.offer(countedDown(first, clusters));',
+    replace: '',
+    tests: QCOW2_HEADER,
   },
   {
     step: 'what a smaller size cuts off is unmapped on disk before the size is',

@@ -140,7 +140,7 @@ test('what a guest writes after its L1 table could not be moved is there when th
   const bytes = new Uint8Array(CLUSTER).fill(9);
   await node.write(guestOffset(DISK_BYTES - CLUSTER), bytes);
   await graph.close(node);
-  await qemuImg(['check', path], [0, 3]);
+  await qemuImg(['check', path]);
   const again = await (await testGraph({ directory })).open({
     path,
     format: 'qcow2',
