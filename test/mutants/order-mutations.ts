@@ -8,6 +8,7 @@ const SNAPSHOTS = ['test/crash/snapshot-power-cut.test.js'];
 const ADD_COW = ['test/crash/add-cow-power-cut.test.js'];
 const QCOW2_HEADER = ['test/unit/drivers/qcow2/owed-header.test.js'];
 const FAILED_SNAPSHOTS = ['test/unit/drivers/qcow2/failed-snapshots.test.js'];
+const MARKED_DIRTY = ['test/unit/drivers/qcow2/marked-dirty.test.js'];
 const ADD_COW_HEADER = ['test/unit/drivers/add-cow/owed-header.test.js'];
 const HEADER_CHANGES = ['test/unit/block/header-changes.test.js'];
 const HEADERS = [...QCOW2_HEADER, ...ADD_COW_HEADER];
@@ -313,6 +314,13 @@ export const ORDER_MUTATIONS: readonly Mutation[] = [
     replace: `        await repairDirty(request);
         await takeUpBeforeRepair(request, header);`,
     tests: FAILED_SNAPSHOTS,
+  },
+  {
+    step: 'a data file is opened once by who takes a journal up before the repair',
+    file: 'drivers/qcow2/open.js',
+    find: 'opened ??= request.openDataFile(link);',
+    replace: 'opened = request.openDataFile(link);',
+    tests: MARKED_DIRTY,
   },
   {
     step: 'refcounts of an image that is to be repaired do not stand in the way of its journal',
