@@ -4,7 +4,7 @@
  *
  * First all is looked at: each word and refcount on disk must be the value before the first change of it, or the value after
  * one of them (a checkpoint may have been under way). Anything else means that another program has written the image,
- * and nothing is applied. Then the last values are set in memory, and a checkpoint brings them to the image.
+ * and nothing is applied; of an image that was not locked all the time more is looked at (foreign-use.ts). Then the last values are set in memory, and a checkpoint brings them to the image.
  *
  * Of an image that is marked dirty this comes before its repair (open.ts), which makes COPIED flags and refcounts others than those
  * that the journal goes by.
@@ -24,6 +24,7 @@ import {
   plainEntry,
   type TableEntry,
 } from './entry.ts';
+import { findForeignUse, type LeftChanges } from './foreign-use.ts';
 import { decodeChanges, type SingleChange } from './journal-records.ts';
 import { ENTRY_BYTES, EXTENDED_ENTRY_BYTES, INCOMPATIBLE } from './layout.ts';
 import type { ImageState } from './state.ts';
@@ -52,7 +53,9 @@ export const replayJournal = async (state: ImageState): Promise<boolean> => {
   const records = journal?.leftover ?? [];
   if (records.length === 0) return false;
   const folded = fold(records.flatMap((record) => decodeChanges(record)));
-  const conflict = await findConflict(state, folded);
+  const conflict =
+    (await findConflict(state, folded)) ??
+    (journal?.isContinued === false ? await foreignUse(state, folded) : null);
   if (conflict !== null) {
     log.error(
       path,
@@ -83,6 +86,20 @@ const fold = (changes: readonly SingleChange[]): Folded => {
     else append(refcounts, c.cluster, c);
   }
   return { owed, words, refcounts, tables };
+};
+
+/** An image whose tables nobody can follow is no longer as we left it. */
+const foreignUse = (state: ImageState, folded: Folded): Promise<string | null> =>
+  findForeignUse(state, leftChanges(folded)).catch((error: unknown) => {
+    if (error instanceof BlockError && error.kind === 'invalid-image') return error.message;
+    throw error;
+  });
+
+const leftChanges = ({ words, refcounts, tables }: Folded): LeftChanges => {
+  const taken = new Set<number>();
+  for (const [cluster, changes] of refcounts)
+    if (changes[0]?.old === 0 && lastOf(changes).now > 0) taken.add(cluster);
+  return { entries: words, taken, tables };
 };
 
 const wordChange = ({ at, old, now }: SingleChange & { kind: 'word' }): WordChange => ({

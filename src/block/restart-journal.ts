@@ -10,8 +10,13 @@
  * carrying the boot id: records of another boot are never offered.
  */
 export interface RestartJournal {
-  /** What a process that died left for this image, oldest first; empty after a clean close. */
+  /**
+   * What a process that died left for this image, oldest first; empty after a clean close, and where another program has written
+   * the image meanwhile, as far as that can be told.
+   */
   readonly leftover: readonly Uint8Array[];
+  /** The image was locked from when they were left: no other program can have written it meanwhile. */
+  readonly isContinued: boolean;
   /** Synchronous; the record survives SIGKILL when it returns. Errors: ENOSPC, EIO: it is never offered, and hides no other. */
   append(record: Uint8Array): void;
   /** Starts a new generation. One checkpoint at a time. */

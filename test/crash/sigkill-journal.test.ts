@@ -6,7 +6,7 @@ import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
 import { delayedFile, type Interference } from '../support/delayed-file.ts';
 import { type JournaledImage, journaledImage } from '../support/journaled-image.ts';
-import { qemuImg } from '../support/qemu-img.ts';
+import { qemuImg, qemuIo } from '../support/qemu-img.ts';
 import { testGraph } from '../support/test-graph.ts';
 
 const CLUSTER = 4096;
@@ -23,10 +23,12 @@ const made = async (t: TestContext): Promise<JournaledImage> => {
 const opened = async (
   { directory, path, journals }: JournaledImage,
   host: Interference | null = null,
+  owner = 'one',
 ): Promise<{ node: Node; close: () => Promise<void> }> => {
   const graph = await testGraph({
     directory,
     journalDirectory: journals,
+    owner,
     ...(host && { file: delayedFile(path, host) }),
   });
   const node = await graph.open({ path, format: 'qcow2', readOnly: false });
@@ -117,3 +119,79 @@ test('a host cluster of two packed ones may be taken, and counted on disk, befor
   await next.close();
   await qemuImg(['check', place.path], [0, 3]);
 });
+
+/** What the killed one has answered; QEMU's commands in between; what is found after it. */
+const FOREIGN: readonly {
+  readonly what: string;
+  /** Clusters that were written and synced before. */
+  readonly synced: number;
+  readonly commands: readonly string[];
+  readonly found: readonly (readonly [cluster: number, fill: number])[];
+}[] = [
+  {
+    what: 'nothing',
+    synced: 1,
+    commands: [],
+    found: [
+      [0, 1],
+      [1, 2],
+      [2, 3],
+    ],
+  },
+  { what: 'nothing of a new image', synced: 0, commands: [], found: [[1, 2]] },
+  {
+    what: 'what lies elsewhere',
+    synced: 1,
+    commands: [`write -P 8 ${20 * CLUSTER} ${2 * CLUSTER}`],
+    found: [
+      [0, 1],
+      [20, 8],
+      [21, 8],
+    ],
+  },
+  {
+    what: 'the first clusters of a new image',
+    synced: 0,
+    commands: [`write -P 8 ${20 * CLUSTER} ${2 * CLUSTER}`],
+    found: [
+      [20, 8],
+      [21, 8],
+    ],
+  },
+  {
+    what: 'the same clusters of a new image',
+    synced: 0,
+    commands: [`write -P 8 ${CLUSTER} ${2 * CLUSTER}`],
+    found: [
+      [1, 8],
+      [2, 8],
+    ],
+  },
+  {
+    what: 'zeros of a new image',
+    synced: 0,
+    commands: [`write -z ${30 * CLUSTER} ${CLUSTER}`, `write -P 8 ${20 * CLUSTER} ${CLUSTER}`],
+    found: [
+      [20, 8],
+      [30, 0],
+    ],
+  },
+];
+
+for (const { what, synced, commands, found } of FOREIGN) {
+  test(`another mount takes up a journal, where QEMU has written in between: ${what}`, async (t) => {
+    const place = await made(t);
+    const lost = await opened(place);
+    for (let i = 0; i < synced; i++) await lost.node.write(guestOffset(i * CLUSTER), filled(1));
+    await lost.node.flush();
+    await lost.node.write(guestOffset(CLUSTER), filled(2));
+    await lost.node.write(guestOffset(2 * CLUSTER), filled(3));
+    if (commands.length > 0) await qemuIo(place.path, commands, ['-f', 'qcow2']);
+    const next = await opened(place, null, 'two');
+    for (const [cluster, fill] of found) await assertFound(next.node, cluster, fill);
+    await next.node.write(guestOffset(3 * CLUSTER), filled(4));
+    for (const [cluster, fill] of found) await assertFound(next.node, cluster, fill);
+    await next.close();
+    await qemuImg(['check', '-q', place.path]);
+  });
+}

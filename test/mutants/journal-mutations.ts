@@ -7,6 +7,20 @@ const JOURNAL = ['test/crash/sigkill-journal.test.js'];
 
 export const JOURNAL_MUTATIONS: readonly Mutation[] = [
   {
+    step: 'of an image that was not locked all the time, it is looked who names what the journal has taken',
+    file: 'drivers/qcow2/replay.js',
+    find: 'journal?.isContinued === false',
+    replace: 'false',
+    tests: JOURNAL,
+  },
+  {
+    step: 'an image that was written after its journal was seen alive is not taken up',
+    file: 'src/block/restart-journal-file.js',
+    find: 'writtenMs <= last + LATE_MS',
+    replace: 'true',
+    tests: ['test/unit/block/restart-journal-file.test.js'],
+  },
+  {
     step: 'the count of a host cluster that packed ones share is journaled when it is taken',
     file: 'drivers/qcow2/compressed-write.js',
     find: 'this.#state.tell([refcounts.set(block, tail.cluster, count + 1)]);',

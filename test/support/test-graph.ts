@@ -18,6 +18,8 @@ export interface TestGraphOptions {
   /** Formats beside ours. */
   readonly formats?: readonly DriverDescriptor[];
   readonly journalDirectory?: string;
+  /** Who keeps the images locked; see `JournalFactoryOptions`. */
+  readonly owner?: string;
   /** Stands between the drivers and their journals. */
   readonly journal?: (made: RestartJournal) => RestartJournal;
   readonly cacheBytes?: number;
@@ -34,7 +36,11 @@ export const testGraph = async (options: TestGraphOptions): Promise<Graph> => {
   const journals =
     journalDirectory === undefined
       ? null
-      : createJournalFactory({ directory: journalDirectory, log });
+      : createJournalFactory({
+          directory: journalDirectory,
+          log,
+          ...(options.owner !== undefined && { owner: options.owner }),
+        });
   return new Graph({
     registry: new DriverRegistry([...used, ...(options.formats ?? [])]),
     gate: await openGate([directory]),

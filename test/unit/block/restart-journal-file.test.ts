@@ -5,18 +5,21 @@ import {
   readFileSync,
   rmdirSync,
   rmSync,
+  statSync,
+  utimesSync,
   writeFileSync,
   writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { silentLog } from '../../../src/base/log.ts';
+import { createLog, silentLog } from '../../../src/base/log.ts';
 import type { FileIdentity } from '../../../src/block/file-identity.ts';
 import { createJournalFactory } from '../../../src/block/restart-journal-file.ts';
+import { eventually } from '../../support/mounted.ts';
 import { scratchDirectory } from '../../support/scratch.ts';
 
 const FILE: FileIdentity = { path: '/images/disk.qcow2', device: 5, inode: 77, birthMs: 1.5 };
-const HEADER_BYTES = 72;
+const HEADER_BYTES = 136;
 const record = (text: string): Uint8Array => new TextEncoder().encode(text);
 const texts = (records: readonly Uint8Array[]): string[] =>
   records.map((r) => new TextDecoder().decode(r));
@@ -167,5 +170,48 @@ test('what cannot be removed after a checkpoint is removed after the next', asyn
   writeFileSync(path, 'it is back');
   journal.begin();
   journal.end();
+  assert.deepEqual(readdirSync(directory), []);
+});
+
+test('an image that was written after its journal was seen alive is not taken up, unless it stayed locked', async (t) => {
+  const directory = await scratchDirectory(t);
+  const path = join(directory, 'disk.qcow2');
+  const journals = join(directory, 'journals');
+  mkdirSync(journals);
+  writeFileSync(path, '');
+  const lines: string[] = [];
+  const log = createLog({ level: 'info', journald: false, write: (line) => lines.push(line) });
+  const openedBy = (owner: string) =>
+    createJournalFactory({ directory: journals, log, owner })({ ...FILE, path });
+  const journal = await openedBy('one');
+  journal.append(record('answered'));
+  const written = (secondsLater: number): void => {
+    const at = new Date(Date.now() + secondsLater * 1000);
+    utimesSync(path, at, at);
+  };
+  written(10);
+  const next = await openedBy('one');
+  assert.deepEqual(texts(next.leftover), ['answered'], 'its locks were kept');
+  assert.equal(next.isContinued, true);
+  written(0);
+  const other = await openedBy('two');
+  assert.deepEqual(texts(other.leftover), ['answered'], 'nobody was there');
+  assert.equal(other.isContinued, false);
+  written(10);
+  assert.deepEqual((await openedBy('two')).leftover, []);
+  assert.deepEqual(readdirSync(journals), [], 'and is not met again');
+  assert.match(lines.join('\n'), /another program has changed this image .*1 changes/);
+  journal.close();
+});
+
+test('a journal says that it is alive, as long as there is something to be taken up', async (t) => {
+  const directory = await scratchDirectory(t);
+  const journal = await createJournalFactory({ directory, log: silentLog })(FILE);
+  journal.append(record('answered'));
+  const [name = ''] = readdirSync(directory);
+  const path = join(directory, name);
+  utimesSync(path, new Date(0), new Date(0));
+  await eventually('it was seen alive', async () => statSync(path).mtimeMs > Date.now() - 5000);
+  journal.close();
   assert.deepEqual(readdirSync(directory), []);
 });
