@@ -53,11 +53,13 @@ export interface KeptJob {
 /** Bitmaps of jobs beside the engine's memory: with them a job goes on where it was when its engine died. */
 export interface KeptBitmaps {
   /** What an earlier engine has left for the job that goes on; null when there is none. Nobody else gets it. */
-  take(root: Node): TrackedBitmap | null;
+  take(root: Node, job: KeptJob): TrackedBitmap | null;
   /** Keeps a bitmap from now on, with what it has; in one turn of the event loop. Null where that cannot be done. */
   create(job: KeptJob, content: DirtyBitmap): BitmapFile | null;
   /** A job of an image does not go on in this engine, and would miss what is written until it does. */
   giveUp(imagePath: string): void;
+  /** All jobs that go on in this engine have taken theirs. */
+  giveUpRest(): void;
 }
 
 export interface ControlContext {

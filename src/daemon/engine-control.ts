@@ -34,8 +34,8 @@ export interface Control {
 
 /** What still ends when the jobs have. */
 export interface Ending {
-  /** Targets are closed, or given up because they do not answer. Never rejects. */
-  readonly targetsClosed: Promise<void>;
+  /** Whether targets are closed; false when one was given up because it does not answer. Never rejects. */
+  readonly targetsClosed: Promise<boolean>;
 }
 
 /** Takes up jobs, then fetches and streams as the mount is to. */
@@ -66,17 +66,24 @@ export const beginControl = (scene: ControlScene): Control => {
     close: async (how) => {
       ending.abort();
       await context.jobs.close(how);
-      // Neither starts one any more.
-      await Promise.all([takenUp, populated]);
+      // Neither starts one any more: what still waits for a server, or a disk, finds no list of jobs that takes one.
+      const isTakenUp = await endsWithin(Promise.all([takenUp, populated]), GIVE_UP_MS);
+      if (!isTakenUp)
+        log.warning('jobs', `are still taken up after ${GIVE_UP_MS / 1000} s: that is given up`);
       if (!(await endsWithin(context.store.settled(), GIVE_UP_MS))) {
         log.warning(
           config.stateDirectory,
           'does not answer: what was last told of jobs is not kept',
         );
       }
-      const targetsClosed = targets.close().catch((error: unknown) => {
-        log.error('targets', toBlockError(error).describe());
-      });
+      // Who is still opening one may have asked the host to write to it.
+      const targetsClosed = targets.close().then(
+        (areClosed) => areClosed && isTakenUp,
+        (error: unknown) => {
+          log.error('targets', toBlockError(error).describe());
+          return false;
+        },
+      );
       return { targetsClosed };
     },
   };

@@ -19,7 +19,7 @@ export interface EngineServers {
   close(how: { readonly mountEnds: boolean }): Promise<Ending>;
 }
 
-const NOTHING_ENDS: Ending = { targetsClosed: Promise.resolve() };
+const NOTHING_ENDS: Ending = { targetsClosed: Promise.resolve(true) };
 
 /** Opens control socket and metrics; jobs that go on are taken up before. Errors: those of a first engine's sockets. */
 export const startServers = async (scene: ControlScene): Promise<EngineServers> => {
@@ -38,11 +38,13 @@ export const startServers = async (scene: ControlScene): Promise<EngineServers> 
     .then(() => import('./engine-control.ts'))
     .then(({ beginControl }) => beginControl(scene));
   control.catch((error: unknown) => log.error('control socket', toBlockError(error).describe()));
-  if ((config.resume || config.generation > 0) && (await store.hasRecords())) {
-    loadRest();
-    // A client that asks at once finds the jobs; but an image that hangs keeps nobody from asking.
-    const takenUp = control.then((begun) => begun.takenUp);
-    await Promise.race([takenUp, sleep(JOBS_PATIENCE_MS, undefined, { ref: false })]);
+  if (config.resume || config.generation > 0) {
+    // A client that asks at once finds the jobs; but an image, or a state directory, that hangs keeps nobody from asking.
+    const patience = sleep(JOBS_PATIENCE_MS, true, { ref: false });
+    if (await Promise.race([store.hasRecords(), patience])) {
+      loadRest();
+      await Promise.race([control.then((begun) => begun.takenUp), patience]);
+    }
   }
   const monitor = control.then((begun) => begun.monitor);
   const closeSocket = await serveMonitor(

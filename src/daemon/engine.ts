@@ -37,7 +37,7 @@ import {
 } from './messages.ts';
 import { identify } from './process-identity.ts';
 import type { ReadRecords } from './read-records.ts';
-import { StandInStore } from './stand-in-store.ts';
+import { type KeptStandIns, StandInStore } from './stand-in-store.ts';
 import { SupervisorLink } from './supervisor-link.ts';
 
 /** `off`: every request faults; for comparison and debugging. */
@@ -62,6 +62,7 @@ interface Engine {
   readonly catalog: Catalog;
   readonly servers: EngineServers;
   readonly records: ReadRecords | null;
+  readonly standIns: StandInStore;
   /** The mount is gone: what is kept for engines that come later goes, too. */
   readonly ended: () => void;
 }
@@ -96,8 +97,8 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   const store = new JobStore(config.stateDirectory, log);
   const keptBitmaps = new JobBitmaps({ directory: config.journalDirectory, mountpoint });
   if (config.generation === 0) keptBitmaps.removeAll();
-  else keptBitmaps.expect(await store.load());
-  const standIns = await StandInStore.load(config.stateDirectory, log);
+  else keptBitmaps.expectAll();
+  const standIns = await standInsFor(config, link, log);
   const catalog = await openCatalog({
     sources,
     graph,
@@ -142,8 +143,20 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     catalog,
     servers,
     records,
+    standIns,
     ended: () => keptBitmaps.removeAll(),
   };
+};
+
+/** Only the first engine of a mount waits for the state directory, unless one has died in a pivot. */
+const standInsFor = async (
+  { stateDirectory: directory, standIns }: EngineConfig,
+  link: SupervisorLink,
+  log: Log,
+): Promise<StandInStore> => {
+  const tell = (kept: KeptStandIns | null): Promise<void> => link.tellStandIns(kept);
+  const options = { directory, log, tell };
+  return standIns === null ? StandInStore.load(options) : StandInStore.inherit(options, standIns);
 };
 
 const recordsFor = async (
@@ -155,17 +168,21 @@ const recordsFor = async (
   return new ReadRecords(recordDirectory, log, { append: generation > 0 });
 };
 
-/** Ends what works on the images beside the guests, then the images: none of them waits for a target that does not answer. */
+/**
+ * Ends what works on the images beside the guests, then the images: none of them waits for a target that does not answer.
+ * Whether the targets are closed, too.
+ */
 const closeImages = async (
-  { servers, records, catalog }: Engine,
+  { servers, records, standIns, catalog }: Engine,
   how: { readonly mountEnds: boolean },
-): Promise<void> => {
+): Promise<boolean> => {
   const [{ targetsClosed }] = await Promise.all([servers.close(how), records?.close()]);
   try {
     await catalog.close();
   } finally {
-    await targetsClosed;
+    await Promise.all([targetsClosed, standIns.settled()]);
   }
+  return targetsClosed;
 };
 
 const activityOf = ({ inactive, activityChanges }: EngineConfig, link: SupervisorLink): Activity =>
@@ -252,8 +269,8 @@ const serve = async (
 const handOver = async (engine: Engine): Promise<void> => {
   await engine.backend.hold?.();
   // What cannot be flushed is in the journal, and the next engine meets the same error; it has been logged.
-  await closeImages(engine, { mountEnds: false }).catch(() => undefined);
-  send({ type: 'handed-over' });
+  const targetsClosed = await closeImages(engine, { mountEnds: false }).catch(() => false);
+  send({ type: 'handed-over', targetsClosed });
 };
 
 /**

@@ -1,6 +1,6 @@
 /**
- * What each engine of a mount inherits from the one before: node ids, image locks, passthrough handles, and which images are
- * not as the mount began. The supervisor's side of what an engine asks for in supervisor-link.ts.
+ * What each engine of a mount inherits from the one before: node ids, image locks, passthrough handles, which images are
+ * not as the mount began, and what views stand for. The supervisor's side of what an engine asks for in supervisor-link.ts.
  *
  * What a later supervisor needs as well is kept (kept-state.ts) before the engine hears that it is so.
  */
@@ -14,11 +14,12 @@ import { HeldLocks } from './held-locks.ts';
 import type { KeptState, TakenOver } from './kept-state.ts';
 import type { EngineConfig, EngineMessage } from './messages.ts';
 import { NodeIds } from './node-ids.ts';
+import type { KeptStandIns } from './stand-in-store.ts';
 
 /** What an engine asks of its supervisor because it must outlive it. */
 export type Asked = Extract<
   EngineMessage,
-  { readonly type: 'node-ids' | 'lock' | 'unlock' | 'passthrough' | 'activity' }
+  { readonly type: 'node-ids' | 'lock' | 'unlock' | 'passthrough' | 'activity' | 'stand-ins' }
 >;
 
 export interface InheritanceOptions {
@@ -39,11 +40,14 @@ export class Inheritance {
   readonly #passthroughUses: Map<number, PassthroughUse>;
   /** See `EngineConfig.activityChanges`. */
   readonly #activityChanges: Set<string>;
+  /** See `EngineConfig.standIns`. */
+  #standIns: KeptStandIns | null;
 
   constructor({ lock, log, taken, kept }: InheritanceOptions) {
     this.#kept = kept;
     this.#passthroughUses = new Map(taken?.passthroughUses.map((use) => [use.nodeId, use]));
     this.#activityChanges = new Set(taken?.activityChanges);
+    this.#standIns = taken?.standIns ?? null;
     this.#nodeIds = new NodeIds({
       earlier: taken?.ids ?? [],
       given: (ids) => kept()?.idsGiven(ids),
@@ -61,10 +65,11 @@ export class Inheritance {
   }
 
   /** What the next engine is told when it begins; it asks for the rest. */
-  get forNext(): Pick<EngineConfig, 'passthroughUses' | 'activityChanges'> {
+  get forNext(): Pick<EngineConfig, 'passthroughUses' | 'activityChanges' | 'standIns'> {
     return {
       passthroughUses: [...this.#passthroughUses.values()],
       activityChanges: [...this.#activityChanges],
+      standIns: this.#standIns,
     };
   }
 
@@ -103,6 +108,11 @@ export class Inheritance {
         this.#kept()?.activityChanged(message);
         if (message.differs) this.#activityChanges.add(message.path);
         else this.#activityChanges.delete(message.path);
+        engine.send({ type: 'done', request: message.request });
+        return;
+      case 'stand-ins':
+        this.#kept()?.standInsTold(message.kept);
+        this.#standIns = message.kept;
         engine.send({ type: 'done', request: message.request });
     }
   }

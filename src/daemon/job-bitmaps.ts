@@ -10,7 +10,6 @@ import { TrackedBitmap } from '../block/dirty-tracking.ts';
 import type { Node } from '../block/node.ts';
 import type { KeptBitmaps, KeptJob } from '../control/context.ts';
 import { BitmapFile, type BitmapFileScope } from '../job/bitmap-file.ts';
-import type { JobRecord } from '../job/job-store.ts';
 import { identify } from './process-identity.ts';
 
 const SUFFIX = '.bits';
@@ -43,13 +42,16 @@ export class JobBitmaps implements KeptBitmaps {
     this.#instance = `${bootId} ${pid} ${startTime}`;
   }
 
-  /** What an earlier engine of this mount was doing. */
-  expect(records: readonly JobRecord[]): void {
-    for (const { id, command, imagePath, result, arguments: given } of records) {
-      const target = given['target'];
-      if (command !== 'drive-mirror' || result !== null || typeof target !== 'string') continue;
-      const path = this.#pathOf({ id, source: imagePath });
-      this.#expected.set(imagePath, { path, target, attached: null });
+  /**
+   * What an earlier engine of this mount has left. It is looked for here, and not among the records of jobs, so that no request
+   * waits for the disk that those are on; `giveUpRest` when they are known.
+   */
+  expectAll(): void {
+    for (const name of this.#names()) {
+      const path = join(this.#directory, name);
+      const scope = BitmapFile.scopeOf(path);
+      if (scope?.instance !== this.#instance) continue;
+      this.#expected.set(scope.source, { path, target: scope.target, attached: null });
     }
   }
 
@@ -69,10 +71,16 @@ export class JobBitmaps implements KeptBitmaps {
     expected.attached = { root, bitmap, file };
   }
 
-  take(root: Node): TrackedBitmap | null {
+  take(root: Node, job: KeptJob): TrackedBitmap | null {
     const expected = this.#expected.get(root.path);
+    if (expected === undefined) return null;
+    const { attached, path, target } = expected;
+    if (attached?.root !== root || path !== this.#pathOf(job) || target !== job.target) {
+      this.giveUp(root.path);
+      return null;
+    }
     this.#expected.delete(root.path);
-    return expected?.attached?.root === root ? expected.attached.bitmap : null;
+    return attached.bitmap;
   }
 
   giveUp(imagePath: string): void {
@@ -85,8 +93,14 @@ export class JobBitmaps implements KeptBitmaps {
     rmSync(path, { force: true });
   }
 
+  giveUpRest(): void {
+    for (const imagePath of [...this.#expected.keys()]) this.giveUp(imagePath);
+  }
+
   create(job: KeptJob, content: DirtyBitmap): BitmapFile | null {
     const { source, target } = job;
+    // Of another job, which can go on no more: this one has the image.
+    this.giveUp(source);
     const scope: BitmapFileScope = { instance: this.#instance, source, target };
     try {
       mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
@@ -98,11 +112,13 @@ export class JobBitmaps implements KeptBitmaps {
 
   /** The mount has ended. */
   removeAll(): void {
-    for (const name of namesIn(this.#directory)) {
-      if (name.startsWith(this.#prefix) && name.endsWith(SUFFIX)) {
-        rmSync(join(this.#directory, name), { force: true });
-      }
-    }
+    for (const name of this.#names()) rmSync(join(this.#directory, name), { force: true });
+  }
+
+  #names(): readonly string[] {
+    return namesIn(this.#directory).filter(
+      (name) => name.startsWith(this.#prefix) && name.endsWith(SUFFIX),
+    );
   }
 
   #pathOf({ id, source }: { readonly id: string; readonly source: string }): string {

@@ -24,6 +24,8 @@ export const takeUpJobs = async (
   const records =
     imagePath === null ? await context.store.load() : context.store.recordsOf(imagePath);
   for (const record of records) {
+    // What is left here is the next engine's.
+    if (context.jobs.isClosed) return;
     // It has not ended, or is there to be dismissed.
     if (context.jobs.get(record.id) !== null) continue;
     if (record.result !== null && isDismissedByItself(record)) {
@@ -72,6 +74,7 @@ export const takeUpJobs = async (
       log.error(record.id, `${outlook}: ${reason}`);
     }
   }
+  if (imagePath === null && !context.jobs.isClosed) context.keptBitmaps.giveUpRest();
 };
 
 const isDismissedByItself = ({ arguments: given }: JobRecord): boolean =>

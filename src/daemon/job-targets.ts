@@ -148,9 +148,9 @@ export class JobTargets implements Targets {
 
   /**
    * The mount ends, or its engine: neither stays for a server that does not answer. What a cancelled job has not written there is
-   * known to be missing. Errors: the first one of a closing.
+   * known to be missing. False: one was left, and what it was asked to write may be written yet. Errors: the first one of a closing.
    */
-  async close(): Promise<void> {
+  async close(): Promise<boolean> {
     const errors: unknown[] = [];
     const closing = [...this.#added.values()].map(async ({ opened }) => {
       if (opened === null) return true;
@@ -161,10 +161,10 @@ export class JobTargets implements Targets {
       );
     });
     this.#added.clear();
-    if ((await Promise.all([...closing, ...this.#releases])).includes(false)) {
-      this.#options.log.warning('targets', 'are left although they have not answered');
-    }
+    const isLeft = (await Promise.all([...closing, ...this.#releases])).includes(false);
+    if (isLeft) this.#options.log.warning('targets', 'are left although they have not answered');
     if (errors.length > 0) throw errors[0];
+    return !isLeft;
   }
 
   async #openAdded({ nodeName, path, format, mustStandAlone }: AddedNode): Promise<Opened> {

@@ -13,6 +13,7 @@ import { openMemoryFile } from '../os/linux.ts';
 import { FILE_SYSTEM_TYPE, mountedAt } from './mount-table.ts';
 import type { ProcessIdentity } from './process-identity.ts';
 import type { Service } from './service.ts';
+import type { KeptStandIns } from './stand-in-store.ts';
 
 const FUSE_NAME = 'vdiskfs-fuse';
 const STATE_NAME = 'vdiskfs-state';
@@ -32,6 +33,7 @@ type Entry =
   | { readonly ids: readonly (readonly [string, number])[] }
   | { readonly passthrough: PassthroughUse }
   | { readonly activity: ActivityChange }
+  | { readonly standIns: KeptStandIns | null }
   | { readonly generation: number; readonly engine: ProcessIdentity };
 
 /** See `EngineConfig.activityChanges`. */
@@ -53,6 +55,7 @@ export interface TakenOver {
   readonly passthroughUses: readonly PassthroughUse[];
   /** See `EngineConfig`. */
   readonly activityChanges: readonly string[];
+  readonly standIns: KeptStandIns | null;
   /** Descriptors with image locks on them. */
   readonly locks: readonly number[];
   /** The memory file, which goes on to be written, and where its last whole record ends. */
@@ -99,6 +102,10 @@ export class KeptState {
 
   activityChanged({ path, differs }: ActivityChange): void {
     this.#append({ activity: { path, differs } });
+  }
+
+  standInsTold(standIns: KeptStandIns | null): void {
+    this.#append({ standIns });
   }
 
   /** Before the engine is told to begin. */
@@ -165,7 +172,10 @@ export const takeOver = (service: Service, log: Log): TakenOver | null => {
 };
 
 interface Replayed
-  extends Pick<TakenOver, 'generation' | 'engine' | 'ids' | 'passthroughUses' | 'activityChanges'> {
+  extends Pick<
+    TakenOver,
+    'generation' | 'engine' | 'ids' | 'passthroughUses' | 'activityChanges' | 'standIns'
+  > {
   readonly settled: Settled;
   readonly endBytes: number;
 }
@@ -178,12 +188,14 @@ const replay = (descriptor: number): Replayed | null => {
   const ids: (readonly [string, number])[] = [];
   const uses = new Map<number, PassthroughUse>();
   const changes = new Set<string>();
+  let standIns: KeptStandIns | null = null;
   const text = textOf(descriptor);
   const endBytes = text.lastIndexOf(0x0a) + 1;
   for (const entry of entriesIn(text.subarray(0, endBytes))) {
     if ('settled' in entry) found.settled = entry.settled;
     else if ('ids' in entry) ids.push(...entry.ids);
     else if ('generation' in entry) ({ generation, engine } = entry);
+    else if ('standIns' in entry) ({ standIns } = entry);
     else if ('activity' in entry) {
       const { path, differs } = entry.activity;
       if (differs) changes.add(path);
@@ -200,6 +212,7 @@ const replay = (descriptor: number): Replayed | null => {
     ids,
     passthroughUses: [...uses.values()],
     activityChanges: [...changes],
+    standIns,
     endBytes,
   };
 };

@@ -12,9 +12,10 @@ import type { SecretSource } from '../block/secrets.ts';
 import type { DetectZeroes } from '../block/view.ts';
 import type { Blocked } from './blame.ts';
 import type { MetricsAddress } from './metrics-server.ts';
+import type { KeptStandIns } from './stand-in-store.ts';
 
 /** Of these messages: an engine of another version that speaks others is not used. Changes with each of them. */
-export const ENGINE_PROTOCOL = 3;
+export const ENGINE_PROTOCOL = 4;
 
 /**
  * The engine's numbers, after stdin, stdout, stderr and the channel. It is started before there is a mount, with a socket in
@@ -54,7 +55,7 @@ export interface EngineConfig {
   readonly socketPath: string;
   /** Of restart journals. */
   readonly journalDirectory: string;
-  /** Of what outlives the machine: jobs. Made when first needed. */
+  /** Of what outlives the machine: jobs, and what views stand for. Made when first needed. */
   readonly stateDirectory: string;
   /** Jobs that an earlier mount of the same images left go on. */
   readonly resume: boolean;
@@ -79,6 +80,8 @@ export interface EngineConfig {
   readonly activityChanges: readonly string[];
   /** Passthrough handles that earlier engines opened. */
   readonly passthroughUses: readonly PassthroughUse[];
+  /** What views stand for, as an earlier engine has told; null: the state directory says. */
+  readonly standIns: KeptStandIns | null;
 }
 
 export interface LockAsked {
@@ -107,12 +110,21 @@ export type EngineMessage =
       readonly path: string;
       readonly differs: boolean;
     }
+  /** See `EngineConfig.standIns`. */
+  | {
+      readonly type: 'stand-ins';
+      readonly request: number;
+      readonly kept: KeptStandIns | null;
+    }
   /** To `ping`: the main thread gets round to its messages. */
   | { readonly type: 'pong' }
   /** Asked for over the control socket: as SIGTERM. */
   | { readonly type: 'quit' }
-  /** To `hand-over`: everything is flushed and closed, and nothing more is taken up. */
-  | { readonly type: 'handed-over' }
+  /**
+   * To `hand-over`: everything is flushed and closed, and nothing more is taken up; but for targets, which may not have answered: then
+   * a call that writes to one can be under way.
+   */
+  | { readonly type: 'handed-over'; readonly targetsClosed: boolean }
   /** The kernel has ended the mount. */
   | { readonly type: 'unmounted' };
 
@@ -121,7 +133,7 @@ export type SupervisorMessage =
   | { readonly type: 'node-ids'; readonly request: number; readonly ids: readonly number[] }
   /** In the order in which they were asked for. */
   | { readonly type: 'lock'; readonly request: number; readonly outcomes: readonly LockOutcome[] }
-  /** To `unlock` and `activity`: it is so. */
+  /** To `unlock`, `activity` and `stand-ins`: it is so. */
   | { readonly type: 'done'; readonly request: number }
   | { readonly type: 'ping' }
   /** Another engine is to go on: finish what is in flight, flush and close everything. */

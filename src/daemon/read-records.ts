@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import type { ControlContext, Device } from '../control/context.ts';
+import { endsWithin, GIVE_UP_MS } from '../job/abort.ts';
 import { Copies } from '../job/copies.ts';
 import { prefetch } from '../job/prefetch.ts';
 import { loadRecord, ReadRecorder } from '../job/read-record.ts';
@@ -38,8 +39,12 @@ export class ReadRecords {
     recorder.note(offset, lengthBytes);
   }
 
+  /** Everything noted so far is in the files, or their directory does not answer for five seconds. Never throws. */
   async close(): Promise<void> {
-    await Promise.all([...this.#recorders.values()].map((recorder) => recorder.close()));
+    const written = Promise.all([...this.#recorders.values()].map((recorder) => recorder.close()));
+    if (await endsWithin(written, GIVE_UP_MS)) return;
+    const outcome = 'what was read last is not recorded';
+    this.#log.warning(this.#directory, `does not answer for ${GIVE_UP_MS / 1000} s: ${outcome}`);
   }
 }
 

@@ -1,52 +1,88 @@
 /**
  * Which files views stand for after a pivot, in the state directory: one file for each, so that engines and mounts that come
  * later know it. It is named by the original's path and replaced in one rename.
+ *
+ * What a view shows must be known before it is shown, and a guest waits for a pivot: five seconds bound both (see `load` and
+ * `put`). A change that may be made although it was given up, because the host has been asked for it and does not answer, is *owed*:
+ * when that call returns, what it has made is taken back, by this engine or a later one.
  */
 import { createHash } from 'node:crypto';
-import { readdir, readFile } from 'node:fs/promises';
+import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { StandIn, StandIns } from '../../mount/catalog/stand-ins.ts';
-import { toBlockError } from '../base/block-error.ts';
-import { type ChangeOptions, removeFile, replaceFile } from '../base/durable-file.ts';
+import { BlockError, toBlockError } from '../base/block-error.ts';
+import {
+  type ChangeOptions,
+  readSmallFile,
+  removeFile,
+  replaceFile,
+} from '../base/durable-file.ts';
 import type { Log } from '../base/log.ts';
+import { endsWithin, GIVE_UP_MS } from '../job/abort.ts';
 
 const SUFFIX = '.view';
 const VERSION = 1;
-const MAX_RECORD_BYTES = 64 << 10;
+const NO_ANSWER = `does not answer for ${GIVE_UP_MS / 1000} s`;
+
+/** What later engines of a mount go by, whatever the directory says by then. */
+export interface KeptStandIns {
+  readonly records: readonly StandIn[];
+  /** Originals of which the directory may say something else. */
+  readonly owed: readonly string[];
+}
+
+/**
+ * Resolves when every engine that comes knows it; null: the directory alone does, because a change is on its way. Never rejects.
+ */
+export type TellStandIns = (kept: KeptStandIns | null) => Promise<void>;
+
+export interface StandInStoreOptions {
+  readonly directory: string;
+  readonly log: Log;
+  readonly tell?: TellStandIns;
+}
+
+/** Of one change; `given up` before it was made. */
+type Step = 'waits' | 'making' | 'made' | 'given up';
 
 export class StandInStore implements StandIns {
   readonly #directory: string;
   readonly #log: Log;
+  readonly #tell: TellStandIns;
   readonly #records: Map<string, StandIn>;
-  readonly #options: ChangeOptions = {
-    notSynced: (error) => {
-      const reason = toBlockError(error).describe();
-      this.#log.error(this.#directory, `a power cut may undo what a view stands for: ${reason}`);
-    },
-  };
+  readonly #owed = new Set<string>();
+  /** One change of the directory after the other, also after those that were given up. */
+  #last: Promise<void> = Promise.resolve();
+  #changing = 0;
 
-  private constructor(directory: string, log: Log, records: Map<string, StandIn>) {
+  private constructor(
+    { directory, log, tell = async () => undefined }: StandInStoreOptions,
+    records: readonly StandIn[],
+  ) {
     this.#directory = directory;
     this.#log = log;
-    this.#records = records;
+    this.#tell = tell;
+    this.#records = new Map(records.map((record) => [record.original, record]));
   }
 
-  /** What earlier engines have left. A file that cannot be read is left alone, and the log says so. */
-  static async load(directory: string, log: Log): Promise<StandInStore> {
-    const names = await readdir(directory).catch(() => []);
-    const records = new Map<string, StandIn>();
-    for (const name of names.filter((n) => n.endsWith(SUFFIX))) {
-      const path = join(directory, name);
-      try {
-        const record = parse(await readFile(path, 'utf8'));
-        if (record !== null && fileName(record.original) === name)
-          records.set(record.original, record);
-        else log.warning(path, 'says of no view what it stands for: it is left alone');
-      } catch (error) {
-        log.warning(path, toBlockError(error).describe());
-      }
-    }
-    return new StandInStore(directory, log, records);
+  /**
+   * What is in the directory. A file that is no record is left alone, and the log says so. Errors: ETIMEDOUT where the directory does
+   * not answer, those of the host where it cannot be listed: who went on would show other images than guests have written to.
+   */
+  static async load(options: StandInStoreOptions): Promise<StandInStore> {
+    const { directory } = options;
+    const loading = loadAll(options);
+    if (!(await endsWithin(loading, GIVE_UP_MS))) throw noAnswer(directory, 'open');
+    const store = new StandInStore(options, await loading);
+    void store.#tellKept();
+    return store;
+  }
+
+  /** What an earlier engine of the mount has told. */
+  static inherit(options: StandInStoreOptions, { records, owed }: KeptStandIns): StandInStore {
+    const store = new StandInStore(options, records);
+    for (const original of owed) store.#takeBack(original);
+    return store;
   }
 
   get all(): readonly StandIn[] {
@@ -54,23 +90,107 @@ export class StandInStore implements StandIns {
   }
 
   async put(standIn: StandIn): Promise<void> {
-    const { original } = standIn;
-    const path = this.#pathOf(original);
-    const text = `${JSON.stringify({ version: VERSION, ...standIn })}\n`;
-    try {
-      await replaceFile(path, text, this.#options);
-    } catch (error) {
-      throw toBlockError(error, { op: 'pivot', path });
-    }
-    this.#records.set(original, standIn);
+    await this.#change(standIn.original, standIn);
   }
 
   async remove(original: string): Promise<void> {
+    await this.#change(original, null);
+  }
+
+  /** What is owed is taken back, or the directory still does not answer after five seconds. Never rejects. */
+  async settled(): Promise<void> {
+    if (this.#owed.size > 0) await endsWithin(this.#last, GIVE_UP_MS);
+  }
+
+  async #change(original: string, record: StandIn | null): Promise<void> {
+    // An engine that comes now finds the old image or the new one in the directory: both are the same until this returns.
+    this.#changing++;
+    try {
+      await this.#tellKept();
+      await this.#makeInTime(original, record);
+      if (record === null) this.#records.delete(original);
+      else this.#records.set(original, record);
+    } finally {
+      this.#changing--;
+      await this.#tellKept();
+    }
+  }
+
+  /** Errors: those of the host, and ETIMEDOUT; what the directory has is what it was, or is owed. */
+  async #makeInTime(original: string, record: StandIn | null): Promise<void> {
     const path = this.#pathOf(original);
-    await removeFile(path, this.#options).catch((error: unknown) => {
+    const progress: { step: Step } = { step: 'waits' };
+    const making = this.#enqueue(() =>
+      this.#make(original, record, {
+        making: () => {
+          if (progress.step === 'given up') throw noAnswer(path, 'pivot');
+          progress.step = 'making';
+        },
+        made: () => {
+          progress.step = 'made';
+        },
+      }),
+    );
+    if (await endsWithin(making, GIVE_UP_MS)) return making;
+    if (progress.step === 'made') {
+      this.#notSynced(noAnswer(this.#directory, 'pivot'));
+      return;
+    }
+    if (progress.step === 'making') {
+      const outlook = 'until it is taken back, a later mount may find it';
+      this.#log.error(path, `${NO_ANSWER}: a pivot is given up, and perhaps recorded; ${outlook}`);
+      this.#takeBack(original);
+    }
+    progress.step = 'given up';
+    throw noAnswer(path, 'pivot');
+  }
+
+  /** The directory says of a view what every engine of this mount goes by, when it has answered. */
+  #takeBack(original: string): void {
+    const path = this.#pathOf(original);
+    this.#owed.add(original);
+    void this.#enqueue(() => this.#make(original, this.#records.get(original) ?? null))
+      .then(() => {
+        this.#owed.delete(original);
+        this.#log.info(path, 'what was given up is taken back');
+        return this.#tellKept();
+      })
+      .catch((error: unknown) => {
+        this.#log.error(
+          path,
+          `what was given up is not taken back: ${toBlockError(error).message}`,
+        );
+      });
+  }
+
+  async #make(
+    original: string,
+    record: StandIn | null,
+    steps: Pick<ChangeOptions, 'making' | 'made'> = {},
+  ): Promise<void> {
+    const path = this.#pathOf(original);
+    const options = { ...steps, notSynced: (error: unknown) => this.#notSynced(error) };
+    try {
+      if (record === null) await removeFile(path, options);
+      else await replaceFile(path, `${JSON.stringify({ version: VERSION, ...record })}\n`, options);
+    } catch (error) {
       throw toBlockError(error, { op: 'pivot', path });
-    });
-    this.#records.delete(original);
+    }
+  }
+
+  #enqueue(work: () => Promise<void>): Promise<void> {
+    const done = this.#last.then(work);
+    this.#last = done.catch(() => undefined);
+    return done;
+  }
+
+  #notSynced(error: unknown): void {
+    const reason = toBlockError(error).describe();
+    this.#log.error(this.#directory, `a power cut may undo what a view stands for: ${reason}`);
+  }
+
+  #tellKept(): Promise<void> {
+    return this.#tell(this.#changing > 0 ? null : { records: this.all, owed: [...this.#owed] });
   }
 
   #pathOf(original: string): string {
@@ -78,13 +198,44 @@ export class StandInStore implements StandIns {
   }
 }
 
+const noAnswer = (path: string, op: string): BlockError =>
+  new BlockError({ kind: 'io', errno: 'ETIMEDOUT', message: NO_ANSWER, path, op });
+
+const loadAll = async ({ directory, log }: StandInStoreOptions): Promise<readonly StandIn[]> => {
+  const records: StandIn[] = [];
+  for (const name of await namesIn(directory, log)) {
+    const path = join(directory, name);
+    try {
+      const record = parse(await readSmallFile(path));
+      if (record !== null && fileName(record.original) === name) records.push(record);
+      else log.warning(path, 'says of no view what it stands for: it is left alone');
+    } catch (error) {
+      log.warning(path, toBlockError(error).describe());
+    }
+  }
+  return records;
+};
+
+/** Where nothing can have been recorded there is nothing. */
+const UNUSED: ReadonlySet<string> = new Set(['ENOENT', 'ENOTDIR', 'EACCES']);
+
+const namesIn = async (directory: string, log: Log): Promise<readonly string[]> => {
+  try {
+    return (await readdir(directory)).filter((name) => name.endsWith(SUFFIX));
+  } catch (error) {
+    const failure = toBlockError(error, { op: 'open', path: directory });
+    if (!UNUSED.has(failure.errno)) throw failure;
+    if (failure.errno !== 'ENOENT') log.warning(directory, failure.message);
+    return [];
+  }
+};
+
 const fileName = (original: string): string =>
   `${createHash('sha256').update(original).digest('hex').slice(0, 16)}${SUFFIX}`;
 
 const TEXTS = ['original', 'fileName', 'key', 'target', 'format'] as const;
 
 const parse = (text: string): StandIn | null => {
-  if (text.length > MAX_RECORD_BYTES) return null;
   const value = JSON.parse(text) as Partial<StandIn> & { readonly version?: unknown };
   const { version, ...record } = value;
   const isRight =

@@ -4,6 +4,7 @@ import { BlockError } from '../base/block-error.ts';
 import type { ImageLock, ImageLocks, LockMode } from '../block/image-locks.ts';
 import { Batch } from './batch.ts';
 import type { EngineMessage, LockAsked, LockOutcome, SupervisorMessage } from './messages.ts';
+import type { KeptStandIns } from './stand-in-store.ts';
 
 interface Pending {
   readonly resolve: (value: never) => void;
@@ -41,6 +42,11 @@ export class SupervisorLink implements ImageLocks {
   /** See `EngineConfig.activityChanges`. */
   async activityChanged(path: string, differs: boolean): Promise<void> {
     await this.#ask((request) => ({ type: 'activity', request, path, differs }));
+  }
+
+  /** See `EngineConfig.standIns`. */
+  async tellStandIns(kept: KeptStandIns | null): Promise<void> {
+    await this.#ask((request) => ({ type: 'stand-ins', request, kept }));
   }
 
   async acquire(path: string, mode: LockMode): Promise<ImageLock> {

@@ -31,12 +31,12 @@ const OLD_ENGINE_POLL_MS = 10;
 const LOAD_PATIENCE_MS = 60_000;
 /** An engine that hands over and does not come to an end is killed: it may be at any time. */
 const HAND_OVER_PATIENCE_MS = 20_000;
-/** The last engine has closed all images, and its exit waits for its threads: one may be in a call that a host's disk never answers. */
+/** An engine has closed all images, and its exit waits for its threads: one may be in a call that a host's disk never answers. */
 const EXIT_PATIENCE_MS = 5000;
 
 export type SupervisorConfig = Omit<
   EngineConfig,
-  'fuse' | 'generation' | 'passthroughUses' | 'activityChanges' | 'careful' | 'blocked'
+  'fuse' | 'generation' | 'passthroughUses' | 'activityChanges' | 'standIns' | 'careful' | 'blocked'
 >;
 
 export interface SupervisorScene {
@@ -276,6 +276,7 @@ export class Supervisor {
       case 'unlock':
       case 'passthrough':
       case 'activity':
+      case 'stand-ins':
         await this.#inheritance.answer(engine, message, this.#generation);
         return;
       case 'pong':
@@ -286,10 +287,12 @@ export class Supervisor {
         return;
       case 'handed-over':
         engine.kill();
+        // Another engine opens the targets: what still writes to one ends before.
+        if (message.targetsClosed) this.#leaveLater(engine);
         return;
       case 'unmounted':
         engine.unmounted = true;
-        setTimeout(() => this.#leave(engine), EXIT_PATIENCE_MS).unref();
+        this.#leaveLater(engine);
     }
   }
 
@@ -309,13 +312,22 @@ export class Supervisor {
     setTimeout(() => engine.kill(), HAND_OVER_PATIENCE_MS).unref();
   }
 
+  #leaveLater(engine: EngineProcess): void {
+    setTimeout(() => this.#leave(engine), EXIT_PATIENCE_MS).unref();
+  }
+
   #leave(engine: EngineProcess): void {
     if (this.#engine !== engine) return;
     const what = `engine ${engine.pid} has closed all images, but does not exit`;
     this.#log.warning(this.#config.mountpoint, `${what}: a call to the host hangs; it is killed`);
     engine.kill();
     this.#engine = null;
-    this.#finish();
+    if (engine.unmounted || !this.#isMounted()) {
+      this.#finish();
+      return;
+    }
+    this.#generation++;
+    void this.#replace();
   }
 
   #engineFailed(error: BlockError): void {

@@ -9,7 +9,15 @@
  * Synchronous, because the guest's write waits for it: 2 µs for a write to tmpfs. A file that cannot be written is removed, and the
  * job would begin again.
  */
-import { closeSync, openSync, readFileSync, renameSync, rmSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  openSync,
+  readFileSync,
+  readSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
 import { DirtyBitmap } from '../block/dirty-bitmap.ts';
 import type { BitmapPersistence } from '../block/dirty-tracking.ts';
 
@@ -78,8 +86,7 @@ export class BitmapFile implements BitmapPersistence {
   ): { readonly file: BitmapFile; readonly content: DirtyBitmap } | null {
     try {
       const bytes = readFileSync(path);
-      const end = bytes.indexOf(10);
-      const header = JSON.parse(bytes.toString('utf8', 0, end)) as Header;
+      const header = headerIn(bytes);
       const { granularityBytes, lengthBytes } = header;
       const isRight =
         header.version === VERSION &&
@@ -93,6 +100,23 @@ export class BitmapFile implements BitmapPersistence {
       if (bits.length !== bytesFor(content)) return null;
       content.addBits(0, bits);
       return { file: new BitmapFile(path, content, bits, openSync(path, 'r+')), content };
+    } catch {
+      return null;
+    }
+  }
+
+  /** What the bits of a file are true of; null when it cannot be read. */
+  static scopeOf(path: string): BitmapFileScope | null {
+    try {
+      const head = Buffer.alloc(HEADER_BYTES);
+      const fd = openSync(path, 'r');
+      try {
+        readSync(fd, head);
+      } finally {
+        closeSync(fd);
+      }
+      const { version, instance, source, target } = headerIn(head);
+      return version === VERSION ? { instance, source, target } : null;
     } catch {
       return null;
     }
@@ -151,6 +175,9 @@ export class BitmapFile implements BitmapPersistence {
     }
   }
 }
+
+const headerIn = (bytes: Buffer): Header =>
+  JSON.parse(bytes.toString('utf8', 0, bytes.indexOf(10))) as Header;
 
 const bytesFor = ({ granules }: DirtyBitmap): number => Math.ceil(granules / 8);
 

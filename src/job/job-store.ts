@@ -12,6 +12,7 @@ import {
   replaceFile,
 } from '../base/durable-file.ts';
 import type { Log } from '../base/log.ts';
+import { endsWithin, GIVE_UP_MS } from './abort.ts';
 
 const VERSION = 1;
 
@@ -75,8 +76,19 @@ export class JobStore {
     return (await this.#names()).length > 0;
   }
 
-  /** What earlier engines have left, in no order. A file that cannot be read is left out, and the log says so. */
+  /**
+   * What earlier engines have left, in no order. A file that cannot be read is left out, and so is everything where the directory
+   * does not answer for five seconds: the log says so.
+   */
   async load(): Promise<readonly JobRecord[]> {
+    const loading = this.#load();
+    if (await endsWithin(loading, GIVE_UP_MS)) return loading;
+    const outcome = 'jobs that are kept there wait for the next engine, or mount';
+    this.#log.warning(this.#directory, `does not answer for ${GIVE_UP_MS / 1000} s: ${outcome}`);
+    return [];
+  }
+
+  async #load(): Promise<readonly JobRecord[]> {
     const names = await this.#names();
     const records: JobRecord[] = [];
     for (const name of names) {

@@ -289,3 +289,29 @@ test('a mirror that was given up, because its target does not answer, keeps neit
   server.thaw();
   await assertClean(source);
 });
+
+test('a mount ends although a job that is taken up waits for a target that does not answer', async (t) => {
+  const place = await placeOf(t, subject);
+  const source = place.image('vm.qcow2');
+  const remote = join(place.root, 'remote.raw');
+  await qemuImg(['create', '-q', '-f', 'qcow2', source, '8M']);
+  await qemuImg(['create', '-q', '-f', 'raw', remote, '8M']);
+  await qemuIo(source, ['write -q -P 7 0 8M']);
+  const socket = join(place.root, 'socket');
+  const listening = join(place.root, 'nbd.sock');
+  const server = await qemuNbd(place.cleanup, listening, ['-f', 'raw', remote]);
+  const options = ['--socket', socket, '--state-dir', join(place.root, 'state')];
+  const first = await place.mount(options);
+  const c = await QmpConnection.open(socket);
+  const target = { target: server.url, sync: 'full', mode: 'existing', speed: 64 << 10 };
+  await c.execute('drive-mirror', { device: 'vm', ...target });
+  c.close();
+  await first.unmount();
+  await server.freeze();
+  const mounted = await place.mount(options);
+  const tookMs = await unmountTime(mounted);
+  assert.ok(tookMs < END_MS, `${tookMs} ms`);
+  assert.match(mounted.log, /warning jobs: are still taken up after 5 s: that is given up/);
+  server.thaw();
+  await assertClean(source);
+});

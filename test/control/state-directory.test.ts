@@ -4,12 +4,8 @@ import { access, mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { GIVE_UP_MS } from '../../src/job/abort.ts';
-import { placeOf, KERNEL as subject } from '../mount/suite/subject.ts';
-import { tool } from '../support/file-tools.ts';
 import { eventually } from '../support/mounted.ts';
-import { assertClean, contentSha256, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
-import { QmpConnection } from '../support/qmp.ts';
+import { assertClean, contentSha256, qemuImgJson } from '../support/qemu-img.ts';
 import { run, vdiskfs } from '../support/vdiskfs.ts';
 import { type ControlMount, controlMount } from './control-mount.ts';
 
@@ -117,34 +113,4 @@ test('a mount that ends keeps a stream as it was, paused or not, and cancels a b
   const [job, ...others] = await jobsOf(m);
   assert.deepEqual([job?.device, job?.paused, others.length], ['vm', true, 0]);
   assert.equal((await vdiskfs(['umount', m.mountpoint])).status, 0);
-});
-
-/** Each wait for the directory ends after it; the rest is loading programs on a busy machine. */
-const SLOWER_MS = GIVE_UP_MS + 10_000;
-
-test('a state directory that hangs costs a job, and the end of its mount, some seconds and no more', async (t) => {
-  const place = await placeOf(t, subject);
-  const [base, image] = [place.image('base.qcow2'), place.image('vm.qcow2')];
-  await qemuImg(['create', '-q', '-f', 'qcow2', base, '8M']);
-  await qemuImg(['create', '-q', '-f', 'qcow2', '-b', base, '-F', 'qcow2', image]);
-  const [socket, state] = [join(place.root, 'socket'), join(place.root, 'state')];
-  await mkdir(state);
-  // Who opens it to write waits for a reader: here for ever.
-  await tool('mkfifo', [join(state, 'vm.job.new')]);
-  const mounted = await place.mount(['--socket', socket, '--state-dir', state]);
-  const c = await QmpConnection.open(socket);
-  const begunMs = performance.now();
-  await c.execute('block-stream', { device: 'vm' });
-  await c.event('BLOCK_JOB_COMPLETED', SLOWER_MS);
-  const toldMs = performance.now();
-  assert.ok(toldMs - begunMs < SLOWER_MS, `told after ${toldMs - begunMs} ms`);
-  assert.match(mounted.log, /warning vm: its result is not kept after 5 s/);
-  c.close();
-  await mounted.unmount();
-  const endMs = performance.now() - toldMs;
-  // Once for the directory, once for the thread that hangs in it.
-  assert.ok(endMs < GIVE_UP_MS + SLOWER_MS, `ended after ${endMs} ms`);
-  assert.match(mounted.log, /state: does not answer: what was last told of jobs is not kept/);
-  assert.match(mounted.log, /has closed all images, but does not exit/);
-  await assertClean(image);
 });

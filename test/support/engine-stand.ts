@@ -124,7 +124,7 @@ export class EngineStand {
       allowShrink: false,
       detectZeroes: 'off',
       format: null,
-      standIns: standIns(await StandInStore.load(stateDirectory, log)),
+      standIns: standIns(await StandInStore.load({ directory: stateDirectory, log })),
       socketPath: join(directory, 'socket'),
       pid: process.pid,
       nodeIds: async (keys) => ids.idsFor(keys),

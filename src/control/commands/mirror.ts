@@ -205,7 +205,8 @@ const begin = (
   const { target, bitmap, restart, unpin } = parts;
   const { node } = target;
   refuseChanged(device.view, root);
-  const resumed = restart.again === true ? context.keptBitmaps.take(root) : null;
+  const keptJob = { id, source: root.path, target: node.path };
+  const resumed = restart.again === true ? context.keptBitmaps.take(root, keptJob) : null;
   const beginsAnew = restart.again === true && resumed === null;
   let left: { readonly old: Node | null } | null = null;
   const work = new Mirror({
@@ -225,8 +226,7 @@ const begin = (
     targetIsZero: (target.isNew || plan.targetIsZero) && node.backing === null,
     kept: {
       resumed,
-      create: (content) =>
-        context.keptBitmaps.create({ id, source: root.path, target: node.path }, content),
+      create: (content) => context.keptBitmaps.create(keptJob, content),
       outlives: () => context.jobs.isClosed,
     },
     refuseUnseen: () => context.refusePassthrough(device),

@@ -50,7 +50,9 @@ test('a job that had ended, and that nobody has to dismiss, is told of by its re
     const log = createLog({ level: 'info', write: (line) => lines.push(line), journald: false });
     const store = new JobStore(directory, silentLog);
     const jobs = new JobList(silentLog);
-    const context = { jobs, store, devices: async () => [] } as unknown as ControlContext;
+    const keptBitmaps = { giveUpRest: () => undefined };
+    const devices = async () => [];
+    const context = { jobs, store, keptBitmaps, devices } as unknown as ControlContext;
     await takeUpJobs(context, log);
     assert.deepEqual(lines, [`${said}\n`]);
     assert.deepEqual(jobs.all, []);

@@ -45,7 +45,10 @@ const scene = async (t: Parameters<typeof catalogFixture>[0]): Promise<Scene> =>
   await writeStub(source, {}, content('old'));
   await writeStub(target, {}, content('new'));
   const mount = async (standIns?: StandIns): Promise<Catalog> =>
-    f.mount({ standIns: standIns ?? (await StandInStore.load(stateDirectory, silentLog)) });
+    f.mount({
+      standIns:
+        standIns ?? (await StandInStore.load({ directory: stateDirectory, log: silentLog })),
+    });
   const pivot = async (catalog: Catalog): Promise<View> => {
     const view = await viewNamed(catalog, 'disk.raw');
     await view.open();
@@ -196,14 +199,14 @@ test('records survive on disk one by one; what is none is left alone', async (t)
     target: 'nbd://there/a',
     format: 'raw',
   };
-  const store = await StandInStore.load(stateDirectory, silentLog);
+  const store = await StandInStore.load({ directory: stateDirectory, log: silentLog });
   await store.put(record);
   await store.put({ ...record, target: '/elsewhere/a.qcow2' });
   await store.put({ ...record, original: '/images/b.qcow2' });
   await mkdir(join(f.outside, 'more'));
   await writeFile(join(stateDirectory, 'broken.view'), '{');
   await writeFile(join(stateDirectory, '0123456789abcdef.view'), '{"version":1}');
-  const again = await StandInStore.load(stateDirectory, silentLog);
+  const again = await StandInStore.load({ directory: stateDirectory, log: silentLog });
   assert.deepEqual(again.all.map(({ original, target }) => [original, target]).sort(), [
     ['/images/a.qcow2', '/elsewhere/a.qcow2'],
     ['/images/b.qcow2', 'nbd://there/a'],
