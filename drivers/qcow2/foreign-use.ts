@@ -4,11 +4,15 @@
  *
  * Words and refcounts do not tell of it (replay.ts). That program takes free host clusters where we took them, and counts them as
  * we would have; it puts its L2 table where ours is not yet. So all that names a host cluster which the journal counts first is
- * looked for on disk: it may be an entry that the journal has changed, and nothing else. Costs the reading of all tables.
+ * looked for on disk: it may be an entry that the journal has changed, and nothing else. Costs the reading of all tables, once each.
+ *
+ * What is written in place leaves no trace but the time at which the image was written. It counts where the journal takes a cluster
+ * away from the guest (a discard, zeros): what another program has written there meanwhile must not go with it.
  */
 import { viewOf } from '../../src/base/byte-order.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import { entryHex, hex, isSameEntry, type L2Entry } from './entry.ts';
+import type { ForeignWrites } from '../../src/block/restart-journal.ts';
+import { entryHex, entryOffset, hex, isCopied, isSameEntry, type L2Entry } from './entry.ts';
 import { readSnapshotTable } from './snapshot-table.ts';
 import type { ImageState } from './state.ts';
 import { type L1Table, type NamedTable, TableWalk } from './table-walk.ts';
@@ -16,27 +20,39 @@ import { type L1Table, type NamedTable, TableWalk } from './table-walk.ts';
 /** What a journal has left, by place. */
 export interface LeftChanges {
   /** Values that a table entry at a host offset had in turn. */
-  readonly entries: ReadonlyMap<number, readonly { readonly now: L2Entry }[]>;
+  readonly entries: ReadonlyMap<
+    number,
+    readonly { readonly old: L2Entry; readonly now: L2Entry }[]
+  >;
   /** Host clusters that were free, and are counted. */
   readonly taken: ReadonlySet<number>;
   /** New tables by offset, and what they were copied from; 0 for zeros. */
   readonly tables: ReadonlyMap<number, number>;
 }
 
-/** What names a host cluster that is the journal's; null when nothing does. Errors: EIO, of tables that break the format too. */
+/**
+ * How another program shows in the image; null when it does not. Errors: EIO; kind invalid-image of tables that break the format.
+ */
 export const findForeignUse = async (
   state: ImageState,
   left: LeftChanges,
+  writes: ForeignWrites,
 ): Promise<string | null> => {
+  if (writes === 'none') return null;
+  if (writes === 'likely' && takesAway(left)) return 'it was written later';
   const { clusterBytes, metadata } = state;
   for (const cluster of left.taken) {
     if (metadata.isAny(cluster) && !left.tables.has(cluster * clusterBytes))
       return `host cluster ${cluster} holds its metadata`;
   }
   const walk = new TableWalk(state);
-  for (const l1 of await allL1(state, walk)) {
+  // Snapshots share most of their tables.
+  const seen = new Set<number>();
+  for await (const l1 of allL1(state, walk)) {
     await walk.survey(l1);
     for (const table of walk.tables(l1)) {
+      if (seen.has(table.offset)) continue;
+      seen.add(table.offset);
       const found = await foreignEntry(state, walk, table, left);
       if (found !== null) return found;
     }
@@ -44,14 +60,20 @@ export const findForeignUse = async (
   return null;
 };
 
-const allL1 = async (state: ImageState, walk: TableWalk): Promise<readonly L1Table[]> => {
+/** A cluster that guests have written in place is theirs no more. */
+const takesAway = ({ entries }: LeftChanges): boolean =>
+  [...entries.values()].some((changes) =>
+    changes.some(({ old }) => isCopied(old.high) && entryOffset(old.high, old.low) !== 0),
+  );
+
+/** One in memory at a time. */
+async function* allL1(state: ImageState, walk: TableWalk): AsyncGenerator<L1Table> {
+  yield walk.activeL1();
   const { file, lengthBytes, request, snapshotTable } = state;
   const place = { ...snapshotTable, virtualSizeBytes: lengthBytes };
   const { snapshots } = await readSnapshotTable(file, place, request.path);
-  const all = [walk.activeL1()];
-  for (const snapshot of snapshots) all.push(await walk.snapshotL1(snapshot));
-  return all;
-};
+  for (const snapshot of snapshots) yield await walk.snapshotL1(snapshot);
+}
 
 const foreignEntry = async (
   state: ImageState,
@@ -59,11 +81,13 @@ const foreignEntry = async (
   table: NamedTable,
   { entries, taken, tables }: LeftChanges,
 ): Promise<string | null> => {
-  const { clusterBytes, file, map } = state;
+  const { clusterBytes, dataFile, file, map } = state;
   const bytes = await walk.read(table);
   if (bytes === null) return null;
   const source = tables.get(table.offset);
-  const isTaken = (clusters: readonly number[]): boolean => clusters.some((c) => taken.has(c));
+  // The entries of an image with a data file name no cluster of its own.
+  const isTaken = (clusters: readonly number[]): boolean =>
+    dataFile === null && clusters.some((c) => taken.has(c));
   const ignore = (): void => undefined;
   if (source === undefined && !isTaken(walk.clustersOf(table, bytes, ignore))) return null;
   const before = new Uint8Array(clusterBytes);

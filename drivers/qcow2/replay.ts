@@ -53,9 +53,7 @@ export const replayJournal = async (state: ImageState): Promise<boolean> => {
   const records = journal?.leftover ?? [];
   if (records.length === 0) return false;
   const folded = fold(records.flatMap((record) => decodeChanges(record)));
-  const conflict =
-    (await findConflict(state, folded)) ??
-    (journal?.isContinued === false ? await foreignUse(state, folded) : null);
+  const conflict = (await findConflict(state, folded)) ?? (await foreignUse(state, folded));
   if (conflict !== null) {
     log.error(
       path,
@@ -90,10 +88,12 @@ const fold = (changes: readonly SingleChange[]): Folded => {
 
 /** An image whose tables nobody can follow is no longer as we left it. */
 const foreignUse = (state: ImageState, folded: Folded): Promise<string | null> =>
-  findForeignUse(state, leftChanges(folded)).catch((error: unknown) => {
-    if (error instanceof BlockError && error.kind === 'invalid-image') return error.message;
-    throw error;
-  });
+  findForeignUse(state, leftChanges(folded), state.request.journal?.foreignWrites ?? 'none').catch(
+    (error: unknown) => {
+      if (error instanceof BlockError && error.kind === 'invalid-image') return error.message;
+      throw error;
+    },
+  );
 
 const leftChanges = ({ words, refcounts, tables }: Folded): LeftChanges => {
   const taken = new Set<number>();

@@ -17,7 +17,7 @@ import { probeFormat, probeHead } from './probe.ts';
 import type { DriverRegistry } from './registry.ts';
 import type { RemoteCredential } from './remote-access.ts';
 import { isUrl } from './remote-url.ts';
-import type { RestartJournal } from './restart-journal.ts';
+import type { JournalFactory } from './restart-journal-file.ts';
 import type { Secrets } from './secrets.ts';
 import { SharedLayers } from './shared-layers.ts';
 
@@ -42,7 +42,7 @@ export interface GraphOptions {
   /** What is read through the backing of an image that is opened for writing becomes its own. */
   readonly copyOnRead?: boolean;
   /** The restart journal of a file that is opened for writing; null for offline tools. */
-  readonly journalFor: ((file: FileIdentity) => Promise<RestartJournal>) | null;
+  readonly journalFor: JournalFactory | null;
   /** What servers may want to see. */
   readonly credentials?: readonly RemoteCredential[];
 }
@@ -325,7 +325,8 @@ export class Graph {
       const name = request.nodeName ?? this.#name();
       node = new Node({ name, path, descriptor, readOnly, file });
       this.#identityOf.set(node, keyOf(identity));
-      await this.#openFormat(node, file, request, format === null && probed === null);
+      const guarded = format === null && probed === null;
+      await this.#openFormat(node, file, { ...request, lock }, guarded);
       // It may have become somebody's data file while it was being opened.
       if (!exclusive) this.#exclusive.refuse(keyOf(identity), identity.path);
       this.#nodes.add(node);
@@ -345,7 +346,9 @@ export class Graph {
     const { journalFor, log } = this.#options;
     const { identity } = request;
     if (journalFor === null || this.#isOpenForWriting(identity)) return;
-    if ((await journalFor(identity)).leftover.length === 0) return;
+    // Who opens it looks for others.
+    const { leftover } = await journalFor(identity, { isContinued: true });
+    if (leftover.length === 0) return;
     try {
       const { node } = await this.#openLayer({ ...request, readOnly: false, snapshot: null });
       await this.#closeLayer(node, []);
@@ -375,10 +378,16 @@ export class Graph {
     return node;
   }
 
-  async #openFormat(node: Node, file: Node, layer: LayerRequest, guarded: boolean): Promise<void> {
+  async #openFormat(
+    node: Node,
+    file: Node,
+    layer: LayerRequest & { readonly lock: ImageLock },
+    guarded: boolean,
+  ): Promise<void> {
     const { registry, log, cacheBytes, discard, journalFor, secrets } = this.#options;
     const { path, readOnly, descriptor } = node;
-    const journal = readOnly || journalFor === null ? null : await journalFor(layer.identity);
+    const journal =
+      readOnly || journalFor === null ? null : await journalFor(layer.identity, layer.lock);
     const above = [...layer.above, keyOf(layer.identity)];
     const driver = await descriptor.open?.({
       file,

@@ -129,8 +129,15 @@ export class HeaderChanges {
   }
 
   async #change(at: number, now: Uint8Array, how: ChangeHow): Promise<void> {
-    await this.settled();
-    await this.#alone(() => this.#changeAlone(at, now, how));
+    for (let isMade = false; !isMade; ) {
+      await this.settled();
+      isMade = await this.#alone(async () => {
+        // Of the one before, which was not owed when it was asked.
+        if (this.#owed !== null) return false;
+        await this.#changeAlone(at, now, how);
+        return true;
+      });
+    }
   }
 
   async #changeAlone(

@@ -10,6 +10,21 @@ export type LockMode = 'read' | 'write';
 export interface ImageLock {
   /** Idempotent. */
   release(): Promise<void>;
+  /**
+   * The file was locked from when a process of this mount died that had opened it: no other program can have written it meanwhile. False
+   * where there are no locks.
+   */
+  readonly isContinued: boolean;
+}
+
+/** A lock of who knows since when. */
+export interface DatedLock extends ImageLock {
+  /** `performance.now()` when this process began to keep others out of the file; null when it does not. */
+  readonly heldSinceMs: number | null;
+}
+
+export interface DatedLocks extends ImageLocks {
+  acquire(path: string, mode: LockMode): Promise<DatedLock>;
 }
 
 export interface ImageLocks {
@@ -22,6 +37,10 @@ export interface ImageLocks {
 }
 
 /** `--lock off`, and files that are no local files. */
-export const noLocks: ImageLocks = {
-  acquire: async () => ({ release: async () => undefined }),
+export const noLocks: DatedLocks = {
+  acquire: async () => ({
+    release: async () => undefined,
+    isContinued: false,
+    heldSinceMs: null,
+  }),
 };

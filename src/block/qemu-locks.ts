@@ -10,7 +10,7 @@ import { closeSync, constants, fstatSync, openSync, readlinkSync } from 'node:fs
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import { isByteLocked, lockByte } from '../os/linux.ts';
-import type { ImageLock, ImageLocks, LockMode } from './image-locks.ts';
+import type { DatedLock, DatedLocks, LockMode } from './image-locks.ts';
 
 const PERMISSION_BYTE = 100;
 const UNSHARED_BYTE = 200;
@@ -43,6 +43,8 @@ interface Held {
   bytes: Bytes;
   /** Came with locks from an earlier process: which ones is not known. */
   adopted: boolean;
+  /** `performance.now()`. */
+  readonly sinceMs: number;
   readonly holders: Record<LockMode, number>;
 }
 
@@ -55,7 +57,7 @@ export interface QemuLocksOptions {
   readonly closed?: (key: string) => void;
 }
 
-export class QemuLocks implements ImageLocks {
+export class QemuLocks implements DatedLocks {
   readonly #options: QemuLocksOptions;
   readonly #held = new Map<string, Held>();
 
@@ -64,7 +66,7 @@ export class QemuLocks implements ImageLocks {
   }
 
   /** Synchronous inside, so two calls never interleave. */
-  async acquire(path: string, mode: LockMode): Promise<ImageLock> {
+  async acquire(path: string, mode: LockMode): Promise<DatedLock> {
     const { held, key } = this.#open(path);
     try {
       this.#raise(held, mode);
@@ -80,7 +82,8 @@ export class QemuLocks implements ImageLocks {
       held.holders[mode]--;
       this.#settle(key, held);
     };
-    return { release };
+    const heldSinceMs = held.bytes === NO_BYTES ? null : held.sinceMs;
+    return { release, isContinued: false, heldSinceMs };
   }
 
   /**
@@ -98,6 +101,7 @@ export class QemuLocks implements ImageLocks {
         path: readlinkSync(`/proc/self/fd/${fd}`),
         bytes: NO_BYTES,
         adopted: true,
+        sinceMs: Number.NEGATIVE_INFINITY,
         holders,
       });
     }
@@ -135,7 +139,8 @@ export class QemuLocks implements ImageLocks {
       return { key, held: known };
     }
     const holders = { read: 0, write: 0 };
-    const held: Held = { fd, path, bytes: NO_BYTES, adopted: false, holders };
+    const sinceMs = performance.now();
+    const held: Held = { fd, path, bytes: NO_BYTES, adopted: false, sinceMs, holders };
     this.#held.set(key, held);
     this.#options.opened?.(key, fd);
     return { key, held };

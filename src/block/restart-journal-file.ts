@@ -3,13 +3,8 @@
  * inode, made when the first record is appended. What SIGKILL leaves there is offered to whoever opens that image for
  * writing next, in this boot; after a power cut nothing of it counts.
  *
- *     header  136 bytes: magic, boot id (36 bytes), device f64, inode f64, the file's time of birth in ms f64, owner (64 bytes)
+ *     header  72 bytes: magic, boot id (36 bytes), device f64, inode f64, the file's time of birth in ms f64
  *     record  length u32, CRC-32 of the content u32, content; a torn or damaged one ends the file
- *     mtime   when its writer was seen alive last: at most a second ago
- *
- * An image whose owner (the supervisor) lives on stays locked while its engine is replaced. Where it has died, too, another program may
- * have written the image before we come back, and what the journal knows may not fit any more. An image that was written after
- * its journal's writer was seen alive is such a one: nothing is offered of it.
  */
 import {
   closeSync,
@@ -19,34 +14,30 @@ import {
   readFileSync,
   statSync,
   unlinkSync,
-  utimesSync,
   writeSync,
 } from 'node:fs';
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { viewOf } from '../base/byte-order.ts';
 import type { Log } from '../base/log.ts';
 import type { FileIdentity } from './file-identity.ts';
-import type { RestartJournal } from './restart-journal.ts';
+import type { ForeignWrites, RestartJournal } from './restart-journal.ts';
 
-const MAGIC = Buffer.from('VDKJRNL3');
-const HEADER_BYTES = 136;
+const MAGIC = Buffer.from('VDKJRNL2');
+const HEADER_BYTES = 72;
 const BOOT_ID_AT = 8;
 const DEVICE_AT = 48;
 const INODE_AT = 56;
 const BIRTH_AT = 64;
-const OWNER_AT = 72;
 const RECORD_HEAD_BYTES = 8;
-const ALIVE_MS = 1000;
-/** The writer may have been busy when it should have said that it is alive, and clocks of file systems tick. */
-const LATE_MS = 2 * ALIVE_MS;
+/** A record is covered by a checkpoint within 5 s, unless the host is slow: until then we may have written the image. */
+const PENDING_MS = 10_000;
 
 export interface JournalFactoryOptions {
   readonly directory: string;
   readonly log: Log;
-  /** Who keeps images locked while engines come and go: at most 64 bytes, another one for each. */
-  readonly owner?: string;
   /** Of this boot; tests pretend another. */
   readonly bootId?: string;
   /** Writes bytes from an index on at the end of the file, and returns how many; tests make it fail. */
@@ -56,23 +47,24 @@ export interface JournalFactoryOptions {
 const currentBootId = (): string => readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
 
 /** Journals in one directory. An image has one user at a time: its lock sees to that. Errors: those of the host. */
-export const createJournalFactory = (
-  options: JournalFactoryOptions,
-): ((file: FileIdentity) => Promise<RestartJournal>) => {
+export const createJournalFactory = (options: JournalFactoryOptions): JournalFactory => {
   const bootId = options.bootId ?? currentBootId();
-  return async (file) => new JournalFile(options, bootId, file);
+  return async (file, { isContinued }) => {
+    const journal = new JournalFile(options, bootId, file);
+    if (!isContinued) await journal.lookForOthers(file.path);
+    return journal;
+  };
 };
 
-/** A generation that was left. */
-interface Found {
-  readonly records: readonly Uint8Array[];
-  /** Null where the image was locked from then on: nobody else can have been there. */
-  readonly aliveMs: number | null;
-}
+/** `lock`: that of the image, for writing. */
+export type JournalFactory = (
+  file: FileIdentity,
+  lock: { readonly isContinued: boolean },
+) => Promise<RestartJournal>;
 
 class JournalFile implements RestartJournal {
   readonly leftover: readonly Uint8Array[];
-  readonly isContinued: boolean;
+  foreignWrites: ForeignWrites = 'none';
   readonly #options: JournalFactoryOptions;
   readonly #header: Uint8Array;
   readonly #prefix: string;
@@ -82,48 +74,28 @@ class JournalFile implements RestartJournal {
   /** Those before it are forgotten when the checkpoint ends. A record that fails begins a generation too, and changes nothing here. */
   #oldestKept: number;
   #fd: number | null = null;
-  #alive: NodeJS.Timeout | null = null;
+  /** When the last of what was left was written. */
+  #leftMs = 0;
 
   constructor(options: JournalFactoryOptions, bootId: string, file: FileIdentity) {
     this.#options = options;
     this.#prefix = `${file.device}-${file.inode}.`;
-    this.#header = encodeHeader(bootId, file, options.owner ?? '');
-    const generations = this.#filesFound();
-    const found = generations.map((generation) => this.#readGeneration(generation, file.path));
-    this.#current = (generations.at(-1) ?? 0) + 1;
+    this.#header = encodeHeader(bootId, file);
+    const found = this.#filesFound();
+    this.leftover = found.flatMap((generation) => this.#readGeneration(generation, file.path));
+    this.#current = (found.at(-1) ?? 0) + 1;
     this.#oldestKept = this.#current;
-    this.isContinued = found.every(({ aliveMs }) => aliveMs === null);
-    this.leftover = this.#ours(found, file.path);
-    if (this.#generations.size > 0) this.#sayAlive();
   }
 
-  /** What may be offered of what was found. */
-  #ours(found: readonly Found[], imagePath: string): readonly Uint8Array[] {
-    const records = found.flatMap((f) => f.records);
-    const last = found.at(-1)?.aliveMs ?? null;
-    const writtenMs = last === null ? null : modifiedMs(imagePath);
-    if (last === null || writtenMs === null || writtenMs <= last + LATE_MS) return records;
-    for (const generation of [...this.#generations.keys()]) this.#remove(generation);
-    this.#options.log.error(
-      imagePath,
-      'another program has changed this image since vdiskfs was killed (it was written ' +
-        `${Math.round((writtenMs - last) / 1000)} s later): ` +
-        `${records.length} changes that were answered then and never synced are lost`,
+  /** Of an image that was not locked all the time. A path that is no local file tells nothing. */
+  async lookForOthers(imagePath: string): Promise<void> {
+    if (this.leftover.length === 0) return;
+    this.foreignWrites = 'perhaps';
+    const writtenMs = await stat(imagePath).then(
+      ({ mtimeMs }) => mtimeMs,
+      () => 0,
     );
-    return [];
-  }
-
-  /** Now, and from now on as long as there is something to be taken up. */
-  #sayAlive(): void {
-    this.#alive ??= setInterval(() => this.#sayAlive(), ALIVE_MS).unref();
-    const newest = [...this.#generations.keys()].at(-1);
-    if (newest === undefined) {
-      clearInterval(this.#alive);
-      this.#alive = null;
-      return;
-    }
-    const now = new Date();
-    unlessGone(() => utimesSync(this.#pathOf(newest), now, now));
+    if (writtenMs > this.#leftMs + PENDING_MS) this.foreignWrites = 'likely';
   }
 
   get pendingBytes(): number {
@@ -180,7 +152,6 @@ class JournalFile implements RestartJournal {
     this.#fd = fd;
     this.#generations.set(this.#current, 0);
     this.#write(fd, this.#header);
-    if (this.#alive === null) this.#sayAlive();
     return fd;
   }
 
@@ -205,8 +176,12 @@ class JournalFile implements RestartJournal {
   }
 
   #remove(generation: number): void {
-    // What is still there after a failure is removed after the next checkpoint.
-    unlessGone(() => unlinkSync(this.#pathOf(generation)));
+    try {
+      unlinkSync(this.#pathOf(generation));
+    } catch (error) {
+      // Gone already: somebody tidied the runtime directory. What is still there is removed after the next checkpoint.
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    }
     this.#generations.delete(generation);
   }
 
@@ -221,36 +196,21 @@ class JournalFile implements RestartJournal {
     return join(this.#options.directory, `${this.#prefix}${generation}`);
   }
 
-  #readGeneration(generation: number, imagePath: string): Found {
+  #readGeneration(generation: number, imagePath: string): Uint8Array[] {
     const path = this.#pathOf(generation);
     const bytes = new Uint8Array(readFileSync(path));
     this.#generations.set(generation, bytes.length);
-    const head = bytes.subarray(0, HEADER_BYTES);
-    if (Buffer.compare(head.subarray(0, OWNER_AT), this.#header.subarray(0, OWNER_AT)) === 0) {
-      const isContinued = Buffer.compare(head, this.#header) === 0;
-      return { records: recordsOf(bytes), aliveMs: isContinued ? null : statSync(path).mtimeMs };
-    }
+    this.#leftMs = Math.max(this.#leftMs, statSync(path).mtimeMs);
+    if (Buffer.compare(bytes.subarray(0, HEADER_BYTES), this.#header) === 0)
+      return recordsOf(bytes);
     if (bytes.length > HEADER_BYTES) {
       const text = `the restart journal ${path} is of another boot or another file: what it holds is not applied`;
       this.#options.log.warning(imagePath, text);
     }
     this.#remove(generation);
-    return { records: [], aliveMs: null };
+    return [];
   }
 }
-
-/** Somebody may have tidied the runtime directory. Errors: those of the host, but for ENOENT. */
-const unlessGone = (run: () => void): void => {
-  try {
-    run();
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
-  }
-};
-
-/** Of a file on this host; null of others. */
-const modifiedMs = (path: string): number | null =>
-  statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? null;
 
 const namesIn = (directory: string): string[] => {
   try {
@@ -261,14 +221,13 @@ const namesIn = (directory: string): string[] => {
   }
 };
 
-const encodeHeader = (bootId: string, file: FileIdentity, owner: string): Uint8Array => {
+const encodeHeader = (bootId: string, file: FileIdentity): Uint8Array => {
   const bytes = new Uint8Array(HEADER_BYTES);
   bytes.set(MAGIC);
   bytes.set(Buffer.from(bootId.slice(0, DEVICE_AT - BOOT_ID_AT)), BOOT_ID_AT);
   viewOf(bytes).setFloat64(DEVICE_AT, file.device);
   viewOf(bytes).setFloat64(INODE_AT, file.inode);
   viewOf(bytes).setFloat64(BIRTH_AT, file.birthMs);
-  bytes.set(Buffer.from(owner).subarray(0, HEADER_BYTES - OWNER_AT), OWNER_AT);
   return bytes;
 };
 

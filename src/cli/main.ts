@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 /** The command `vdiskfs`. What a mount needs is started before anything else is loaded. */
+import { isCallLeft } from '../base/left-calls.ts';
 import { neededBy } from './mount-form.ts';
 
 const line = process.argv.slice(2);
@@ -19,3 +20,9 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
 });
 process.exitCode = await runLine(line);
 ahead?.abandonUnused();
+if (isCallLeft()) {
+  for (const stream of [process.stdout, process.stderr])
+    await new Promise<void>((resolve) => stream.write('', () => resolve()));
+  const { exitAtOnce } = await import('../os/linux.ts');
+  exitAtOnce(Number(process.exitCode));
+}

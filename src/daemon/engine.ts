@@ -35,7 +35,6 @@ import {
   type EngineMessage,
   type SupervisorMessage,
 } from './messages.ts';
-import { identify } from './process-identity.ts';
 import type { ReadRecords } from './read-records.ts';
 import { type KeptStandIns, StandInStore } from './stand-in-store.ts';
 import { SupervisorLink } from './supervisor-link.ts';
@@ -67,12 +66,6 @@ interface Engine {
   readonly ended: () => void;
 }
 
-/** The supervisor keeps the locks of an engine that has died. Without locks nobody keeps others out. */
-const journalOwner = (lock: EngineConfig['lock']): string => {
-  const { pid, startTime } = identify(lock === 'off' ? process.pid : process.ppid);
-  return `${pid} ${startTime}`;
-};
-
 const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Promise<Engine> => {
   const { sources, mountpoint, lock, cache, discard } = config;
   const cacheBytes = config.cacheBytes * IMAGE_SHARE;
@@ -80,11 +73,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
   const locks = lock === 'off' ? noLocks : link;
   const { backingDirectories, credentials } = config;
   const gate = await sourceGate({ sources, backingDirectories, mountpoint });
-  const journalFor = createJournalFactory({
-    directory: config.journalDirectory,
-    log,
-    owner: journalOwner(lock),
-  });
+  const journalFor = createJournalFactory({ directory: config.journalDirectory, log });
   const secrets = new Secrets(config.secrets, { keep: false });
   const { copyOnRead } = config;
   const seen = { registry, gate, locks, log, secrets, credentials };

@@ -51,14 +51,15 @@ export class SupervisorLink implements ImageLocks {
 
   async acquire(path: string, mode: LockMode): Promise<ImageLock> {
     const outcome = present(await this.#locks.add({ path, mode }), 'each lock has an outcome');
-    if (typeof outcome !== 'number') throw BlockError.fromWire(outcome);
+    if ('error' in outcome) throw BlockError.fromWire(outcome.error);
+    const { lock, isContinued } = outcome;
     let released = false;
     const release = async (): Promise<void> => {
       if (released) return;
       released = true;
-      await this.#unlocks.add(outcome);
+      await this.#unlocks.add(lock);
     };
-    return { release };
+    return { release, isContinued };
   }
 
   #ask<T>(message: (request: number) => EngineMessage): Promise<T> {

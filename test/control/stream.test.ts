@@ -106,6 +106,19 @@ test('a limited stream is paused, resumed, sped up, and refuses a second one on 
   assert.equal(info['backing-filename'], undefined);
 });
 
+test('a job is found by its name although another mount hangs', async (t) => {
+  const m = await controlMount(t);
+  const hanging = await controlMount(t);
+  assert.equal((await vdiskfs(['stream', '--speed', '2M', m.view])).status, 0);
+  const pid = await hanging.enginePid();
+  process.kill(pid, 'SIGSTOP');
+  const paused = await vdiskfs(['job', 'pause', 'vm']);
+  process.kill(pid, 'SIGCONT');
+  assert.equal(paused.status, 0, paused.stderr);
+  assert.equal((await vdiskfs(['job', 'cancel', m.view])).status, 0);
+  await untilNoJobs(m);
+});
+
 test('a cancelled stream keeps the chain and what it copied', async (t) => {
   const m = await controlMount(t);
   const before = await contentSha256(m.view, join(m.root, 'before'));

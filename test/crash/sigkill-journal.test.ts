@@ -1,7 +1,8 @@
 /** What a restart journal takes up when something was in its way: it did not fit the image once, or answers came in another order. */
 import assert from 'node:assert/strict';
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFile, utimes, writeFile } from 'node:fs/promises';
 import { type TestContext, test } from 'node:test';
+import { createLog } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
 import { delayedFile, type Interference } from '../support/delayed-file.ts';
@@ -23,12 +24,12 @@ const made = async (t: TestContext): Promise<JournaledImage> => {
 const opened = async (
   { directory, path, journals }: JournaledImage,
   host: Interference | null = null,
-  owner = 'one',
+  isContinued = true,
 ): Promise<{ node: Node; close: () => Promise<void> }> => {
   const graph = await testGraph({
     directory,
     journalDirectory: journals,
-    owner,
+    isContinued,
     ...(host && { file: delayedFile(path, host) }),
   });
   const node = await graph.open({ path, format: 'qcow2', readOnly: false });
@@ -187,7 +188,7 @@ for (const { what, synced, commands, found } of FOREIGN) {
     await lost.node.write(guestOffset(CLUSTER), filled(2));
     await lost.node.write(guestOffset(2 * CLUSTER), filled(3));
     if (commands.length > 0) await qemuIo(place.path, commands, ['-f', 'qcow2']);
-    const next = await opened(place, null, 'two');
+    const next = await opened(place, null, false);
     for (const [cluster, fill] of found) await assertFound(next.node, cluster, fill);
     await next.node.write(guestOffset(3 * CLUSTER), filled(4));
     for (const [cluster, fill] of found) await assertFound(next.node, cluster, fill);
@@ -195,3 +196,63 @@ for (const { what, synced, commands, found } of FOREIGN) {
     await qemuImg(['check', '-q', place.path]);
   });
 }
+
+/** Images of which a journal knows more than clusters that were nowhere. */
+const KINDS: readonly { readonly what: string; readonly options: string }[] = [
+  { what: 'plain', options: '' },
+  { what: 'subclusters', options: ',cluster_size=16k,extended_l2=on' },
+  { what: 'version 2', options: ',compat=0.10' },
+  { what: 'a data file', options: ',data_file=DIR/disk.data' },
+];
+
+for (const { what, options } of KINDS) {
+  test(`another mount takes up all of a journal where nobody was there: ${what}`, async (t) => {
+    const place = await journaledImage(t, 'disk.qcow2');
+    const hasOwnSize = options.includes('cluster_size');
+    const all = `${hasOwnSize ? '' : ',cluster_size=4k'}${options}`.slice(1);
+    const made = all.replace('DIR', place.directory);
+    await qemuImg(['create', '-q', '-f', 'qcow2', '-o', made, place.path, '4G']);
+    const isPlain = !options.includes('data_file');
+    await qemuIo(place.path, ['write -P 1 0 1M', 'write -P 2 2G 64k'], ['-f', 'qcow2']);
+    if (isPlain) await qemuImg(['snapshot', '-c', 'kept', place.path]);
+    const lost = await opened(place);
+    const far = 1 << 18;
+    // Written anew, taken away, packed over what is shared, and in places of which no table knows yet.
+    for (const cluster of [0, 1, 200, far, far + 1, far * 3])
+      await lost.node.write(guestOffset(cluster * CLUSTER), filled(7));
+    await lost.node.discard(guestOffset(2 * CLUSTER), 4 * CLUSTER);
+    await lost.node.writeZeroes(guestOffset(8 * CLUSTER), 4 * CLUSTER, { unmap: false });
+    if (isPlain && !hasOwnSize)
+      await lost.node.writeCompressed(guestOffset(100 * CLUSTER), filled(6));
+    await lost.node.write(guestOffset(201 * CLUSTER), filled(8));
+    const lines: string[] = [];
+    const log = createLog({ level: 'info', journald: false, write: (line) => lines.push(line) });
+    const graph = await testGraph({
+      directory: place.directory,
+      journalDirectory: place.journals,
+      log,
+    });
+    const node = await graph.open({ path: place.path, format: 'qcow2', readOnly: false });
+    for (const cluster of [0, 1, 200, far, far + 1, far * 3]) await assertFound(node, cluster, 7);
+    for (const cluster of [2, 3, 8, 9]) await assertFound(node, cluster, 0);
+    await assertFound(node, 201, 8);
+    await graph.close(node);
+    assert.match(lines.join('\n'), /changes taken up/);
+    await qemuImg(['check', '-q', place.path], [0, 3]);
+  });
+}
+
+test('what is written in place later, where the journal takes a cluster away, is not lost with it', async (t) => {
+  const place = await made(t);
+  const lost = await opened(place);
+  for (let i = 0; i < 3; i++) await lost.node.write(guestOffset(i * CLUSTER), filled(1));
+  await lost.node.flush();
+  await lost.node.discard(guestOffset(CLUSTER), CLUSTER);
+  await qemuIo(place.path, [`write -P 8 ${CLUSTER} ${CLUSTER}`], ['-f', 'qcow2']);
+  const later = new Date(Date.now() + 60_000);
+  await utimes(place.path, later, later);
+  const next = await opened(place, null, false);
+  await assertFound(next.node, 1, 8);
+  await next.close();
+  await qemuImg(['check', '-q', place.path]);
+});

@@ -8,17 +8,17 @@ const JOURNAL = ['test/crash/sigkill-journal.test.js'];
 export const JOURNAL_MUTATIONS: readonly Mutation[] = [
   {
     step: 'of an image that was not locked all the time, it is looked who names what the journal has taken',
-    file: 'drivers/qcow2/replay.js',
-    find: 'journal?.isContinued === false',
-    replace: 'false',
+    file: 'drivers/qcow2/foreign-use.js',
+    find: "if (writes === 'none')",
+    replace: 'if (writes !== null)',
     tests: JOURNAL,
   },
   {
-    step: 'an image that was written after its journal was seen alive is not taken up',
-    file: 'src/block/restart-journal-file.js',
-    find: 'writtenMs <= last + LATE_MS',
-    replace: 'true',
-    tests: ['test/unit/block/restart-journal-file.test.js'],
+    step: 'clusters that the journal takes away stay where the image was written later',
+    file: 'drivers/qcow2/foreign-use.js',
+    find: "if (writes === 'likely' && takesAway(left))",
+    replace: 'if (false)',
+    tests: JOURNAL,
   },
   {
     step: 'the count of a host cluster that packed ones share is journaled when it is taken',

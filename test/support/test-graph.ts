@@ -18,8 +18,8 @@ export interface TestGraphOptions {
   /** Formats beside ours. */
   readonly formats?: readonly DriverDescriptor[];
   readonly journalDirectory?: string;
-  /** Who keeps the images locked; see `JournalFactoryOptions`. */
-  readonly owner?: string;
+  /** The images stayed locked when their last user was killed. */
+  readonly isContinued?: boolean;
   /** Stands between the drivers and their journals. */
   readonly journal?: (made: RestartJournal) => RestartJournal;
   readonly cacheBytes?: number;
@@ -32,15 +32,12 @@ export interface TestGraphOptions {
 
 export const testGraph = async (options: TestGraphOptions): Promise<Graph> => {
   const { directory, file, journalDirectory, log = silentLog, journal = (made) => made } = options;
+  const { isContinued = false } = options;
   const used = drivers.map((d) => (file !== undefined && d.name === 'file' ? file : d));
   const journals =
     journalDirectory === undefined
       ? null
-      : createJournalFactory({
-          directory: journalDirectory,
-          log,
-          ...(options.owner !== undefined && { owner: options.owner }),
-        });
+      : createJournalFactory({ directory: journalDirectory, log });
   return new Graph({
     registry: new DriverRegistry([...used, ...(options.formats ?? [])]),
     gate: await openGate([directory]),
@@ -52,6 +49,7 @@ export const testGraph = async (options: TestGraphOptions): Promise<Graph> => {
     copyOnRead: options.copyOnRead ?? false,
     growsHereAlone: options.growsHereAlone ?? false,
     secrets: new Secrets(options.secrets ?? [], { keep: false }),
-    journalFor: journals === null ? null : async (of) => journal(await journals(of)),
+    journalFor:
+      journals === null ? null : async (of) => journal(await journals(of, { isContinued })),
   });
 };

@@ -14,7 +14,7 @@ class Stand {
   constructor(changesPerRecord = 2) {
     const journal: RestartJournal = {
       leftover: [],
-      isContinued: true,
+      foreignWrites: 'none' as const,
       pendingBytes: 0,
       append: (record) => {
         if (this.room === 0) throw new Error('full');

@@ -5,28 +5,34 @@ import {
   readFileSync,
   rmdirSync,
   rmSync,
-  statSync,
   utimesSync,
   writeFileSync,
   writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { createLog, silentLog } from '../../../src/base/log.ts';
+import { silentLog } from '../../../src/base/log.ts';
 import type { FileIdentity } from '../../../src/block/file-identity.ts';
-import { createJournalFactory } from '../../../src/block/restart-journal-file.ts';
-import { eventually } from '../../support/mounted.ts';
+import {
+  createJournalFactory,
+  type JournalFactoryOptions,
+} from '../../../src/block/restart-journal-file.ts';
 import { scratchDirectory } from '../../support/scratch.ts';
 
 const FILE: FileIdentity = { path: '/images/disk.qcow2', device: 5, inode: 77, birthMs: 1.5 };
-const HEADER_BYTES = 136;
+const HEADER_BYTES = 72;
+/** Of images that stay locked. */
+const journalsOf = (options: JournalFactoryOptions) => {
+  const make = createJournalFactory(options);
+  return (file: FileIdentity) => make(file, { isContinued: true });
+};
 const record = (text: string): Uint8Array => new TextEncoder().encode(text);
 const texts = (records: readonly Uint8Array[]): string[] =>
   records.map((r) => new TextDecoder().decode(r));
 
 test('what was appended is there for the next, in order, until a checkpoint ends', async (t) => {
   const directory = await scratchDirectory(t);
-  const open = createJournalFactory({ directory, log: silentLog });
+  const open = journalsOf({ directory, log: silentLog });
   const first = await open(FILE);
   assert.deepEqual(readdirSync(directory), [], 'nothing is made before the first record');
   first.append(record('a'));
@@ -42,7 +48,7 @@ test('what was appended is there for the next, in order, until a checkpoint ends
 
 test('a record that was torn, and what follows it, is not offered', async (t) => {
   const directory = await scratchDirectory(t);
-  const open = createJournalFactory({ directory, log: silentLog });
+  const open = journalsOf({ directory, log: silentLog });
   const journal = await open(FILE);
   for (const text of ['one', 'two', 'three']) journal.append(record(text));
   const [name] = readdirSync(directory);
@@ -60,9 +66,9 @@ test('a record that was torn, and what follows it, is not offered', async (t) =>
 
 test('records of another boot, or of another file, are never offered', async (t) => {
   const directory = await scratchDirectory(t);
-  const journal = await createJournalFactory({ directory, log: silentLog, bootId: 'before' })(FILE);
+  const journal = await journalsOf({ directory, log: silentLog, bootId: 'before' })(FILE);
   journal.append(record('old'));
-  const open = createJournalFactory({ directory, log: silentLog, bootId: 'after' });
+  const open = journalsOf({ directory, log: silentLog, bootId: 'after' });
   assert.deepEqual((await open({ ...FILE, inode: 7 })).leftover, []);
   assert.deepEqual((await open(FILE)).leftover, []);
   assert.deepEqual(readdirSync(directory), [], 'what can never be applied is not kept');
@@ -70,14 +76,14 @@ test('records of another boot, or of another file, are never offered', async (t)
 
 test('records of a file that is gone are never offered to the one that has its inode number now', async (t) => {
   const directory = await scratchDirectory(t);
-  const open = createJournalFactory({ directory, log: silentLog });
+  const open = journalsOf({ directory, log: silentLog });
   (await open(FILE)).append(record('of the old file'));
   assert.deepEqual((await open({ ...FILE, birthMs: 1.75 })).leftover, []);
 });
 
 test('a journal that cannot be written says so, and loses nothing that it had', async (t) => {
   const directory = await scratchDirectory(t);
-  const open = createJournalFactory({ directory, log: silentLog });
+  const open = journalsOf({ directory, log: silentLog });
   const journal = await open(FILE);
   journal.append(record('kept'));
   journal.begin();
@@ -108,7 +114,7 @@ test('a record that fails at any byte is never offered, and hides no other', asy
   for (let bytes = 0; bytes < HEADER_BYTES + 3 * RECORD_BYTES; bytes++) {
     const directory = await scratchDirectory(t);
     const write = failingAfter(bytes);
-    const journal = await createJournalFactory({ directory, log: silentLog, write })(FILE);
+    const journal = await journalsOf({ directory, log: silentLog, write })(FILE);
     const taken: string[] = [];
     for (const text of ['one', 'two', 'six', 'ten', 'end']) {
       try {
@@ -119,7 +125,7 @@ test('a record that fails at any byte is never offered, and hides no other', asy
       }
     }
     assert.equal(taken.length, 4, `after ${bytes} bytes`);
-    const { leftover } = await createJournalFactory({ directory, log: silentLog })(FILE);
+    const { leftover } = await journalsOf({ directory, log: silentLog })(FILE);
     assert.deepEqual(texts(leftover), taken, `after ${bytes} bytes`);
     journal.close();
     assert.deepEqual(readdirSync(directory), []);
@@ -129,14 +135,14 @@ test('a record that fails at any byte is never offered, and hides no other', asy
 test('a record that fails during a checkpoint takes none with it that came after the checkpoint began', async (t) => {
   const directory = await scratchDirectory(t);
   const write = failingAfter(2 * HEADER_BYTES + 2 * RECORD_BYTES + 1);
-  const journal = await createJournalFactory({ directory, log: silentLog, write })(FILE);
+  const journal = await journalsOf({ directory, log: silentLog, write })(FILE);
   journal.append(record('old'));
   journal.begin();
   journal.append(record('one'));
   assert.throws(() => journal.append(record('two')), /full/);
   journal.append(record('six'));
   journal.end();
-  const { leftover } = await createJournalFactory({ directory, log: silentLog })(FILE);
+  const { leftover } = await journalsOf({ directory, log: silentLog })(FILE);
   assert.deepEqual(texts(leftover), ['one', 'six']);
   journal.begin();
   journal.end();
@@ -148,17 +154,17 @@ test('a record that is written byte by byte is whole, and one of which nothing i
   let most = 1;
   const write = (fd: number, bytes: Uint8Array, from: number): number =>
     most === 0 ? 0 : writeSync(fd, bytes, from, most);
-  const journal = await createJournalFactory({ directory, log: silentLog, write })(FILE);
+  const journal = await journalsOf({ directory, log: silentLog, write })(FILE);
   journal.append(record('one'));
   most = 0;
   assert.throws(() => journal.append(record('two')), /nothing was written/);
-  const { leftover } = await createJournalFactory({ directory, log: silentLog })(FILE);
+  const { leftover } = await journalsOf({ directory, log: silentLog })(FILE);
   assert.deepEqual(texts(leftover), ['one']);
 });
 
 test('what cannot be removed after a checkpoint is removed after the next', async (t) => {
   const directory = await scratchDirectory(t);
-  const journal = await createJournalFactory({ directory, log: silentLog })(FILE);
+  const journal = await journalsOf({ directory, log: silentLog })(FILE);
   journal.append(record('one'));
   const [name = ''] = readdirSync(directory);
   const path = join(directory, name);
@@ -173,45 +179,20 @@ test('what cannot be removed after a checkpoint is removed after the next', asyn
   assert.deepEqual(readdirSync(directory), []);
 });
 
-test('an image that was written after its journal was seen alive is not taken up, unless it stayed locked', async (t) => {
+test('who may have written an image since its records were left is told by its lock, and by its time', async (t) => {
   const directory = await scratchDirectory(t);
   const path = join(directory, 'disk.qcow2');
   const journals = join(directory, 'journals');
   mkdirSync(journals);
   writeFileSync(path, '');
-  const lines: string[] = [];
-  const log = createLog({ level: 'info', journald: false, write: (line) => lines.push(line) });
-  const openedBy = (owner: string) =>
-    createJournalFactory({ directory: journals, log, owner })({ ...FILE, path });
-  const journal = await openedBy('one');
-  journal.append(record('answered'));
-  const written = (secondsLater: number): void => {
-    const at = new Date(Date.now() + secondsLater * 1000);
-    utimesSync(path, at, at);
-  };
-  written(10);
-  const next = await openedBy('one');
-  assert.deepEqual(texts(next.leftover), ['answered'], 'its locks were kept');
-  assert.equal(next.isContinued, true);
-  written(0);
-  const other = await openedBy('two');
-  assert.deepEqual(texts(other.leftover), ['answered'], 'nobody was there');
-  assert.equal(other.isContinued, false);
-  written(10);
-  assert.deepEqual((await openedBy('two')).leftover, []);
-  assert.deepEqual(readdirSync(journals), [], 'and is not met again');
-  assert.match(lines.join('\n'), /another program has changed this image .*1 changes/);
-  journal.close();
-});
-
-test('a journal says that it is alive, as long as there is something to be taken up', async (t) => {
-  const directory = await scratchDirectory(t);
-  const journal = await createJournalFactory({ directory, log: silentLog })(FILE);
-  journal.append(record('answered'));
-  const [name = ''] = readdirSync(directory);
-  const path = join(directory, name);
-  utimesSync(path, new Date(0), new Date(0));
-  await eventually('it was seen alive', async () => statSync(path).mtimeMs > Date.now() - 5000);
-  journal.close();
-  assert.deepEqual(readdirSync(directory), []);
+  const make = createJournalFactory({ directory: journals, log: silentLog });
+  const reopened = async (isContinued: boolean) =>
+    (await make({ ...FILE, path }, { isContinued })).foreignWrites;
+  assert.equal(await reopened(false), 'none', 'nothing was left');
+  (await make({ ...FILE, path }, { isContinued: true })).append(record('answered'));
+  assert.equal(await reopened(false), 'perhaps');
+  const later = new Date(Date.now() + 60_000);
+  utimesSync(path, later, later);
+  assert.equal(await reopened(false), 'likely');
+  assert.equal(await reopened(true), 'none', 'it stayed locked');
 });

@@ -11,7 +11,7 @@ import { BlockError } from '../../../src/base/block-error.ts';
 import { createLog } from '../../../src/base/log.ts';
 import { guestOffset } from '../../../src/base/units.ts';
 import { Graph } from '../../../src/block/graph.ts';
-import type { ImageLocks, LockMode } from '../../../src/block/image-locks.ts';
+import type { ImageLock, ImageLocks, LockMode } from '../../../src/block/image-locks.ts';
 import { DriverRegistry } from '../../../src/block/registry.ts';
 import { noSecrets } from '../../../src/block/secrets.ts';
 import { NodeIds } from '../../../src/daemon/node-ids.ts';
@@ -23,7 +23,7 @@ export class RecordedLocks implements ImageLocks {
   readonly held = new Map<string, LockMode[]>();
   readonly foreign = new Set<string>();
 
-  async acquire(path: string, mode: LockMode): Promise<{ release(): Promise<void> }> {
+  async acquire(path: string, mode: LockMode): Promise<ImageLock> {
     if (this.foreign.has(path)) {
       throw new BlockError({ kind: 'locked', message: 'another program holds it', path });
     }
@@ -32,6 +32,7 @@ export class RecordedLocks implements ImageLocks {
     this.held.set(path, modes);
     let released = false;
     return {
+      isContinued: false,
       release: async () => {
         if (!released) modes.splice(modes.indexOf(mode), 1);
         released = true;

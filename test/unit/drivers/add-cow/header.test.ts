@@ -200,7 +200,8 @@ test('a restart journal of another image, or of none of ours, is not applied', a
   const factory = createJournalFactory({ directory: journals, log: silentLog });
   const wrong = { kind: 'bits', stamp: 1, imageBytes: BYTES, first: 2, clusters: 1 } as const;
   for (const record of [Uint8Array.of(2, 0, 0), encodeRecord(wrong)]) {
-    (await factory({ path, device, inode, birthMs })).append(record);
+    const file = { path, device, inode, birthMs };
+    (await factory(file, { isContinued: true })).append(record);
     const graph = await testGraph({ directory, journalDirectory: journals });
     await graph.close(await graph.open({ path, format: null, readOnly: false }));
     assert.ok(!(await readAddCow(path, BYTES)).bits.some(Boolean));
