@@ -5,14 +5,12 @@
  * Words and refcounts do not tell of it (replay.ts). That program takes free host clusters where we took them, and counts them as
  * we would have; it puts its L2 table where ours is not yet. So all that names a host cluster which the journal counts first is
  * looked for on disk: it may be an entry that the journal has changed, and nothing else. Costs the reading of all tables, once each.
- *
- * What is written in place leaves no trace but the time at which the image was written. It counts where the journal takes a cluster
- * away from the guest (a discard, zeros): what another program has written there meanwhile must not go with it.
+ * What is written in place leaves no trace: where the guest had discarded the cluster, that goes with it.
  */
+import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type { ForeignWrites } from '../../src/block/restart-journal.ts';
-import { entryHex, entryOffset, hex, isCopied, isSameEntry, type L2Entry } from './entry.ts';
+import { entryHex, hex, isSameEntry, type L2Entry } from './entry.ts';
 import { readSnapshotTable } from './snapshot-table.ts';
 import type { ImageState } from './state.ts';
 import { type L1Table, type NamedTable, TableWalk } from './table-walk.ts';
@@ -20,11 +18,8 @@ import { type L1Table, type NamedTable, TableWalk } from './table-walk.ts';
 /** What a journal has left, by place. */
 export interface LeftChanges {
   /** Values that a table entry at a host offset had in turn. */
-  readonly entries: ReadonlyMap<
-    number,
-    readonly { readonly old: L2Entry; readonly now: L2Entry }[]
-  >;
-  /** Host clusters that were free, and are counted. */
+  readonly entries: ReadonlyMap<number, readonly { readonly now: L2Entry }[]>;
+  /** Host clusters that were free at some time: nobody names them but who took them then. */
   readonly taken: ReadonlySet<number>;
   /** New tables by offset, and what they were copied from; 0 for zeros. */
   readonly tables: ReadonlyMap<number, number>;
@@ -36,10 +31,7 @@ export interface LeftChanges {
 export const findForeignUse = async (
   state: ImageState,
   left: LeftChanges,
-  writes: ForeignWrites,
 ): Promise<string | null> => {
-  if (writes === 'none') return null;
-  if (writes === 'likely' && takesAway(left)) return 'it was written later';
   const { clusterBytes, metadata } = state;
   for (const cluster of left.taken) {
     if (metadata.isAny(cluster) && !left.tables.has(cluster * clusterBytes))
@@ -48,31 +40,52 @@ export const findForeignUse = async (
   const walk = new TableWalk(state);
   // Snapshots share most of their tables.
   const seen = new Set<number>();
-  for await (const l1 of allL1(state, walk)) {
-    await walk.survey(l1);
-    for (const table of walk.tables(l1)) {
-      if (seen.has(table.offset)) continue;
-      seen.add(table.offset);
-      const found = await foreignEntry(state, walk, table, left);
-      if (found !== null) return found;
-    }
+  const found = await foreignIn(walk.activeL1(), { state, walk, left, seen });
+  if (found !== null) return found;
+  for await (const l1 of snapshotL1(state, walk)) {
+    const foreign = await foreignIn(l1, { state, walk, left, seen }).catch(orNothingToFollow);
+    if (foreign !== null) return foreign;
   }
   return null;
 };
 
-/** A cluster that guests have written in place is theirs no more. */
-const takesAway = ({ entries }: LeftChanges): boolean =>
-  [...entries.values()].some((changes) =>
-    changes.some(({ old }) => isCopied(old.high) && entryOffset(old.high, old.low) !== 0),
-  );
+interface Walked {
+  readonly state: ImageState;
+  readonly walk: TableWalk;
+  readonly left: LeftChanges;
+  /** Offsets of tables. */
+  readonly seen: Set<number>;
+}
+
+const foreignIn = async (
+  l1: L1Table,
+  { state, walk, left, seen }: Walked,
+): Promise<string | null> => {
+  await walk.survey(l1, seen);
+  for (const table of walk.tables(l1)) {
+    if (seen.has(table.offset)) continue;
+    seen.add(table.offset);
+    const found = await foreignEntry(state, walk, table, left);
+    if (found !== null) return found;
+  }
+  return null;
+};
+
+/** A snapshot that was damaged before says nothing. */
+const orNothingToFollow = (error: unknown): null => {
+  if (error instanceof BlockError && error.kind === 'invalid-image') return null;
+  throw error;
+};
 
 /** One in memory at a time. */
-async function* allL1(state: ImageState, walk: TableWalk): AsyncGenerator<L1Table> {
-  yield walk.activeL1();
+async function* snapshotL1(state: ImageState, walk: TableWalk): AsyncGenerator<L1Table> {
   const { file, lengthBytes, request, snapshotTable } = state;
   const place = { ...snapshotTable, virtualSizeBytes: lengthBytes };
   const { snapshots } = await readSnapshotTable(file, place, request.path);
-  for (const snapshot of snapshots) yield await walk.snapshotL1(snapshot);
+  for (const snapshot of snapshots) {
+    const l1 = await walk.snapshotL1(snapshot).catch(orNothingToFollow);
+    if (l1 !== null) yield l1;
+  }
 }
 
 const foreignEntry = async (

@@ -86,19 +86,19 @@ const fold = (changes: readonly SingleChange[]): Folded => {
   return { owed, words, refcounts, tables };
 };
 
-/** An image whose tables nobody can follow is no longer as we left it. */
-const foreignUse = (state: ImageState, folded: Folded): Promise<string | null> =>
-  findForeignUse(state, leftChanges(folded), state.request.journal?.foreignWrites ?? 'none').catch(
-    (error: unknown) => {
-      if (error instanceof BlockError && error.kind === 'invalid-image') return error.message;
-      throw error;
-    },
-  );
+/** Of an image that has not stayed locked. One whose tables nobody can follow is no longer as we left it. */
+const foreignUse = async (state: ImageState, folded: Folded): Promise<string | null> => {
+  if (state.request.journal?.isContinued !== false) return null;
+  return findForeignUse(state, leftChanges(folded)).catch((error: unknown) => {
+    if (error instanceof BlockError && error.kind === 'invalid-image') return error.message;
+    throw error;
+  });
+};
 
 const leftChanges = ({ words, refcounts, tables }: Folded): LeftChanges => {
   const taken = new Set<number>();
   for (const [cluster, changes] of refcounts)
-    if (changes[0]?.old === 0 && lastOf(changes).now > 0) taken.add(cluster);
+    if (changes.some(({ old, now }) => old === 0 || now === 0)) taken.add(cluster);
   return { entries: words, taken, tables };
 };
 

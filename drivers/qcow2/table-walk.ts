@@ -49,14 +49,16 @@ export class TableWalk {
 
   /**
    * Before anything is changed: whether its L2 tables lie where tables can, and can be read with an effort that the image's
-   * size explains. Errors: EIO kind invalid-image.
+   * size explains; without those at `known` offsets. Errors: EIO kind invalid-image.
    */
-  async survey(l1: L1Table): Promise<void> {
+  async survey(l1: L1Table, known: ReadonlySet<number> = new Set()): Promise<void> {
     const { file, clusterBytes } = this.#state;
     const allocatedBytes = await file.driver.allocatedBytes();
     const work = new Budget('reading', FIXED_WORK_BYTES + 16 * allocatedBytes);
-    for (const table of this.tables(l1))
+    for (const table of this.tables(l1)) {
+      if (known.has(table.offset)) continue;
       work.spend((await this.#isHole(table)) ? HOLE_WORK_BYTES : clusterBytes);
+    }
   }
 
   /** A copy of the active L1 table as it is in memory. */

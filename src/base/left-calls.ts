@@ -1,12 +1,15 @@
 /**
- * Calls to the host that nobody waits for any more, and that have not returned: of a mount that hangs, say. The process ends only
- * when they do, unless it is made to.
+ * Calls to the host that may not return, of a mount that hangs, say. The process ends only when they do, unless it is made to.
  */
-let isLeft = false;
+let outstanding = 0;
 
-/** There is one from now on. */
-export const leaveCall = (): void => {
-  isLeft = true;
+/** Counts a call until it returns. */
+export const mayBeLeft = <T>(call: Promise<T>): Promise<T> => {
+  outstanding++;
+  return call.finally(() => {
+    outstanding--;
+  });
 };
 
-export const isCallLeft = (): boolean => isLeft;
+/** One has not returned. */
+export const isCallLeft = (): boolean => outstanding > 0;

@@ -346,8 +346,7 @@ export class Graph {
     const { journalFor, log } = this.#options;
     const { identity } = request;
     if (journalFor === null || this.#isOpenForWriting(identity)) return;
-    // Who opens it looks for others.
-    const { leftover } = await journalFor(identity, { isContinued: true });
+    const { leftover } = await journalFor(identity, { tenure: null });
     if (leftover.length === 0) return;
     try {
       const { node } = await this.#openLayer({ ...request, readOnly: false, snapshot: null });

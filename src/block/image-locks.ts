@@ -11,20 +11,10 @@ export interface ImageLock {
   /** Idempotent. */
   release(): Promise<void>;
   /**
-   * The file was locked from when a process of this mount died that had opened it: no other program can have written it meanwhile. False
-   * where there are no locks.
+   * Names the time since which others are kept out of the file, without a gap, whoever of us had the lock: two locks with the same one have no
+   * writer of another program between them. Null where nobody is kept out.
    */
-  readonly isContinued: boolean;
-}
-
-/** A lock of who knows since when. */
-export interface DatedLock extends ImageLock {
-  /** `performance.now()` when this process began to keep others out of the file; null when it does not. */
-  readonly heldSinceMs: number | null;
-}
-
-export interface DatedLocks extends ImageLocks {
-  acquire(path: string, mode: LockMode): Promise<DatedLock>;
+  readonly tenure: string | null;
 }
 
 export interface ImageLocks {
@@ -37,10 +27,6 @@ export interface ImageLocks {
 }
 
 /** `--lock off`, and files that are no local files. */
-export const noLocks: DatedLocks = {
-  acquire: async () => ({
-    release: async () => undefined,
-    isContinued: false,
-    heldSinceMs: null,
-  }),
+export const noLocks: ImageLocks = {
+  acquire: async () => ({ release: async () => undefined, tenure: null }),
 };

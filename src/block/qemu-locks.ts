@@ -6,11 +6,12 @@
  * One instance for each process that opens images: the supervisor of a mount, or an offline command. Holders in this
  * process share one open file description a file, so they never conflict with each other; the strongest mode counts.
  */
+import { randomUUID } from 'node:crypto';
 import { closeSync, constants, fstatSync, openSync, readlinkSync } from 'node:fs';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import { isByteLocked, lockByte } from '../os/linux.ts';
-import type { DatedLock, DatedLocks, LockMode } from './image-locks.ts';
+import type { ImageLock, ImageLocks, LockMode } from './image-locks.ts';
 
 const PERMISSION_BYTE = 100;
 const UNSHARED_BYTE = 200;
@@ -43,9 +44,14 @@ interface Held {
   bytes: Bytes;
   /** Came with locks from an earlier process: which ones is not known. */
   adopted: boolean;
-  /** `performance.now()`. */
-  readonly sinceMs: number;
+  readonly tenure: string;
   readonly holders: Record<LockMode, number>;
+}
+
+/** What keeps others out of a file: `key` is the file's, `tenure` see `ImageLock`. */
+export interface KeptLock {
+  readonly key: string;
+  readonly tenure: string;
 }
 
 export interface QemuLocksOptions {
@@ -53,11 +59,11 @@ export interface QemuLocksOptions {
   readonly require: 'auto' | 'on';
   readonly log: Log;
   /** A descriptor holds locks from now on, and no longer: for who keeps copies of it. */
-  readonly opened?: (key: string, fd: number) => void;
-  readonly closed?: (key: string) => void;
+  readonly opened?: (lock: KeptLock, fd: number) => void;
+  readonly closed?: (lock: KeptLock) => void;
 }
 
-export class QemuLocks implements DatedLocks {
+export class QemuLocks implements ImageLocks {
   readonly #options: QemuLocksOptions;
   readonly #held = new Map<string, Held>();
 
@@ -66,7 +72,7 @@ export class QemuLocks implements DatedLocks {
   }
 
   /** Synchronous inside, so two calls never interleave. */
-  async acquire(path: string, mode: LockMode): Promise<DatedLock> {
+  async acquire(path: string, mode: LockMode): Promise<ImageLock> {
     const { held, key } = this.#open(path);
     try {
       this.#raise(held, mode);
@@ -82,15 +88,14 @@ export class QemuLocks implements DatedLocks {
       held.holders[mode]--;
       this.#settle(key, held);
     };
-    const heldSinceMs = held.bytes === NO_BYTES ? null : held.sinceMs;
-    return { release, isContinued: false, heldSinceMs };
+    return { release, tenure: held.bytes === NO_BYTES ? null : held.tenure };
   }
 
   /**
    * Goes on with a descriptor that an earlier process has locked, so that nobody gets in between. Its locks are kept until
    * `settleAdopted`.
    */
-  adopt(fd: number): void {
+  adopt(fd: number, tenure: string): void {
     const { dev, ino } = fstatSync(fd);
     const key = `${dev}:${ino}`;
     if (this.#held.has(key)) closeSync(fd);
@@ -101,7 +106,7 @@ export class QemuLocks implements DatedLocks {
         path: readlinkSync(`/proc/self/fd/${fd}`),
         bytes: NO_BYTES,
         adopted: true,
-        sinceMs: Number.NEGATIVE_INFINITY,
+        tenure,
         holders,
       });
     }
@@ -139,10 +144,10 @@ export class QemuLocks implements DatedLocks {
       return { key, held: known };
     }
     const holders = { read: 0, write: 0 };
-    const sinceMs = performance.now();
-    const held: Held = { fd, path, bytes: NO_BYTES, adopted: false, sinceMs, holders };
+    const tenure = randomUUID();
+    const held: Held = { fd, path, bytes: NO_BYTES, adopted: false, tenure, holders };
     this.#held.set(key, held);
-    this.#options.opened?.(key, fd);
+    this.#options.opened?.({ key, tenure }, fd);
     return { key, held };
   }
 
@@ -212,7 +217,7 @@ export class QemuLocks implements DatedLocks {
     this.#keepOnly(held, NO_BYTES);
     closeSync(held.fd);
     this.#held.delete(key);
-    this.#options.closed?.(key);
+    this.#options.closed?.({ key, tenure: held.tenure });
   }
 
   #keepOnly(held: Held, kept: Bytes): void {

@@ -3,7 +3,8 @@
  * inode, made when the first record is appended. What SIGKILL leaves there is offered to whoever opens that image for
  * writing next, in this boot; after a power cut nothing of it counts.
  *
- *     header  72 bytes: magic, boot id (36 bytes), device f64, inode f64, the file's time of birth in ms f64
+ *     header  108 bytes: magic, boot id (36 bytes), device f64, inode f64, the file's time of birth in ms f64, tenure of the image's lock
+ *             (36 bytes, zeros for none)
  *     record  length u32, CRC-32 of the content u32, content; a torn or damaged one ends the file
  */
 import {
@@ -12,28 +13,26 @@ import {
   openSync,
   readdirSync,
   readFileSync,
-  statSync,
   unlinkSync,
   writeSync,
 } from 'node:fs';
-import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { viewOf } from '../base/byte-order.ts';
 import type { Log } from '../base/log.ts';
 import type { FileIdentity } from './file-identity.ts';
-import type { ForeignWrites, RestartJournal } from './restart-journal.ts';
+import type { ImageLock } from './image-locks.ts';
+import type { RestartJournal } from './restart-journal.ts';
 
-const MAGIC = Buffer.from('VDKJRNL2');
-const HEADER_BYTES = 72;
+const MAGIC = Buffer.from('VDKJRNL3');
+const HEADER_BYTES = 108;
 const BOOT_ID_AT = 8;
 const DEVICE_AT = 48;
 const INODE_AT = 56;
 const BIRTH_AT = 64;
+const TENURE_AT = 72;
 const RECORD_HEAD_BYTES = 8;
-/** A record is covered by a checkpoint within 5 s, unless the host is slow: until then we may have written the image. */
-const PENDING_MS = 10_000;
 
 export interface JournalFactoryOptions {
   readonly directory: string;
@@ -49,22 +48,18 @@ const currentBootId = (): string => readFileSync('/proc/sys/kernel/random/boot_i
 /** Journals in one directory. An image has one user at a time: its lock sees to that. Errors: those of the host. */
 export const createJournalFactory = (options: JournalFactoryOptions): JournalFactory => {
   const bootId = options.bootId ?? currentBootId();
-  return async (file, { isContinued }) => {
-    const journal = new JournalFile(options, bootId, file);
-    if (!isContinued) await journal.lookForOthers(file.path);
-    return journal;
-  };
+  return async (file, { tenure }) => new JournalFile(options, bootId, { file, tenure });
 };
 
 /** `lock`: that of the image, for writing. */
 export type JournalFactory = (
   file: FileIdentity,
-  lock: { readonly isContinued: boolean },
+  lock: Pick<ImageLock, 'tenure'>,
 ) => Promise<RestartJournal>;
 
 class JournalFile implements RestartJournal {
   readonly leftover: readonly Uint8Array[];
-  foreignWrites: ForeignWrites = 'none';
+  isContinued: boolean;
   readonly #options: JournalFactoryOptions;
   readonly #header: Uint8Array;
   readonly #prefix: string;
@@ -74,28 +69,20 @@ class JournalFile implements RestartJournal {
   /** Those before it are forgotten when the checkpoint ends. A record that fails begins a generation too, and changes nothing here. */
   #oldestKept: number;
   #fd: number | null = null;
-  /** When the last of what was left was written. */
-  #leftMs = 0;
 
-  constructor(options: JournalFactoryOptions, bootId: string, file: FileIdentity) {
+  constructor(
+    options: JournalFactoryOptions,
+    bootId: string,
+    { file, tenure }: { readonly file: FileIdentity; readonly tenure: string | null },
+  ) {
     this.#options = options;
     this.#prefix = `${file.device}-${file.inode}.`;
-    this.#header = encodeHeader(bootId, file);
+    this.#header = encodeHeader(bootId, file, tenure);
+    this.isContinued = tenure !== null;
     const found = this.#filesFound();
     this.leftover = found.flatMap((generation) => this.#readGeneration(generation, file.path));
     this.#current = (found.at(-1) ?? 0) + 1;
     this.#oldestKept = this.#current;
-  }
-
-  /** Of an image that was not locked all the time. A path that is no local file tells nothing. */
-  async lookForOthers(imagePath: string): Promise<void> {
-    if (this.leftover.length === 0) return;
-    this.foreignWrites = 'perhaps';
-    const writtenMs = await stat(imagePath).then(
-      ({ mtimeMs }) => mtimeMs,
-      () => 0,
-    );
-    if (writtenMs > this.#leftMs + PENDING_MS) this.foreignWrites = 'likely';
   }
 
   get pendingBytes(): number {
@@ -200,11 +187,13 @@ class JournalFile implements RestartJournal {
     const path = this.#pathOf(generation);
     const bytes = new Uint8Array(readFileSync(path));
     this.#generations.set(generation, bytes.length);
-    this.#leftMs = Math.max(this.#leftMs, statSync(path).mtimeMs);
-    if (Buffer.compare(bytes.subarray(0, HEADER_BYTES), this.#header) === 0)
+    const [ours, found] = [this.#header, bytes.subarray(0, HEADER_BYTES)];
+    if (Buffer.compare(found.subarray(0, TENURE_AT), ours.subarray(0, TENURE_AT)) === 0) {
+      if (Buffer.compare(found, ours) !== 0) this.isContinued = false;
       return recordsOf(bytes);
+    }
     if (bytes.length > HEADER_BYTES) {
-      const text = `the restart journal ${path} is of another boot or another file: what it holds is not applied`;
+      const text = `the restart journal ${path} is of another boot, another file or another version of vdiskfs: what it holds is not applied`;
       this.#options.log.warning(imagePath, text);
     }
     this.#remove(generation);
@@ -221,13 +210,14 @@ const namesIn = (directory: string): string[] => {
   }
 };
 
-const encodeHeader = (bootId: string, file: FileIdentity): Uint8Array => {
+const encodeHeader = (bootId: string, file: FileIdentity, tenure: string | null): Uint8Array => {
   const bytes = new Uint8Array(HEADER_BYTES);
   bytes.set(MAGIC);
   bytes.set(Buffer.from(bootId.slice(0, DEVICE_AT - BOOT_ID_AT)), BOOT_ID_AT);
   viewOf(bytes).setFloat64(DEVICE_AT, file.device);
   viewOf(bytes).setFloat64(INODE_AT, file.inode);
   viewOf(bytes).setFloat64(BIRTH_AT, file.birthMs);
+  bytes.set(Buffer.from(tenure ?? '').subarray(0, HEADER_BYTES - TENURE_AT), TENURE_AT);
   return bytes;
 };
 

@@ -10,17 +10,11 @@
  * carrying the boot id: records of another boot are never offered.
  */
 
-/**
- * Whether another program may have written an image since its records were left. `none`: it stayed locked. `likely`: it was written longer
- * after the last record than a checkpoint would have waited. `perhaps`: what is there must be looked at.
- */
-export type ForeignWrites = 'none' | 'perhaps' | 'likely';
-
 export interface RestartJournal {
   /** What a process that died left for this image, oldest first; empty after a clean close. */
   readonly leftover: readonly Uint8Array[];
-  /** Since those were left. */
-  readonly foreignWrites: ForeignWrites;
+  /** The image stayed locked since those were left: no other program can have written it. */
+  readonly isContinued: boolean;
   /** Synchronous; the record survives SIGKILL when it returns. Errors: ENOSPC, EIO: it is never offered, and hides no other. */
   append(record: Uint8Array): void;
   /** Starts a new generation. One checkpoint at a time. */

@@ -2,7 +2,7 @@
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError } from '../base/block-error.ts';
-import { leaveCall } from '../base/left-calls.ts';
+import { mayBeLeft } from '../base/left-calls.ts';
 import { QmpClient } from '../control/client.ts';
 import type { BlockJobInfo } from '../job/job-info.ts';
 import { extendedAttribute } from '../os/linux.ts';
@@ -72,12 +72,10 @@ export const mountStatus = async (path: string | null): Promise<readonly MountSt
 
 /** Where a mount's control socket is: the root says it, and a mount that does not answer has the usual place. */
 const socketOf = async (mountpoint: string): Promise<string> => {
-  const patience = sleep(PATIENCE_MS, 'late' as const, { ref: false });
-  const asked = extendedAttribute(mountpoint, 'user.vdiskfs.socket').then((path) => ({ path }));
+  const patience = sleep(PATIENCE_MS, null, { ref: false });
+  const asked = mayBeLeft(extendedAttribute(mountpoint, 'user.vdiskfs.socket'));
   const told = await Promise.race([asked, patience]);
-  if (told === 'late') leaveCall();
-  else if (told.path !== null) return told.path;
-  return `${runtimeDirectory()}/${mountId(mountpoint)}.sock`;
+  return told ?? `${runtimeDirectory()}/${mountId(mountpoint)}.sock`;
 };
 
 /** Errors: ETIMEDOUT, ECONNREFUSED, ENOENT. */

@@ -3,32 +3,26 @@
  * kept until the next one serves, so that no other program gets in between.
  */
 import { toBlockError } from '../base/block-error.ts';
-import type { DatedLocks, ImageLock } from '../block/image-locks.ts';
+import type { ImageLock, ImageLocks } from '../block/image-locks.ts';
 import type { LockAsked, LockOutcome } from './messages.ts';
 
 export class HeldLocks {
-  readonly #locks: DatedLocks;
+  readonly #locks: ImageLocks;
   readonly #held = new Map<number, { readonly lock: ImageLock; readonly generation: number }>();
-  /** When each generation asked for its first lock: what was held then, it has from an earlier one. */
-  readonly #begunMs = new Map<number, number>();
   #next = 1;
 
-  constructor(locks: DatedLocks) {
+  constructor(locks: ImageLocks) {
     this.#locks = locks;
   }
 
   /** One after the other. Never rejects: why a lock is not had is its outcome. */
   async acquireAll(asked: readonly LockAsked[], generation: number): Promise<LockOutcome[]> {
     const outcomes: LockOutcome[] = [];
-    const begunMs = this.#begunMs.get(generation) ?? performance.now();
-    this.#begunMs.set(generation, begunMs);
     for (const { path, mode } of asked) {
       try {
         const lock = await this.#locks.acquire(path, mode);
         this.#held.set(this.#next, { lock, generation });
-        const { heldSinceMs } = lock;
-        const isContinued = heldSinceMs !== null && heldSinceMs < begunMs;
-        outcomes.push({ lock: this.#next++, isContinued });
+        outcomes.push({ lock: this.#next++, tenure: lock.tenure });
       } catch (error) {
         outcomes.push({ error: toBlockError(error).toWire() });
       }
@@ -44,8 +38,6 @@ export class HeldLocks {
 
   /** This generation serves: what earlier ones have left is given back. */
   dropBefore(generation: number): void {
-    for (const earlier of this.#begunMs.keys())
-      if (earlier < generation) this.#begunMs.delete(earlier);
     for (const [number, held] of this.#held) {
       if (held.generation < generation) void this.release(number);
     }

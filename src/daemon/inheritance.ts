@@ -58,8 +58,8 @@ export class Inheritance {
         : new QemuLocks({
             require: lock,
             log,
-            opened: (key, fd) => kept()?.lockOpened(key, fd),
-            closed: (key) => kept()?.lockClosed(key),
+            opened: (lock, fd) => kept()?.lockOpened(lock, fd),
+            closed: (lock) => kept()?.lockClosed(lock),
           });
     this.#locks = new HeldLocks(this.#qemuLocks ?? noLocks);
   }
@@ -74,10 +74,10 @@ export class Inheritance {
   }
 
   /** Goes on with descriptors that an earlier supervisor has locked, until an engine serves. */
-  adoptLocks(descriptors: readonly number[]): void {
-    for (const fd of descriptors) {
-      if (this.#qemuLocks === null) closeSync(fd);
-      else this.#qemuLocks.adopt(fd);
+  adoptLocks(locks: TakenOver['locks']): void {
+    for (const { descriptor, tenure } of locks) {
+      if (this.#qemuLocks === null) closeSync(descriptor);
+      else this.#qemuLocks.adopt(descriptor, tenure);
     }
   }
 

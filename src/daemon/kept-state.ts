@@ -9,6 +9,7 @@ import { closeSync, fstatSync, readSync, writeSync } from 'node:fs';
 import type { InitOutcome } from '../../mount/kernel/init.ts';
 import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import type { Log } from '../base/log.ts';
+import type { KeptLock } from '../block/qemu-locks.ts';
 import { openMemoryFile } from '../os/linux.ts';
 import { FILE_SYSTEM_TYPE, mountedAt } from './mount-table.ts';
 import type { ProcessIdentity } from './process-identity.ts';
@@ -56,8 +57,8 @@ export interface TakenOver {
   /** See `EngineConfig`. */
   readonly activityChanges: readonly string[];
   readonly standIns: KeptStandIns | null;
-  /** Descriptors with image locks on them. */
-  readonly locks: readonly number[];
+  /** Descriptors with image locks on them; `tenure` see `ImageLock`. */
+  readonly locks: readonly { readonly descriptor: number; readonly tenure: string }[];
   /** The memory file, which goes on to be written, and where its last whole record ends. */
   readonly state: { readonly descriptor: number; readonly endBytes: number };
 }
@@ -113,12 +114,12 @@ export class KeptState {
     this.#append({ generation, engine });
   }
 
-  lockOpened(key: string, descriptor: number): void {
-    this.#service.store(lockName(key), descriptor);
+  lockOpened(lock: KeptLock, descriptor: number): void {
+    this.#service.store(lockName(lock), descriptor);
   }
 
-  lockClosed(key: string): void {
-    this.#service.forget(lockName(key));
+  lockClosed(lock: KeptLock): void {
+    this.#service.forget(lockName(lock));
   }
 
   /** The mount has ended: nobody is to take it over. */
@@ -137,7 +138,10 @@ export class KeptState {
 }
 
 /** Names in the store hold no colon. */
-const lockName = (key: string): string => LOCK_NAME + key.replaceAll(':', '-');
+const lockName = ({ key, tenure }: KeptLock): string =>
+  `${LOCK_NAME}${key.replaceAll(':', '-')}.${tenure}`;
+
+const tenureOf = (name: string): string => name.slice(name.lastIndexOf('.') + 1);
 
 /**
  * What an earlier supervisor of this service has left, if its mount is still there; null else, and the store is emptied. Touches
@@ -149,7 +153,9 @@ export const takeOver = (service: Service, log: Log): TakenOver | null => {
   const named = (name: string): number | null =>
     passed.find((p) => p.name === name)?.descriptor ?? null;
   const [fuse, state] = [named(FUSE_NAME), named(STATE_NAME)];
-  const locks = passed.filter((p) => p.name.startsWith(LOCK_NAME)).map((p) => p.descriptor);
+  const locks = passed
+    .filter((p) => p.name.startsWith(LOCK_NAME))
+    .map(({ name, descriptor }) => ({ descriptor, tenure: tenureOf(name) }));
   const found = fuse === null || state === null ? null : replay(state);
   const mount = found === null ? null : mountedAt(found.settled.mountpoint);
   const isThere =

@@ -15,7 +15,7 @@ import type { MetricsAddress } from './metrics-server.ts';
 import type { KeptStandIns } from './stand-in-store.ts';
 
 /** Of these messages: an engine of another version that speaks others is not used. Changes with each of them. */
-export const ENGINE_PROTOCOL = 5;
+export const ENGINE_PROTOCOL = 6;
 
 /**
  * The engine's numbers, after stdin, stdout, stderr and the channel. It is started before there is a mount, with a socket in
@@ -91,7 +91,7 @@ export interface LockAsked {
 
 /** The number of a lock that is held now (see `ImageLock`), or why it is not. */
 export type LockOutcome =
-  | { readonly lock: number; readonly isContinued: boolean }
+  | { readonly lock: number; readonly tenure: string | null }
   | { readonly error: BlockErrorWire };
 
 export type EngineMessage =

@@ -52,14 +52,14 @@ export class SupervisorLink implements ImageLocks {
   async acquire(path: string, mode: LockMode): Promise<ImageLock> {
     const outcome = present(await this.#locks.add({ path, mode }), 'each lock has an outcome');
     if ('error' in outcome) throw BlockError.fromWire(outcome.error);
-    const { lock, isContinued } = outcome;
+    const { lock, tenure } = outcome;
     let released = false;
     const release = async (): Promise<void> => {
       if (released) return;
       released = true;
       await this.#unlocks.add(lock);
     };
-    return { release, isContinued };
+    return { release, tenure };
   }
 
   #ask<T>(message: (request: number) => EngineMessage): Promise<T> {

@@ -68,7 +68,7 @@ const sceneOf = async (t: TestContext, format: Format): Promise<Scene> => {
   const scene = { isFull: false, onFlush: async (): Promise<void> => undefined };
   const full = (made: RestartJournal): RestartJournal => ({
     leftover: made.leftover,
-    foreignWrites: made.foreignWrites,
+    isContinued: made.isContinued,
     get pendingBytes() {
       return made.pendingBytes;
     },

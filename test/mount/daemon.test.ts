@@ -231,25 +231,34 @@ test('SIGKILL of the supervisor ends the engine, and the next mount cleans up wh
   await assertClean(join(d.images, 'disk.qcow2'));
 });
 
-test("what QEMU has written after the daemon was killed is nobody else's at the next mount", async (t) => {
-  const d = await mounted(t);
-  const image = join(d.images, 'disk.qcow2');
-  const answered = join(d.root, 'answered');
-  await writeFile(answered, new Uint8Array(65_536).fill(5));
-  const direct = ['bs=64k', 'seek=16', 'oflag=direct', 'conv=notrunc'];
-  await tool('dd', [`if=${answered}`, `of=${d.disk}`, ...direct]);
-  const { pid, 'supervisor-pid': supervisor } = await d.status();
-  process.kill(supervisor, 'SIGKILL');
-  await until('the engine ends', () => !isAlive(pid));
-  // It takes the host clusters that were taken for what was answered and not synced.
-  await qemuIo(image, ['write -P 7 4M 1M']);
-  const again = await vdiskfs(['mount', d.images, d.mountpoint]);
-  assert.equal(again.status, 0, again.stderr);
-  await tool('dd', [`if=${answered}`, `of=${d.disk}`, ...direct]);
-  assert.equal((await vdiskfs(['umount', d.mountpoint])).status, 0);
-  await qemuIo(image, ['read -P 7 4M 1M']);
-  await assertClean(image);
-});
+for (const next of [
+  'the next engine',
+  'an engine that takes over from it',
+  'an engine after its death',
+])
+  test(`what QEMU has written after the daemon was killed is not touched by ${next}`, async (t) => {
+    const d = await mounted(t);
+    const image = join(d.images, 'disk.qcow2');
+    const answered = join(d.root, 'answered');
+    await writeFile(answered, new Uint8Array(65_536).fill(5));
+    const direct = ['bs=64k', 'seek=16', 'oflag=direct', 'conv=notrunc'];
+    await tool('dd', [`if=${answered}`, `of=${d.disk}`, ...direct]);
+    const { pid, 'supervisor-pid': supervisor } = await d.status();
+    process.kill(supervisor, 'SIGKILL');
+    await until('the engine ends', () => !isAlive(pid));
+    // It takes the host clusters that were taken for what was answered and not synced.
+    await qemuIo(image, ['write -P 7 4M 1M']);
+    const again = await vdiskfs(['mount', d.images, d.mountpoint]);
+    assert.equal(again.status, 0, again.stderr);
+    // The image is locked again from here, and nobody has opened it yet.
+    if (next === 'an engine that takes over from it')
+      assert.equal((await vdiskfs(['restart', d.mountpoint])).status, 0);
+    if (next === 'an engine after its death') process.kill((await d.status()).pid, 'SIGKILL');
+    await tool('dd', [`if=${answered}`, `of=${d.disk}`, ...direct]);
+    assert.equal((await vdiskfs(['umount', d.mountpoint])).status, 0);
+    await qemuIo(image, ['read -P 7 4M 1M']);
+    await assertClean(image);
+  });
 
 test('an umount from outside flushes and ends the daemon', async (t) => {
   const d = await mounted(t);

@@ -187,7 +187,7 @@ test('SIGKILL of the supervisor of a service: the next one takes the mount up, a
   let service = await startService(place, {});
   const { manager } = service;
   assert.deepEqual(
-    new Set(manager.store.map((s) => s.name.replace(/-\d+-\d+$/, ''))),
+    new Set(manager.store.map((s) => s.name.replace(/-\d+-\d+\.[\da-f-]{36}$/, ''))),
     new Set(['vdiskfs-state', 'vdiskfs-fuse', 'vdiskfs-lock']),
   );
   const fio = fioVerify(join(place.mountpoint, 'disk.raw'));

@@ -8,17 +8,24 @@ const JOURNAL = ['test/crash/sigkill-journal.test.js'];
 export const JOURNAL_MUTATIONS: readonly Mutation[] = [
   {
     step: 'of an image that was not locked all the time, it is looked who names what the journal has taken',
-    file: 'drivers/qcow2/foreign-use.js',
-    find: "if (writes === 'none')",
-    replace: 'if (writes !== null)',
+    file: 'drivers/qcow2/replay.js',
+    find: 'if (state.request.journal?.isContinued !== false)',
+    replace: 'if (true)',
     tests: JOURNAL,
   },
   {
-    step: 'clusters that the journal takes away stay where the image was written later',
-    file: 'drivers/qcow2/foreign-use.js',
-    find: "if (writes === 'likely' && takesAway(left))",
-    replace: 'if (false)',
+    step: 'it is looked who names what the journal has given back, too',
+    file: 'drivers/qcow2/replay.js',
+    find: 'old === 0 || now === 0',
+    replace: 'old === 0 && now !== 0 && changes.at(-1)?.now !== 0',
     tests: JOURNAL,
+  },
+  {
+    step: 'a journal is continued only under the lock under which it was left',
+    file: 'src/block/restart-journal-file.js',
+    find: 'if (Buffer.compare(found, ours) !== 0)',
+    replace: 'if (false)',
+    tests: ['test/unit/block/restart-journal-file.test.js', ...JOURNAL],
   },
   {
     step: 'the count of a host cluster that packed ones share is journaled when it is taken',

@@ -18,8 +18,8 @@ export interface TestGraphOptions {
   /** Formats beside ours. */
   readonly formats?: readonly DriverDescriptor[];
   readonly journalDirectory?: string;
-  /** The images stayed locked when their last user was killed. */
-  readonly isContinued?: boolean;
+  /** Of the locks of images; see `ImageLock`. */
+  readonly tenure?: string | null;
   /** Stands between the drivers and their journals. */
   readonly journal?: (made: RestartJournal) => RestartJournal;
   readonly cacheBytes?: number;
@@ -32,7 +32,7 @@ export interface TestGraphOptions {
 
 export const testGraph = async (options: TestGraphOptions): Promise<Graph> => {
   const { directory, file, journalDirectory, log = silentLog, journal = (made) => made } = options;
-  const { isContinued = false } = options;
+  const { tenure = null } = options;
   const used = drivers.map((d) => (file !== undefined && d.name === 'file' ? file : d));
   const journals =
     journalDirectory === undefined
@@ -49,7 +49,6 @@ export const testGraph = async (options: TestGraphOptions): Promise<Graph> => {
     copyOnRead: options.copyOnRead ?? false,
     growsHereAlone: options.growsHereAlone ?? false,
     secrets: new Secrets(options.secrets ?? [], { keep: false }),
-    journalFor:
-      journals === null ? null : async (of) => journal(await journals(of, { isContinued })),
+    journalFor: journals === null ? null : async (of) => journal(await journals(of, { tenure })),
   });
 };

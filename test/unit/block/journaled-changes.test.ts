@@ -14,7 +14,7 @@ class Stand {
   constructor(changesPerRecord = 2) {
     const journal: RestartJournal = {
       leftover: [],
-      foreignWrites: 'none' as const,
+      isContinued: true,
       pendingBytes: 0,
       append: (record) => {
         if (this.room === 0) throw new Error('full');

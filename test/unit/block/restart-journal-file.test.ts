@@ -5,7 +5,6 @@ import {
   readFileSync,
   rmdirSync,
   rmSync,
-  utimesSync,
   writeFileSync,
   writeSync,
 } from 'node:fs';
@@ -20,11 +19,11 @@ import {
 import { scratchDirectory } from '../../support/scratch.ts';
 
 const FILE: FileIdentity = { path: '/images/disk.qcow2', device: 5, inode: 77, birthMs: 1.5 };
-const HEADER_BYTES = 72;
+const HEADER_BYTES = 108;
 /** Of images that stay locked. */
 const journalsOf = (options: JournalFactoryOptions) => {
   const make = createJournalFactory(options);
-  return (file: FileIdentity) => make(file, { isContinued: true });
+  return (file: FileIdentity) => make(file, { tenure: 'one' });
 };
 const record = (text: string): Uint8Array => new TextEncoder().encode(text);
 const texts = (records: readonly Uint8Array[]): string[] =>
@@ -179,20 +178,23 @@ test('what cannot be removed after a checkpoint is removed after the next', asyn
   assert.deepEqual(readdirSync(directory), []);
 });
 
-test('who may have written an image since its records were left is told by its lock, and by its time', async (t) => {
+test('records are continued by who has the lock under which all of them were left', async (t) => {
   const directory = await scratchDirectory(t);
-  const path = join(directory, 'disk.qcow2');
-  const journals = join(directory, 'journals');
-  mkdirSync(journals);
-  writeFileSync(path, '');
-  const make = createJournalFactory({ directory: journals, log: silentLog });
-  const reopened = async (isContinued: boolean) =>
-    (await make({ ...FILE, path }, { isContinued })).foreignWrites;
-  assert.equal(await reopened(false), 'none', 'nothing was left');
-  (await make({ ...FILE, path }, { isContinued: true })).append(record('answered'));
-  assert.equal(await reopened(false), 'perhaps');
-  const later = new Date(Date.now() + 60_000);
-  utimesSync(path, later, later);
-  assert.equal(await reopened(false), 'likely');
-  assert.equal(await reopened(true), 'none', 'it stayed locked');
+  const make = createJournalFactory({ directory, log: silentLog });
+  const isContinuedBy = async (tenure: string | null): Promise<boolean> => {
+    const { leftover, isContinued } = await make(FILE, { tenure });
+    assert.ok(leftover.length > 0, 'they are offered to everybody');
+    return isContinued;
+  };
+  const first = await make(FILE, { tenure: 'one' });
+  first.append(record('under the first lock'));
+  assert.equal(await isContinuedBy('one'), true);
+  assert.equal(await isContinuedBy('two'), false);
+  assert.equal(await isContinuedBy(null), false);
+  // Whoever takes them up later and is killed has not made them his.
+  (await make(FILE, { tenure: 'two' })).append(record('under the second'));
+  assert.equal(await isContinuedBy('two'), false);
+  const unlocked = await make({ ...FILE, inode: 78 }, { tenure: null });
+  unlocked.append(record('under none'));
+  assert.equal((await make({ ...FILE, inode: 78 }, { tenure: null })).isContinued, false);
 });

@@ -32,7 +32,7 @@ export class RecordedLocks implements ImageLocks {
     this.held.set(path, modes);
     let released = false;
     return {
-      isContinued: false,
+      tenure: null,
       release: async () => {
         if (!released) modes.splice(modes.indexOf(mode), 1);
         released = true;

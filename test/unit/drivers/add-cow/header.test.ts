@@ -201,7 +201,7 @@ test('a restart journal of another image, or of none of ours, is not applied', a
   const wrong = { kind: 'bits', stamp: 1, imageBytes: BYTES, first: 2, clusters: 1 } as const;
   for (const record of [Uint8Array.of(2, 0, 0), encodeRecord(wrong)]) {
     const file = { path, device, inode, birthMs };
-    (await factory(file, { isContinued: true })).append(record);
+    (await factory(file, { tenure: null })).append(record);
     const graph = await testGraph({ directory, journalDirectory: journals });
     await graph.close(await graph.open({ path, format: null, readOnly: false }));
     assert.ok(!(await readAddCow(path, BYTES)).bits.some(Boolean));

@@ -382,7 +382,7 @@ test('where the journal does not take what is owed, nothing is answered until it
   const change = changeOf('a smaller size');
   const subject = await opened(t, change, 'reached', (made) => ({
     leftover: made.leftover,
-    foreignWrites: made.foreignWrites,
+    isContinued: made.isContinued,
     get pendingBytes() {
       return made.pendingBytes;
     },
