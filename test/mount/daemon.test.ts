@@ -245,7 +245,7 @@ for (const next of [
     await tool('dd', [`if=${answered}`, `of=${d.disk}`, ...direct]);
     const { pid, 'supervisor-pid': supervisor } = await d.status();
     process.kill(supervisor, 'SIGKILL');
-    await until('the engine ends', () => !isAlive(pid));
+    await until('both have ended', () => !isAlive(pid) && !isAlive(supervisor));
     // It takes the host clusters that were taken for what was answered and not synced.
     await qemuIo(image, ['write -P 7 4M 1M']);
     const again = await vdiskfs(['mount', d.images, d.mountpoint]);
