@@ -7,6 +7,7 @@ import { createConnection } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { startTimeOf } from '../../src/daemon/process-identity.ts';
 import { extendedAttribute } from '../../src/os/linux.ts';
 import { CleanupStack } from '../support/cleanup-stack.ts';
 import { tool } from '../support/file-tools.ts';
@@ -245,7 +246,9 @@ for (const next of [
     await tool('dd', [`if=${answered}`, `of=${d.disk}`, ...direct]);
     const { pid, 'supervisor-pid': supervisor } = await d.status();
     process.kill(supervisor, 'SIGKILL');
-    await until('both have ended', () => !isAlive(pid) && !isAlive(supervisor));
+    // Locks go with the last thread.
+    const isGone = (process: number): boolean => startTimeOf(process) === null;
+    await until('both have ended', () => isGone(pid) && isGone(supervisor));
     // It takes the host clusters that were taken for what was answered and not synced.
     await qemuIo(image, ['write -P 7 4M 1M']);
     const again = await vdiskfs(['mount', d.images, d.mountpoint]);
