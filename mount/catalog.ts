@@ -7,7 +7,6 @@
 import { BlockError, toBlockError } from '../src/base/block-error.ts';
 import type { OwnLayers } from '../src/block/graph.ts';
 import type { Node } from '../src/block/node.ts';
-import { type OpenGate, openGate, placesBeside } from '../src/block/open-gate.ts';
 import type { View } from '../src/block/view.ts';
 import type { KernelPages, ViewHolding } from './backend.ts';
 import { type Activity, alwaysActive } from './catalog/activity.ts';
@@ -20,10 +19,10 @@ import {
 import type { EntryContext } from './catalog/entry-context.ts';
 import { type CatalogEntry, EntryTable } from './catalog/entry-table.ts';
 import type { HandOverScene } from './catalog/hand-over.ts';
-import { idleTooLong, isIdle } from './catalog/idle-views.ts';
+import { idleTooLong } from './catalog/idle-views.ts';
 import type { ImageEntry } from './catalog/image-entry.ts';
 import { type Inspection, Inspector } from './catalog/inspection.ts';
-import { type LayerClaim, refuseUsedLayers } from './catalog/layer-claim.ts';
+import type { LayerClaim } from './catalog/layer-claim.ts';
 import {
   type IgnoredFile,
   listSources,
@@ -34,7 +33,6 @@ import {
 } from './catalog/listing.ts';
 import type { SnapshotScene } from './catalog/live-snapshots.ts';
 import { pivotOver, pivotTo, reopen } from './catalog/pivot.ts';
-import { Reservations, refuseLayer, refuseUsed } from './catalog/reservations.ts';
 import { type ScanResult, scan } from './catalog/scan.ts';
 import { ScanSchedule } from './catalog/scan-schedule.ts';
 import { SnapshotEntry } from './catalog/snapshot-entry.ts';
@@ -42,6 +40,7 @@ import { attributesOfPlace, type Space, spaceOfPlace } from './catalog/source-pl
 import { SourceWatch } from './catalog/source-watch.ts';
 import { noStandIns, withStandIns } from './catalog/stand-ins.ts';
 import { statusOf } from './catalog/view-status.ts';
+import { WithdrawnViews } from './catalog/withdrawn-views.ts';
 import type { Directory, Entry, FileAttributes } from './directory.ts';
 
 /** Their locks are asked for together. */
@@ -49,22 +48,6 @@ const PARALLEL_SETTLINGS = 4 * PARALLEL_LOOKS;
 
 /** How often idle views are looked for. */
 const IDLE_SWEEP_MS = 1000;
-
-/**
- * The gate of a mount: source directories, what lies beside single files and URLs, and `--backing-dir`s are allowed;
- * `mountpoint` (real path, or null) is never entered. Errors: ENOENT and those of the host.
- */
-export const sourceGate = async (options: {
-  readonly sources: readonly { readonly name: string | null; readonly path: string }[];
-  readonly backingDirectories: readonly string[];
-  readonly mountpoint: string | null;
-}): Promise<OpenGate> => {
-  const sources = await Promise.all(
-    options.sources.map((source) => resolveSource(source, options.mountpoint)),
-  );
-  const places = sources.flatMap((s) => (s.isDirectory ? [s.path] : placesBeside(s.path)));
-  return openGate([...places, ...options.backingDirectories], options.mountpoint);
-};
 
 /**
  * Scans the sources for the first time. Errors: a source that is not there or cannot be read; with a single file as the
@@ -93,11 +76,11 @@ export class Catalog implements Directory {
   readonly #context: EntryContext;
   readonly #watch: SourceWatch;
   readonly #table = new EntryTable();
-  readonly #reservations = new Reservations();
   readonly #nameListeners = new Set<(name: string) => void>();
   readonly #lostListeners = new Set<(nodeId: number) => void>();
   readonly #activity: Activity;
   readonly #scans: ScanSchedule;
+  readonly #withdrawn: WithdrawnViews;
   /** Closings that a release or a scan began; `close` waits for them. */
   readonly #background: BackgroundWork;
   readonly #idleTimer: NodeJS.Timeout;
@@ -124,6 +107,7 @@ export class Catalog implements Directory {
       scan: () => this.#scan(),
       forgetRemote: () => this.#inspector.forgetRemote(),
     });
+    this.#withdrawn = new WithdrawnViews(this.#table, this.#scans);
     this.#idleTimer = setInterval(() => this.#closeIdle(), IDLE_SWEEP_MS).unref();
   }
 
@@ -253,40 +237,14 @@ export class Catalog implements Directory {
     return this.#table.images.find((entry) => entry.view === view) ?? null;
   }
 
-  /**
-   * Nobody has a view of this file (real path) until the returned function is called: a job writes it. Errors: EBUSY while
-   * somebody uses the view that it has, or another image is based on it.
-   */
-  async reserve(path: string, reason: string): Promise<() => Promise<void>> {
-    await this.#scans.refresh();
-    const entry = this.#table.images.find(({ host }) => host.path === path) ?? null;
-    if (entry !== null) refuseUsed(entry, isIdle(entry.view));
-    refuseLayer(path, this.#table.images);
-    const end = this.#reservations.add(path, reason);
-    await this.#scans.rescanNow();
-    await entry?.dispose();
-    return async () => {
-      end();
-      await this.#scans.rescanNow();
-    };
+  /** See `WithdrawnViews`. */
+  reserve(path: string, reason: string): Promise<() => Promise<void>> {
+    return this.#withdrawn.reserve(path, reason);
   }
 
-  /**
-   * The layers below an image have no views until the returned function is called: a commit changes them. Errors: those of
-   * `refuseUsedLayers`.
-   */
-  async claimLayers(claim: LayerClaim, reason: string): Promise<() => Promise<void>> {
-    await this.#scans.refresh();
-    refuseUsedLayers(claim, this.#table.images);
-    const { paths, image } = claim;
-    const layers = this.#table.images.filter((e) => e !== image && paths.includes(e.host.path));
-    const ends = paths.map((path) => this.#reservations.add(path, reason, image.key));
-    await this.#scans.rescanNow();
-    for (const layer of layers) await layer.dispose();
-    return async () => {
-      for (const end of ends) end();
-      await this.#scans.rescanNow();
-    };
+  /** See `WithdrawnViews`. */
+  claimLayers(claim: LayerClaim, reason: string): Promise<() => Promise<void>> {
+    return this.#withdrawn.claimLayers(claim, reason);
   }
 
   /**
@@ -360,7 +318,7 @@ export class Catalog implements Directory {
     const { gate, mountpoint, nodeIds, format, standIns = noStandIns } = this.#options;
     const sinceMs = performance.now();
     const found = await listSources(this.#sources, gate, mountpoint);
-    const listing = this.#reservations.apply(await withStandIns(found, standIns, this.#sources));
+    const listing = this.#withdrawn.apply(await withStandIns(found, standIns, this.#sources));
     const result = await scan(listing.candidates, {
       sinceMs,
       table: this.#table,

@@ -21,7 +21,7 @@ export interface CatalogOptions {
   /** Its gate and locks should be the ones given here. */
   readonly graph: Graph;
   readonly registry: DriverRegistry;
-  /** See `sourceGate`. */
+  /** See `source-gate.ts`. */
   readonly gate: OpenGate;
   readonly locks: ImageLocks;
   /** What servers may want to see. */

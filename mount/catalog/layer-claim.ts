@@ -3,6 +3,7 @@
  * because he would see something else afterwards.
  */
 import { BlockError } from '../../src/base/block-error.ts';
+import { isIdle } from './idle-views.ts';
 import type { ImageEntry } from './image-entry.ts';
 
 export interface LayerClaim {
@@ -21,8 +22,7 @@ export const refuseUsedLayers = (
 ): void => {
   const layers = images.filter((entry) => entry !== image && paths.includes(entry.host.path));
   for (const { name, handles, view, host } of layers) {
-    const isIdle = view.active === 0 && !view.isPinned;
-    if (handles > 0 || !isIdle) throw busy(`its view ${name} is in use`, host.path);
+    if (handles > 0 || !isIdle(view)) throw busy(`its view ${name} is in use`, host.path);
   }
   if (force) return;
   const own = [image.name, image.candidate.fileName, ...layers.map((entry) => entry.name)];

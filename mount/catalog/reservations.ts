@@ -3,6 +3,7 @@
  * else.
  */
 import { BlockError } from '../../src/base/block-error.ts';
+import { isIdle } from './idle-views.ts';
 import type { ImageEntry } from './image-entry.ts';
 import type { Candidate, IgnoredFile, Listing } from './listing.ts';
 import { isElsewhere, keyOf } from './stand-ins.ts';
@@ -42,11 +43,11 @@ export class Reservations {
 }
 
 /** Errors: EBUSY for an image whose view is used, or that lies below another one. */
-export const refuseUsed = ({ host, name, usedBy, handles }: ImageEntry, isIdle: boolean): void => {
+export const refuseUsed = ({ host, name, usedBy, handles, view }: ImageEntry): void => {
   const refuse = (message: string): BlockError =>
     new BlockError({ kind: 'busy', message, path: host.path });
   if (usedBy !== null) throw refuse(`'${usedBy}' uses it as its backing image`);
-  if (handles > 0 || !isIdle) throw refuse(`its view ${name} is in use`);
+  if (handles > 0 || !isIdle(view)) throw refuse(`its view ${name} is in use`);
 };
 
 /** Errors: EBUSY for a file that an image's header names. */
