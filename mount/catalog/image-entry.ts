@@ -1,27 +1,27 @@
 /**
- * One image of a mount: its file, what its header says, its lock, the reason why it is read-only, and its view.
+ * One image of a mount: who it is, its view, its attributes, what kernels were told of it, and whether it is ours or another
+ * host's. Its parts: what is known of it (`ImageKnowledge`), who may write it (`WriteAccess`), the looks at its file
+ * (`ImageLooks`), and the openings and closings of its chain (`ImageOpening`).
  *
- * Whether it may be written is settled (`settle`) only while no handle is open and nobody has pinned the view, so a guest or a
- * job never sees it change; a change that comes meanwhile waits for the last release.
+ * The parts see the entry as it is when they ask, never a copy. The view alone opens the chain, and closes it but for a pivot;
+ * whether the image is ours changes only while the view is held.
  */
-import { BlockError, toBlockError } from '../../src/base/block-error.ts';
-import type { OpenImageOptions } from '../../src/block/graph.ts';
+import { BlockError } from '../../src/base/block-error.ts';
 import type { SnapshotDescription } from '../../src/block/image-description.ts';
-import type { Node } from '../../src/block/node.ts';
 import { View } from '../../src/block/view.ts';
 import type { Entry, FileAttributes } from '../directory.ts';
 import { extendedAttributesOf, fileAttributesOf, type ImageSizes, sizesOf } from './attributes.ts';
 import type { EntryContext } from './entry-context.ts';
-import { backingIsWritten, staleFile, usedElsewhere, writabilityChanged } from './entry-errors.ts';
 import { FileTimes } from './file-times.ts';
-import { type HostFile, statHostFile, tryStatHostFile } from './host-file.ts';
-import { ImageHolds } from './image-hold.ts';
+import type { HostFile } from './host-file.ts';
 import { ImageKnowledge, type ScanFindings } from './image-knowledge.ts';
+import { ImageLooks } from './image-looks.ts';
+import { ImageOpening } from './image-opening.ts';
 import type { Inspection } from './inspection.ts';
 import type { Candidate } from './listing.ts';
-import { differsFrom, remoteFilesOf } from './remote-files.ts';
+import { remoteFilesOf } from './remote-files.ts';
 import { ShownState } from './shown-state.ts';
-import { CORRUPT, whyReadOnly } from './write-permission.ts';
+import { WriteAccess } from './write-access.ts';
 
 export interface ImageEntryFields {
   readonly nodeId: number;
@@ -49,34 +49,30 @@ export class ImageEntry implements Entry {
   /** When the last request or handle ended, for idle closing; `performance.now()`. */
   idleSinceMs = 0;
   readonly #context: EntryContext;
-  readonly #hold: ImageHolds;
-  /** In force; see `settle`. */
-  #readOnlyReason: string | null = 'it has not been looked at yet';
-  /** Takes the place of the reason in force when the open chain has been closed. */
-  #nextReason: string | null;
   readonly #knowledge: ImageKnowledge;
   readonly #shown = new ShownState();
   readonly #times = new FileTimes();
+  readonly #access: WriteAccess;
+  readonly #looks: ImageLooks;
+  readonly #opening: ImageOpening;
   #lastAttributes: FileAttributes | null = null;
   #reported = '';
-  #settling: Promise<void> = Promise.resolve();
   /** The last of those that `alone` lets in. */
   #alone: Promise<unknown> = Promise.resolve();
-  /** Closings that go on: until their end the file changes through us. */
-  #closings = 0;
-  /** The same of openings, once the file is found to be the one that was looked at. */
-  #openings = 0;
   /** False while another host may have the image: no lock of it is held, and its file is not looked at. */
   #isOurs = true;
 
   constructor(context: EntryContext, fields: ImageEntryFields) {
     this.#context = context;
-    this.#hold = new ImageHolds(context.locks);
-    this.#nextReason = this.#readOnlyReason;
     this.nodeId = fields.nodeId;
     this.key = fields.key;
     this.name = fields.name;
     this.#knowledge = new ImageKnowledge(fields);
+    const own = { knowledge: this.#knowledge, times: this.#times, shown: this.#shown };
+    const parts = { context, image: this, ...own };
+    this.#access = new WriteAccess(parts);
+    this.#looks = new ImageLooks({ ...parts, access: this.#access });
+    this.#opening = new ImageOpening({ ...parts, access: this.#access, looks: this.#looks });
     this.view = this.#createView();
     this.#isOurs = context.activity.isActive(this.host.path);
     if (!this.#isOurs) this.view.hold();
@@ -100,12 +96,12 @@ export class ImageEntry implements Entry {
   }
 
   get readOnlyReason(): string | null {
-    return this.#readOnlyReason;
+    return this.#access.readOnlyReason;
   }
 
   /** Why it cannot be opened, as far as is known. */
   get error(): BlockError | null {
-    return this.inspection.error ?? this.#hold.refusal ?? this.openError;
+    return this.inspection.error ?? this.#access.refusal ?? this.openError;
   }
 
   /** Why it is not served although it may be sound: engines die of it. */
@@ -148,7 +144,7 @@ export class ImageEntry implements Entry {
 
   /** The chain is open, or being opened (what a journal holds is brought to it) or closed: the file changes through us. */
   get isOpen(): boolean {
-    return this.view.root !== null || this.#openings > 0 || this.#closings > 0;
+    return this.view.root !== null || this.#opening.isUnderWay;
   }
 
   /** See `ImageKnowledge.latest`. */
@@ -162,17 +158,9 @@ export class ImageEntry implements Entry {
     this.#knowledge.adopt(found, this);
   }
 
-  /**
-   * Brings lock and writability to what they should be, now or, while handles are open, at the last release. Calls
-   * queue. Never throws; what went wrong is in `error`.
-   */
+  /** See `WriteAccess.settle`. What went wrong is in `error`. */
   settle(): Promise<void> {
-    this.#settling = this.#settling
-      .then(() => this.#settle())
-      .catch((error: unknown) => {
-        this.#context.log.error(this.name, toBlockError(error).describe());
-      });
-    return this.#settling;
+    return this.#access.settle();
   }
 
   /** Says in the log, once, why the image cannot be opened. */
@@ -184,7 +172,7 @@ export class ImageEntry implements Entry {
   }
 
   async attributes(): Promise<FileAttributes> {
-    const fresh = await this.#freshHost();
+    const fresh = await this.#looks.freshHost();
     const host = { ...fresh, modifyTimeMs: this.#times.modifyTimeMs ?? fresh.modifyTimeMs };
     this.#shown.tell({ broken: this.error !== null });
     if (this.#isOurs && this.mustBeReplaced) this.#context.outdated();
@@ -199,7 +187,7 @@ export class ImageEntry implements Entry {
 
   /** Whether an image that could not be opened can be now, as far as shows without opening it. */
   async isMended(): Promise<boolean> {
-    await this.#freshHost();
+    await this.#looks.freshHost();
     return this.error === null;
   }
 
@@ -207,8 +195,8 @@ export class ImageEntry implements Entry {
     accessTimeMs: number | null,
     modifyTimeMs: number | null,
   ): Promise<FileAttributes> {
-    if (this.#readOnlyReason !== null) {
-      const message = `the view is read-only: ${this.#readOnlyReason}`;
+    if (this.#access.readOnlyReason !== null) {
+      const message = `the view is read-only: ${this.#access.readOnlyReason}`;
       throw new BlockError({ kind: 'read-only', op: 'set times', message });
     }
     const isKept = (accessTimeMs === null && this.isOpen) || this.host.kind === 'remote';
@@ -217,7 +205,7 @@ export class ImageEntry implements Entry {
       const seen = this.#lastAttributes;
       return seen === null || modifyTimeMs === null ? this.attributes() : { ...seen, modifyTimeMs };
     }
-    const host = await this.#freshHost();
+    const host = await this.#looks.freshHost();
     if (this.gone) return this.attributes();
     const times = {
       accessTimeMs: accessTimeMs ?? host.accessTimeMs,
@@ -228,7 +216,7 @@ export class ImageEntry implements Entry {
   }
 
   async extendedAttributes(): Promise<ReadonlyMap<string, string>> {
-    const host = await this.#freshHost();
+    const host = await this.#looks.freshHost();
     return extendedAttributesOf({
       ...(await sizesOf(this.view.root, this.inspection, host)),
       inspection: this.inspection,
@@ -254,7 +242,7 @@ export class ImageEntry implements Entry {
 
   /** Before a snapshot is opened: whether the file is the one that was looked at. Errors: ESTALE; why it does not open. */
   async checkFile(): Promise<void> {
-    if (!this.isOpen) await this.#lookAgain();
+    if (!this.isOpen) await this.#looks.lookAgain();
   }
 
   /** Which snapshots there are now. */
@@ -263,11 +251,8 @@ export class ImageEntry implements Entry {
   }
 
   /** The header names another backing file than it did: looks at it again, while the image stays open. */
-  async lookAtChain(): Promise<void> {
-    const host = await tryStatHostFile(this.host.path);
-    if (host?.identity !== this.host.identity) return;
-    const inspection = await this.#context.inspect({ ...this.candidate, host }, true);
-    if (inspection !== null) this.#knowledge.learn(inspection);
+  lookAtChain(): Promise<void> {
+    return this.#looks.lookAtChain();
   }
 
   /**
@@ -276,10 +261,10 @@ export class ImageEntry implements Entry {
    */
   async giveAway(closed: () => Promise<void>): Promise<void> {
     await this.view.close();
-    await this.#settling;
+    await this.#access.settled;
     this.#isOurs = false;
     await closed();
-    await this.#hold.release();
+    await this.#access.release();
   }
 
   /**
@@ -290,15 +275,15 @@ export class ImageEntry implements Entry {
     this.#isOurs = true;
     try {
       // Only the header says which files are locked, and only the locks keep it from changing.
-      await this.#lookAfresh();
-      await this.#settleOrThrow();
-      await this.#lookAfresh();
-      await this.#settleOrThrow();
+      await this.#looks.lookAfresh();
+      await this.#access.settleOrThrow();
+      await this.#looks.lookAfresh();
+      await this.#access.settleOrThrow();
       await this.view.open({ held: true });
     } catch (error) {
       if (this.mustBeReplaced) this.supersede();
       this.#isOurs = false;
-      await this.#hold.release();
+      await this.#access.release();
       throw error;
     }
   }
@@ -307,28 +292,6 @@ export class ImageEntry implements Entry {
   supersede(): void {
     this.#shown.supersede();
     this.#context.outdated();
-  }
-
-  async #lookAfresh(): Promise<void> {
-    const host = await statHostFile(this.host.path);
-    const isSame = host.identity === this.host.identity && host.birth === this.host.birth;
-    if (this.gone || !isSame) throw this.#stale();
-    this.#times.keep(null);
-    this.#knowledge.beginAnew(host);
-    const inspection = await this.#context.inspect(this.candidate, true);
-    if (inspection === null) throw this.#stale();
-    this.#knowledge.learnAnew(inspection);
-    if (inspection.error !== null) throw inspection.error;
-  }
-
-  async #settleOrThrow(): Promise<void> {
-    await this.settle();
-    const { refusal } = this.#hold;
-    if (refusal !== null) throw refusal;
-    // One that has open handles is not changed by `settle`.
-    const now = await this.#wantedReason();
-    if ((now === null) === (this.#readOnlyReason === null)) return;
-    throw writabilityChanged(this.name, now);
   }
 
   /** The view goes on over another file, which is open: what it was made for is its own no more. Drained. */
@@ -347,8 +310,8 @@ export class ImageEntry implements Entry {
     try {
       await this.view.close();
     } finally {
-      await this.#settling;
-      await this.#hold.release();
+      await this.#access.settled;
+      await this.#access.release();
     }
   }
 
@@ -360,166 +323,15 @@ export class ImageEntry implements Entry {
         return entry.name;
       },
       get readOnlyReason() {
-        return entry.#readOnlyReason;
+        return entry.readOnlyReason;
       },
       allowShrink,
       detectZeroes,
       log,
       noteRead: (offset, lengthBytes) => this.#context.noteRead(this.name, offset, lengthBytes),
       unpinned: () => void entry.settle(),
-      open: () => entry.#open(),
-      close: (root) => entry.#close(root),
+      open: () => entry.#opening.open(),
+      close: (root) => entry.#opening.close(root),
     });
-  }
-
-  async #open(): Promise<Node> {
-    const { refusal, nodeId, name } = this;
-    if (refusal !== null) throw refusal;
-    if (!this.#isOurs && !this.gone) {
-      throw usedElsewhere(this.host.path);
-    }
-    const end = this.#context.begin({ id: `open ${nodeId}`, nodeId, path: null, name });
-    try {
-      return await this.#openChain();
-    } finally {
-      end();
-    }
-  }
-
-  async #openChain(): Promise<Node> {
-    let opening = 0;
-    try {
-      await this.#lookAgain();
-      opening = 1;
-      this.#openings++;
-      for (;;) {
-        const reason = this.#readOnlyReason;
-        const { path } = this.host;
-        const format = this.inspection.declaredFormat;
-        const root = await this.#openFor({ path, format, readOnly: reason !== null });
-        if (root === null) continue;
-        this.#knowledge.opened();
-        this.idleSinceMs = performance.now();
-        if (differsFrom(this.inspection, root)) this.#shown.supersede();
-        if (!this.mustBeReplaced && (this.#readOnlyReason === null) === (reason === null)) {
-          this.#context.opened(root);
-          return root;
-        }
-        await this.#context.graph.close(root);
-        if (this.mustBeReplaced) throw this.#stale();
-      }
-    } catch (error) {
-      const failure = toBlockError(error, { op: 'open', path: this.host.path });
-      this.#knowledge.openFailed(failure);
-      if (failure.errno !== 'ESTALE') this.report(failure);
-      if (this.mustBeReplaced) this.#context.outdated();
-      throw failure;
-    } finally {
-      this.#openings -= opening;
-    }
-  }
-
-  /** Null: it does not open for writing, and is to be opened read-only instead. */
-  async #openFor(options: OpenImageOptions): Promise<Node | null> {
-    try {
-      const root = await this.#context.graph.open(options);
-      if (!options.readOnly) this.#knowledge.openedForWriting();
-      return root;
-    } catch (error) {
-      const failure = toBlockError(error, { op: 'open', path: this.host.path });
-      // Trying to mend it, or to bring to it what a journal holds, may have changed the file.
-      if (!options.readOnly) await this.#knowledge.adoptOwnChanges();
-      if (options.readOnly || failure.kind !== 'read-only') throw failure;
-      this.report(failure);
-      this.#knowledge.doesNotOpenForWriting(failure.message);
-      this.#readOnlyReason = this.#nextReason = failure.message;
-      return null;
-    }
-  }
-
-  async #close(root: Node): Promise<void> {
-    const virtualSizeBytes = root.lengthBytes;
-    const isCorrupt = root.driver.isMarkedCorrupt === true;
-    this.#closings++;
-    try {
-      await this.#context.graph.close(root);
-    } finally {
-      if (isCorrupt) this.#nextReason ??= CORRUPT;
-      this.#readOnlyReason = this.#nextReason;
-      this.#knowledge.closed({ virtualSizeBytes, isCorrupt });
-      await this.#giveModifyTime();
-      await this.#knowledge.adoptOwnChanges();
-      this.#closings--;
-    }
-  }
-
-  // A time that cannot be set is not worth an error: the content is there.
-  async #giveModifyTime(): Promise<void> {
-    const { path, identity, kind } = this.host;
-    if (this.gone || kind === 'remote') this.#times.keep(null);
-    await this.#times.give(path, identity).catch((error: unknown) => {
-      this.#context.log.debug(this.name, toBlockError(error).describe());
-    });
-  }
-
-  /** Before an opening: throws what keeps the image from being opened as it is now. */
-  async #lookAgain(): Promise<void> {
-    await this.#times.settled();
-    const host = await tryStatHostFile(this.host.path);
-    if (this.gone || host === null || host.identity !== this.host.identity) throw this.#stale();
-    if (host.stamp !== this.host.stamp && this.error === null) throw this.#stale();
-    if (this.error === null && !(await this.#knowledge.hasSameDataFiles())) throw this.#stale();
-    if (this.error !== null) await this.#reinspect(host, true);
-    const refusal = this.inspection.error ?? this.#hold.refusal;
-    if (refusal !== null) throw refusal;
-    const writer = await this.#context.writerBelow(this.inspection, this.name);
-    if (writer !== null) throw backingIsWritten(this.host.path, writer.name);
-  }
-
-  #stale(): BlockError {
-    this.#context.outdated();
-    return staleFile(this.host.path);
-  }
-
-  async #reinspect(host: HostFile, patient: boolean): Promise<void> {
-    this.#knowledge.retry(host);
-    const inspection = await this.#context.inspect(this.candidate, patient);
-    if (inspection === null) throw this.#stale();
-    this.#knowledge.learn(inspection);
-    await this.settle();
-  }
-
-  /** The file's attributes as they are now; of a file that is gone, or another host's, as they were. */
-  async #freshHost(): Promise<HostFile> {
-    if (!this.#isOurs) return this.host;
-    await this.#times.settled();
-    const host = this.gone ? null : await tryStatHostFile(this.host.path);
-    if (host === null || host.identity !== this.host.identity) return this.host;
-    if (this.isOpen) return host;
-    if (this.error !== null) {
-      if (this.#knowledge.isWorthRetry(host))
-        await this.#reinspect(host, false).catch(() => undefined);
-    } else if (host.stamp !== this.host.stamp) this.#context.outdated();
-    return this.error === null ? this.host : host;
-  }
-
-  async #settle(): Promise<void> {
-    const wanted = await this.#wantedReason();
-    const same = (wanted === null) === (this.#readOnlyReason === null);
-    if (!same && (this.handles > 0 || this.view.isPinned)) return;
-    this.#nextReason = wanted;
-    if (!same && this.isOpen) await this.view.close();
-    this.#readOnlyReason = wanted;
-    if (this.gone || this.inspection.error !== null || !this.#isOurs) return;
-    const paths = [this.host.path, ...this.inspection.dataFiles.map((file) => file.path)];
-    await this.#hold.ensure(paths, wanted === null ? 'write' : 'read');
-  }
-
-  #wantedReason(): Promise<string | null> {
-    const { host, inspection, unwritable } = this.#knowledge;
-    const { usedBy } = this;
-    const { readOnly } = this.#context;
-    const missing = this.candidate.standIn?.missing ?? null;
-    return whyReadOnly({ host, inspection, readOnly, missing, usedBy, unwritable });
   }
 }
