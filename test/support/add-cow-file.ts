@@ -4,6 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { readFile, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 
 export interface AddCowFile {
   readonly clusterBytes: number;
@@ -45,6 +46,25 @@ export const encodeAddCow = (f: AddCowFile): Buffer => {
 
 export const writeAddCow = (path: string, f: AddCowFile): Promise<void> =>
   writeFile(path, encodeAddCow(f));
+
+/** Beside `path`: an image file of 2s over a backing file of 1s, both raw, and the add-cow file with these bits. */
+export const writeAddCowOverRaw = async (
+  path: string,
+  clusterBytes: number,
+  bits: readonly boolean[],
+): Promise<void> => {
+  const [backing, image] = ['base.raw', 'disk.raw'] as const;
+  const bytes = bits.length * clusterBytes;
+  await writeFile(join(dirname(path), backing), Buffer.alloc(bytes, 1));
+  await writeFile(join(dirname(path), image), Buffer.alloc(bytes, 2));
+  await writeAddCow(path, {
+    clusterBytes,
+    backing: { name: backing, format: 'raw' },
+    image: { name: image, format: 'raw' },
+    isAllAllocated: false,
+    bits,
+  });
+};
 
 const formatAt = (bytes: Buffer, at: number): string => {
   const field = bytes.subarray(at, at + 16);

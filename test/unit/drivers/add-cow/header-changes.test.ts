@@ -1,12 +1,11 @@
 /** Changes of the header that meet a checkpoint, or a journal that was written under the old one. */
 import assert from 'node:assert/strict';
-import { readFile, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { readFile } from 'node:fs/promises';
 import { type TestContext, test } from 'node:test';
 import { BlockError } from '../../../../src/base/block-error.ts';
 import { silentLog } from '../../../../src/base/log.ts';
 import { guestOffset } from '../../../../src/base/units.ts';
-import { decodeAddCow, writeAddCow } from '../../../support/add-cow-file.ts';
+import { decodeAddCow, writeAddCowOverRaw } from '../../../support/add-cow-file.ts';
 import { delayedFile, type FileOperation } from '../../../support/delayed-file.ts';
 import { type JournaledImage, journaledImage } from '../../../support/journaled-image.ts';
 import { testGraph } from '../../../support/test-graph.ts';
@@ -20,16 +19,7 @@ const made = async (t: TestContext, bits: readonly boolean[]): Promise<Journaled
   // No checkpoint comes by itself, also of what was killed.
   t.mock.timers.enable({ apis: ['setTimeout'] });
   const place = await journaledImage(t, 'disk.add-cow');
-  const { directory, path } = place;
-  await writeFile(join(directory, 'base.raw'), Buffer.alloc(bits.length * CLUSTER, 1));
-  await writeFile(join(directory, 'disk.raw'), Buffer.alloc(bits.length * CLUSTER, 2));
-  await writeAddCow(path, {
-    clusterBytes: CLUSTER,
-    backing: { name: 'base.raw', format: 'raw' },
-    image: { name: 'disk.raw', format: 'raw' },
-    isAllAllocated: false,
-    bits,
-  });
+  await writeAddCowOverRaw(place.path, CLUSTER, bits);
   return place;
 };
 

@@ -1,16 +1,13 @@
 /** Changes of an add-cow header that fail, and cannot be put back: see test/unit/drivers/qcow2/owed-header.test.ts. */
 import assert from 'node:assert/strict';
-import { readFile, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { readFile } from 'node:fs/promises';
 import { type TestContext, test } from 'node:test';
-import { silentLog } from '../../../../src/base/log.ts';
 import { guestOffset } from '../../../../src/base/units.ts';
-import type { Graph } from '../../../../src/block/graph.ts';
 import type { Node } from '../../../../src/block/node.ts';
-import { decodeAddCow, writeAddCow } from '../../../support/add-cow-file.ts';
-import { FAULT, HeaderFault, type HeaderFaultOptions } from '../../../support/header-fault.ts';
+import { decodeAddCow, writeAddCowOverRaw } from '../../../support/add-cow-file.ts';
+import { FAULT, type HeaderFaultOptions } from '../../../support/header-fault.ts';
+import { type HeaderFaultScene, openUnderFault } from '../../../support/header-fault-scene.ts';
 import { journaledImage } from '../../../support/journaled-image.ts';
-import { testGraph } from '../../../support/test-graph.ts';
 
 const CLUSTER = 4096;
 const CLUSTERS = 8;
@@ -21,43 +18,16 @@ const FEATURES_AT = 32;
 const OWED = /cannot be put back/;
 const OLD_LINK = { filename: 'base.raw', format: 'raw' };
 
-interface Subject {
-  readonly path: string;
-  readonly fault: HeaderFault;
-  readonly graph: Graph;
-  readonly node: Node;
-  readonly errors: string[];
-  readonly takeOver: () => Promise<{ readonly graph: Graph; readonly node: Node }>;
-}
-
 const opened = async (
   t: TestContext,
   bits: readonly boolean[],
   first: HeaderFaultOptions['first'],
-): Promise<Subject> => {
+): Promise<HeaderFaultScene> => {
   // No checkpoint comes by itself, also of what was killed.
   t.mock.timers.enable({ apis: ['setTimeout'] });
-  const { directory, path, journals } = await journaledImage(t, 'disk.add-cow');
-  await writeFile(join(directory, 'base.raw'), Buffer.alloc(DISK_BYTES, 1));
-  await writeFile(join(directory, 'disk.raw'), Buffer.alloc(DISK_BYTES, 2));
-  await writeAddCow(path, {
-    clusterBytes: CLUSTER,
-    backing: { name: 'base.raw', format: 'raw' },
-    image: { name: 'disk.raw', format: 'raw' },
-    isAllAllocated: false,
-    bits,
-  });
-  const fault = new HeaderFault({ path, headerBytes: CLUSTER, first });
-  const errors: string[] = [];
-  const log = { ...silentLog, error: (_: string, text: string) => errors.push(text) };
-  const how = { directory, journalDirectory: journals, log };
-  const graph = await testGraph({ ...how, file: fault.file });
-  const node = await graph.open({ path, format: 'add-cow', readOnly: false });
-  const takeOver = async () => {
-    const next = await testGraph(how);
-    return { graph: next, node: await next.open({ path, format: 'add-cow', readOnly: false }) };
-  };
-  return { path, fault, graph, node, errors, takeOver };
+  const place = await journaledImage(t, 'disk.add-cow');
+  await writeAddCowOverRaw(place.path, CLUSTER, bits);
+  return openUnderFault(place, { format: 'add-cow', headerBytes: CLUSTER, first });
 };
 
 const holds = async (node: Node, cluster: number, fill: number): Promise<void> => {
@@ -71,7 +41,7 @@ const write = (node: Node, cluster: number): Promise<void> =>
 
 const imageOf = async (path: string) => decodeAddCow(await readFile(path), DISK_BYTES);
 
-const cannotFlush = async ({ node, path, errors }: Subject): Promise<void> => {
+const cannotFlush = async ({ node, path, errors }: HeaderFaultScene): Promise<void> => {
   const before = await readFile(path);
   for (let i = 0; i < 2; i++)
     await assert.rejects(node.flush(), { errno: 'EIO', path, message: OWED });
@@ -79,7 +49,10 @@ const cannotFlush = async ({ node, path, errors }: Subject): Promise<void> => {
   assert.match(errors.join('\n'), OWED);
 };
 
-const linkFails = async (t: TestContext, first: HeaderFaultOptions['first']): Promise<Subject> => {
+const linkFails = async (
+  t: TestContext,
+  first: HeaderFaultOptions['first'],
+): Promise<HeaderFaultScene> => {
   const subject = await opened(t, Array(CLUSTERS).fill(false), first);
   const { node, fault } = subject;
   fault.arm(0);

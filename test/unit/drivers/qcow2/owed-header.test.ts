@@ -6,12 +6,11 @@ import assert from 'node:assert/strict';
 import { type FileHandle, open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { silentLog } from '../../../../src/base/log.ts';
 import { guestOffset } from '../../../../src/base/units.ts';
-import type { Graph } from '../../../../src/block/graph.ts';
 import type { Node } from '../../../../src/block/node.ts';
 import type { RestartJournal } from '../../../../src/block/restart-journal.ts';
-import { FAULT, HeaderFault, type HeaderFaultOptions } from '../../../support/header-fault.ts';
+import { FAULT, type HeaderFaultOptions } from '../../../support/header-fault.ts';
+import { type HeaderFaultScene, openUnderFault } from '../../../support/header-fault-scene.ts';
 import { journaledImage } from '../../../support/journaled-image.ts';
 import { qemuImg, qemuIo } from '../../../support/qemu-img.ts';
 import { testGraph } from '../../../support/test-graph.ts';
@@ -19,17 +18,6 @@ import { testGraph } from '../../../support/test-graph.ts';
 const OWED = /cannot be put back/;
 const MARKS_BYTES = 512;
 const LINK = { filename: 'other.raw', format: 'raw' };
-
-interface Subject {
-  readonly directory: string;
-  readonly path: string;
-  readonly fault: HeaderFault;
-  readonly graph: Graph;
-  readonly node: Node;
-  readonly errors: string[];
-  /** Another engine's, after this one was killed. */
-  readonly takeOver: () => Promise<{ readonly graph: Graph; readonly node: Node }>;
-}
 
 /** The header is what it was when the engine that changed it ends, or is killed; or the next engine finds the new one. */
 const ENDINGS = ['put back', 'taken over'] as const;
@@ -167,11 +155,12 @@ const opened = async (
   t: TestContext,
   change: Change,
   first: HeaderFaultOptions['first'],
-  journal: (made: RestartJournal) => RestartJournal = (made) => made,
-): Promise<Subject> => {
+  journal: (made: RestartJournal) => RestartJournal = (own) => own,
+): Promise<HeaderFaultScene> => {
   // No checkpoint comes by itself, also of what was killed.
   t.mock.timers.enable({ apis: ['setTimeout'] });
-  const { directory, path, journals } = await journaledImage(t, 'disk.qcow2');
+  const place = await journaledImage(t, 'disk.qcow2');
+  const { directory, path } = place;
   const layout = `cluster_size=${change.clusterBytes},compat=${change.compat ?? '1.1'}`;
   const options = ['-f', 'qcow2', '-o', layout];
   const base = join(directory, 'base.raw');
@@ -187,24 +176,14 @@ const opened = async (
     await qemuImg(['snapshot', '-c', 's', path]);
     await qemuIo(path, ['write -P 2 0 8k'], ['-f', 'qcow2']);
   }
-  const fault = new HeaderFault({ path, headerBytes: 512, first });
-  const errors: string[] = [];
-  const log = { ...silentLog, error: (_: string, text: string) => errors.push(text) };
-  const how = { directory, journalDirectory: journals, log };
-  const graph = await testGraph({ ...how, journal, file: fault.file });
-  const node = await graph.open({ path, format: 'qcow2', readOnly: false });
-  const takeOver = async () => {
-    const next = await testGraph(how);
-    return { graph: next, node: await next.open({ path, format: 'qcow2', readOnly: false }) };
-  };
-  return { directory, path, fault, graph, node, errors, takeOver };
+  return openUnderFault(place, { format: 'qcow2', headerBytes: 512, first, journal });
 };
 
 const fails = async (
   t: TestContext,
   change: Change,
   first: HeaderFaultOptions['first'],
-): Promise<Subject> => {
+): Promise<HeaderFaultScene> => {
   const subject = await opened(t, change, first);
   const { node, fault } = subject;
   fault.arm(change.at);
@@ -255,7 +234,10 @@ const isRight = async (
   await graph.close(node);
 };
 
-const cannotFlush = async ({ node, path, errors }: Subject, hint: RegExp): Promise<void> => {
+const cannotFlush = async (
+  { node, path, errors }: HeaderFaultScene,
+  hint: RegExp,
+): Promise<void> => {
   const before = await readFile(path);
   for (let i = 0; i < 2; i++) {
     await assert.rejects(node.flush(), { errno: 'EIO', path, message: OWED, hint });
