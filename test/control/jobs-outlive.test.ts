@@ -200,22 +200,31 @@ test('an engine that dies: jobs of each kind go on in the next, and their result
   await assertContent(scene, ['mirror', 'backup', 'kept']);
 });
 
+/** A full disk, and an empty one behind a server that can be frozen. */
+const besideServer = async (
+  t: Cleanup,
+  { sizeMib, format }: { readonly sizeMib: number; readonly format: 'raw' | 'qcow2' },
+) => {
+  const place = await placeOf(t, subject);
+  const source = place.image('vm.qcow2');
+  const remote = join(place.root, 'remote');
+  await qemuImg(['create', '-q', '-f', 'qcow2', source, `${sizeMib}M`]);
+  await qemuImg(['create', '-q', '-f', format, remote, `${sizeMib}M`]);
+  await qemuIo(source, [`write -q -P 7 0 ${sizeMib}M`]);
+  const socket = join(place.root, 'socket');
+  const listening = join(place.root, 'nbd.sock');
+  const server = await qemuNbd(place.cleanup, listening, ['-f', format, remote]);
+  const options = ['--socket', socket, '--state-dir', join(place.root, 'state')];
+  return { place, source, server, socket, options };
+};
+
 /** A server is given up after 30 s of silence, and a request after a minute. */
 const END_MS = 25_000;
 
 test('a mount ends, and a job is cancelled, although the target does not answer', async (t) => {
-  const place = await placeOf(t, subject);
-  const source = place.image('vm.qcow2');
-  const remote = join(place.root, 'remote.qcow2');
-  for (const path of [source, remote]) await qemuImg(['create', '-q', '-f', 'qcow2', path, '8M']);
-  await qemuIo(source, ['write -q -P 7 0 6M']);
-  const socket = join(place.root, 'socket');
-  const server = await qemuNbd(place.cleanup, join(place.root, 'nbd.sock'), [
-    '-f',
-    'qcow2',
-    remote,
-  ]);
-  const mounted = await place.mount(['--socket', socket, '--state-dir', join(place.root, 'state')]);
+  const scene = await besideServer(t, { sizeMib: 8, format: 'qcow2' });
+  const { place, source, server, socket, options } = scene;
+  const mounted = await place.mount(options);
   const c = await QmpConnection.open(socket);
   const limited = { device: 'vm', target: server.url, sync: 'full', mode: 'existing' };
   const begunMs = performance.now();
@@ -250,16 +259,8 @@ const unmountTime = async (mounted: Mounted): Promise<number> => {
 };
 
 test('a mirror that was given up, because its target does not answer, keeps neither guest nor mount from their end', async (t) => {
-  const place = await placeOf(t, subject);
-  const source = place.image('vm.qcow2');
-  const remote = join(place.root, 'remote.raw');
-  await qemuImg(['create', '-q', '-f', 'qcow2', source, '64M']);
-  await qemuImg(['create', '-q', '-f', 'raw', remote, '64M']);
-  await qemuIo(source, ['write -q -P 7 0 64M']);
-  const socket = join(place.root, 'socket');
-  const listening = join(place.root, 'nbd.sock');
-  const server = await qemuNbd(place.cleanup, listening, ['-f', 'raw', remote]);
-  const options = ['--socket', socket, '--state-dir', join(place.root, 'state')];
+  const scene = await besideServer(t, { sizeMib: 64, format: 'raw' });
+  const { place, source, server, socket, options } = scene;
   const plainMs = await unmountTime(await place.mount(options));
   const mounted = await place.mount(options);
   const c = await QmpConnection.open(socket);
@@ -291,16 +292,8 @@ test('a mirror that was given up, because its target does not answer, keeps neit
 });
 
 test('a mount ends although a job that is taken up waits for a target that does not answer', async (t) => {
-  const place = await placeOf(t, subject);
-  const source = place.image('vm.qcow2');
-  const remote = join(place.root, 'remote.raw');
-  await qemuImg(['create', '-q', '-f', 'qcow2', source, '8M']);
-  await qemuImg(['create', '-q', '-f', 'raw', remote, '8M']);
-  await qemuIo(source, ['write -q -P 7 0 8M']);
-  const socket = join(place.root, 'socket');
-  const listening = join(place.root, 'nbd.sock');
-  const server = await qemuNbd(place.cleanup, listening, ['-f', 'raw', remote]);
-  const options = ['--socket', socket, '--state-dir', join(place.root, 'state')];
+  const scene = await besideServer(t, { sizeMib: 8, format: 'raw' });
+  const { place, source, server, socket, options } = scene;
   const first = await place.mount(options);
   const c = await QmpConnection.open(socket);
   const target = { target: server.url, sync: 'full', mode: 'existing', speed: 64 << 10 };
