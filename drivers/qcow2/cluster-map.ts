@@ -151,6 +151,12 @@ export class ClusterMap {
     return { l1Index, sliceStart: (entry - index) * this.entryBytes, index };
   }
 
+  /** Guest offset at which the L2 slice ends that has the entry of this one. */
+  sliceEnd(offset: number): number {
+    const span = this.sliceEntries * this.#clusterBytes;
+    return offset - (offset % span) + span;
+  }
+
   /** Which subcluster of its cluster a guest offset lies in; 0 without subclusters. */
   subclusterOf(offset: number): number {
     return Math.floor((offset % this.#clusterBytes) / this.#options.header.subclusterBytes);

@@ -4,51 +4,108 @@
  *
  * Packing is off the main thread (compression.ts) and in parallel; taking a place is one turn of the event loop, in which
  * the count is journaled too: who shares a host cluster may be answered before the one that took it. A
- * place is never used twice: `forget` ends the packing into a cluster of which something was unmapped, because it may
+ * place is never used twice: `#forget` ends the packing into a cluster of which something was unmapped, because it may
  * be free, and another's, by the next time.
  */
+import { assert } from '../../src/base/assert.ts';
+import { BlockError } from '../../src/base/block-error.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocator } from './allocator.ts';
 import { type Compression, compressionOf } from './compression.ts';
-import { compressedEntry, type TableEntry } from './entry.ts';
+import { compressedEntry, plainEntry, type TableEntry } from './entry.ts';
+import type { EntryLookup } from './lookup.ts';
 import type { ImageState } from './state.ts';
+import type { OwnTables } from './tables.ts';
 
 /** What one packed cluster is put to. */
-export interface PackedPlace {
+interface PackedPlace {
   readonly hostOffset: number;
   readonly entry: TableEntry;
 }
 
+export interface CompressedWriterParts {
+  readonly state: ImageState;
+  readonly lookup: EntryLookup;
+  readonly tables: OwnTables;
+  readonly allocator: Allocator;
+}
+
 export class CompressedWriter {
   readonly #state: ImageState;
+  readonly #lookup: EntryLookup;
+  readonly #tables: OwnTables;
   readonly #allocator: Allocator;
   readonly #compression: Compression;
   /** The host cluster that is being filled, and its bytes in use. */
   #tail: { readonly cluster: number; used: number } | null = null;
   #placing: Promise<unknown> = Promise.resolve();
 
-  constructor(state: ImageState, allocator: Allocator) {
+  constructor({ state, lookup, tables, allocator }: CompressedWriterParts) {
     this.#state = state;
+    this.#lookup = lookup;
+    this.#tables = tables;
     this.#allocator = allocator;
     this.#compression = compressionOf(state.header.compressionType);
+    state.compressedUnmapped = (first, last) => this.#forget(first, last);
+  }
+
+  /**
+   * Writes one whole guest cluster packed; false, and nothing is written, when that makes it no smaller. The last cluster's
+   * bytes past the image's end are zeros. Errors: as `DriverInstance.write`; those of kind unsupported and bad-request where
+   * the image has no compressed clusters. Locks the cluster.
+   */
+  async write(offset: number, buffer: Uint8Array): Promise<boolean> {
+    const { clusterBytes, locks, file, map, request, dataFile } = this.#state;
+    assert(offset % clusterBytes === 0, 'a compressed write begins at a cluster');
+    if (this.#state.data.isEncrypted) throw this.#packedPlain();
+    if (dataFile !== null) {
+      const message = 'has an external data file, and so no compressed clusters';
+      throw new BlockError({ kind: 'unsupported', message, path: request.path });
+    }
+    const cluster = buffer.length === clusterBytes ? buffer : new Uint8Array(clusterBytes);
+    if (cluster !== buffer) cluster.set(buffer);
+    const packed = await this.#pack(cluster);
+    if (packed === null) return false;
+    const lock = await locks.acquire({ start: offset, end: offset + clusterBytes });
+    try {
+      const place = map.place(offset);
+      this.#lookup.kindForChange(await this.#tables.sliceFor(place), place.index);
+      // A failure leaves its place leaked; the journal knows that it is counted.
+      const placed = await this.#placeNext(packed.length);
+      await file.write(guestOffset(placed.hostOffset), packed);
+      const slice = await this.#tables.sliceFor(place);
+      const old = map.entry(slice, place.index);
+      const change = map.setEntry(slice, place.index, plainEntry(placed.entry));
+      this.#state.unmapEntry(old);
+      request.mappingChanged({ start: guestOffset(offset), lengthBytes: clusterBytes });
+      await this.#state.record([change]);
+    } finally {
+      lock.release();
+    }
+    return true;
+  }
+
+  #packedPlain(): BlockError {
+    const message = 'is encrypted, and compressed clusters are not: they cannot be written';
+    return new BlockError({ kind: 'bad-request', message, path: this.#state.request.path });
   }
 
   /** The packed bytes; null when packing makes a cluster no smaller. */
-  async pack(cluster: Uint8Array): Promise<Uint8Array | null> {
+  async #pack(cluster: Uint8Array): Promise<Uint8Array | null> {
     const packed = await this.#compression.pack(cluster);
     return packed.length < this.#state.clusterBytes ? packed : null;
   }
 
   /** Takes a place and counts it. One at a time. Errors: those of the allocator. */
-  place(packedBytes: number): Promise<PackedPlace> {
+  #placeNext(packedBytes: number): Promise<PackedPlace> {
     const placed = this.#placing.then(() => this.#place(packedBytes));
     this.#placing = placed.catch(() => undefined);
     return placed;
   }
 
   /** Something of a host cluster was unmapped. */
-  forget(first: number, last: number): void {
+  #forget(first: number, last: number): void {
     if (this.#tail !== null && this.#tail.cluster >= first && this.#tail.cluster <= last)
       this.#tail = null;
   }

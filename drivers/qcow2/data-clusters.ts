@@ -69,8 +69,17 @@ export class DataClusters {
     return { first: start / this.#state.clusterBytes, count, isFresh, changes: [] };
   }
 
-  /** See `Allocator.giveBack`. */
-  async giveBack(allocation: Allocation): Promise<void> {
+  /** Runs a step of an allocating write. What it throws comes after the clusters were given back, see `Allocator.giveBack`. */
+  async undoingOnFailure<T>(allocation: Allocation, run: () => Promise<T>): Promise<T> {
+    try {
+      return await run();
+    } catch (error) {
+      await this.#giveBack(allocation);
+      throw error;
+    }
+  }
+
+  async #giveBack(allocation: Allocation): Promise<void> {
     if (this.#state.dataFile === null) await this.#allocator.giveBack(allocation);
   }
 }

@@ -79,6 +79,12 @@ export class EntryLookup {
     return kind;
   }
 
+  /** What is packed, shared or nowhere cannot be written where it is. Errors: as `kindForChange`. */
+  needsCluster(slice: CachedTable, index: number): boolean {
+    const { high } = this.#state.map.entry(slice, index);
+    return !hasPlace(this.kindForChange(slice, index)) || !isCopied(high);
+  }
+
   #kind(entry: L2Entry, subcluster: number): EntryKind {
     if (isCompressed(entry.high)) return 'compressed';
     const isPlaced = this.#isPlaced(entry);

@@ -61,7 +61,7 @@ export class Zeroes {
   /** Unmaps everything from `start` (a multiple of the cluster size) to `end`, whatever the backing holds there. */
   async forget(start: number, end: number): Promise<void> {
     for (let at = start; at < end; ) {
-      const next = Math.min(end, this.#spanEnd(at));
+      const next = Math.min(end, this.#state.map.sliceEnd(at));
       if (this.#state.map.tableOffset(this.#state.map.place(at).l1Index) !== 0) {
         await this.#changeEntries(at, next, () => NO_ENTRY);
       }
@@ -82,7 +82,7 @@ export class Zeroes {
     const end = offset + lengthBytes;
     for (let at = offset; at < end; ) {
       await this.#state.admit();
-      const next = Math.min(end, this.#spanEnd(at));
+      const next = Math.min(end, this.#state.map.sliceEnd(at));
       const lock = await locks.acquire({ start: at, end: alignUp(next, this.#state.clusterBytes) });
       try {
         await this.#changeEntries(at, next, (part) => this.#zeroWhatIsBelow(part));
@@ -104,7 +104,7 @@ export class Zeroes {
     const { clusterBytes, map } = this.#state;
     const allocated = map.hasSubclusters ? ALL_SUBCLUSTERS : 0;
     for (let at = alignDown(start, clusterBytes); at < end; ) {
-      const next = Math.min(end, this.#spanEnd(at));
+      const next = Math.min(end, this.#state.map.sliceEnd(at));
       await this.#state.admit();
       await this.#changeEntries(at, next, ({ old, kind, start: offset }) =>
         kind === 'unallocated' ? { ...copiedEntry(offset), zeroes: 0, allocated } : old,
@@ -129,11 +129,6 @@ export class Zeroes {
     }
   }
 
-  #spanEnd(at: number): number {
-    const span = this.#state.map.sliceEntries * this.#state.clusterBytes;
-    return at - (at % span) + span;
-  }
-
   async #zeroPart(from: number, to: number): Promise<void> {
     for (let at = from; at < to; ) {
       const m = await this.#lookup.mapping(guestOffset(at), to - at);
@@ -153,7 +148,7 @@ export class Zeroes {
       return Math.min(end, (l1Index + 1) * map.tableSpanBytes);
     }
     await this.#state.admit();
-    const next = Math.min(end, this.#spanEnd(start));
+    const next = Math.min(end, this.#state.map.sliceEnd(start));
     if (header.version < 3 && start < backingBytes) {
       await this.#zeroPart(start, Math.min(next, this.#state.lengthBytes));
       return next;

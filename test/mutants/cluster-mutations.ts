@@ -41,7 +41,7 @@ export const CLUSTER_MUTATIONS: readonly Mutation[] = [
   {
     step: 'the subclusters of a shared cluster go along when one of them is written',
     file: 'drivers/qcow2/write.js',
-    find: 'await this.#copyKept(found);',
+    find: 'await this.#content.copyKept(found);',
     replace: '',
     tests: SUBCLUSTERS,
   },
@@ -54,7 +54,7 @@ export const CLUSTER_MUTATIONS: readonly Mutation[] = [
   },
   {
     step: 'a subcluster that is not written as a whole is filled up from below',
-    file: 'drivers/qcow2/write.js',
+    file: 'drivers/qcow2/target-content.js',
     find: 'await request.readGuest(guestOffset(start), buffer.subarray(0, inside));',
     replace: '',
     tests: SUBCLUSTERS,
