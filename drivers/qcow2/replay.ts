@@ -4,7 +4,8 @@
  *
  * First all is looked at: each word and refcount on disk must be the value before the first change of it, or the value after
  * one of them (a checkpoint may have been under way). Anything else means that another program has written the image,
- * and nothing is applied; of an image that was not locked all the time more is looked at (foreign-use.ts). Then the last values are set in memory, and a checkpoint brings them to the image.
+ * and nothing is applied; of an image that was not locked all the time more is looked at (foreign-use.ts). Then the last
+ * values are set in memory, and a checkpoint brings them to the image.
  *
  * Of an image that is marked dirty this comes before its repair (open.ts), which makes COPIED flags and refcounts others than those
  * that the journal goes by.

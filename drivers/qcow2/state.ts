@@ -253,7 +253,10 @@ export class ImageState {
     } else this.unmapped.push({ first, count: 1 });
   }
 
-  /** Writes neighbouring fields of the header, in one write within a sector. The caller goes on by them, and syncs. See `HeaderChanges.write`. */
+  /**
+   * Writes neighbouring fields of the header, in one write within a sector. The caller goes on by them, and syncs. See
+   * `HeaderChanges.write`.
+   */
   async writeHeaderRange(
     at: number,
     fill: (view: DataView) => void,

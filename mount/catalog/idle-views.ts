@@ -1,4 +1,4 @@
-/** Closes views that nobody uses, each of which keeps descriptors and tables; the next request opens them again. */
+/** Which views nobody uses, and are to be closed: each keeps descriptors and tables, and the next request opens it again. */
 import type { View } from '../../src/block/view.ts';
 import type { CatalogEntry } from './entry-table.ts';
 import { canBeToldAgain } from './remote-files.ts';

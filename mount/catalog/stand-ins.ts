@@ -30,8 +30,9 @@ export interface StandIn {
 export interface StandIns {
   readonly all: readonly StandIn[];
   /**
-   * In the place of one of the same original. Durable when it resolves. Errors: nothing has changed then; what has changed
-   * never fails.
+   * In the place of one of the same original. Durable when it resolves, unless its place cannot be synced, which the log says.
+   * Errors: those of the place, and ETIMEDOUT when that does not answer; nothing has changed then, or is taken back when it
+   * answers. What has changed never fails.
    */
   put(standIn: StandIn): Promise<void>;
   /** The view stands for its own file again. As `put`. */

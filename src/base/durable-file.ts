@@ -98,7 +98,7 @@ export const removeFile = async (
 };
 
 /** Files that were made, renamed or removed in it stay so in a power cut. Errors: those of the host. */
-export const syncDirectory = async (directory: string): Promise<void> => {
+const syncDirectory = async (directory: string): Promise<void> => {
   const handle = await open(directory, 'r');
   try {
     await handle.sync();

@@ -11,8 +11,8 @@ export interface ImageLock {
   /** Idempotent. */
   release(): Promise<void>;
   /**
-   * Names the time since which others are kept out of the file, without a gap, whoever of us had the lock: two locks with the same one have no
-   * writer of another program between them. Null where nobody is kept out.
+   * Names the time since which others are kept out of the file, without a gap, whoever of us had the lock: two locks with the
+   * same one have no writer of another program between them. Null where nobody is kept out.
    */
   readonly tenure: string | null;
 }

@@ -20,6 +20,7 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
 });
 process.exitCode = await runLine(line);
 ahead?.abandonUnused();
+// Its thread would keep an ordinary exit waiting: for a mount that hangs, for ever.
 if (isCallLeft()) {
   for (const stream of [process.stdout, process.stderr])
     await new Promise<void>((resolve) => stream.write('', () => resolve()));

@@ -45,7 +45,7 @@ export class Job implements JobControl {
   /** Called when the job goes to `null`, and whenever what should survive an engine has changed. */
   onDismissed: () => void = () => undefined;
   onChanged: () => void = () => undefined;
-  /** Resolves when what `onChanged` has told survives the engine. Never throws. */
+  /** Resolves when what `onChanged` has told survives the engine, or has been waited for long enough (`JobList`). Never throws. */
   kept: () => Promise<void> = async () => undefined;
   #status: JobStatus = 'undefined';
   #userPaused = false;

@@ -353,9 +353,6 @@ export const dieWithParent = (): void =>
 export const becomeIoFlusher = (): boolean =>
   Number(prctlCall(PR_SET_IO_FLUSHER, 1, 0, 0, 0)) === 0;
 
-const getxattrCall = libc.func(
-  'int64_t getxattr(str path, str name, _Out_ uint8_t *value, size_t size)',
-);
 const exitCall = libc.func('void _exit(int status)');
 
 /** _exit(2): also while a thread is in a call that does not return. Nothing is flushed, nobody is told. */
@@ -363,6 +360,9 @@ export const exitAtOnce = (status: number): void => {
   exitCall(status);
 };
 
+const getxattrCall = libc.func(
+  'int64_t getxattr(str path, str name, _Out_ uint8_t *value, size_t size)',
+);
 const MAX_ATTRIBUTE_BYTES = 4096;
 
 /** Memory that does not move: small typed arrays may lie in the heap until their buffer is asked for. */
