@@ -1,13 +1,14 @@
 /** A state directory on a disk that hangs: what waits for it, how long, and what becomes of that. */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { access, mkdir, readdir } from 'node:fs/promises';
+import { mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { GIVE_UP_MS } from '../../src/job/abort.ts';
 import { type Place, placeOf, KERNEL as subject } from '../mount/suite/subject.ts';
 import { tool } from '../support/file-tools.ts';
 import { hang } from '../support/hanging-directory.ts';
+import { exists } from '../support/host-files.ts';
 import { loopFileSystem } from '../support/loop-file-system.ts';
 import { eventually, type Mounted, refusedMount } from '../support/mounted.ts';
 import { assertClean, qemuImg, qemuIo } from '../support/qemu-img.ts';
@@ -15,12 +16,6 @@ import { QmpConnection } from '../support/qmp.ts';
 import { run, vdiskfs } from '../support/vdiskfs.ts';
 
 const PATIENCE_MS = 60_000;
-
-const exists = (path: string): Promise<boolean> =>
-  access(path).then(
-    () => true,
-    () => false,
-  );
 
 /** Each wait for the directory ends after it; the rest is loading programs on a busy machine. */
 const SLOWER_MS = GIVE_UP_MS + 10_000;

@@ -1,9 +1,10 @@
 /** Jobs and the state directory: a help for what comes later, never a need; and what a mount that ends does with them. */
 import assert from 'node:assert/strict';
-import { access, mkdir, readdir, readFile, rm } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { exists } from '../support/host-files.ts';
 import { eventually } from '../support/mounted.ts';
 import { assertClean, contentSha256, qemuImgJson } from '../support/qemu-img.ts';
 import { run, vdiskfs } from '../support/vdiskfs.ts';
@@ -77,12 +78,6 @@ test('a state directory that is full, or removed, stops no job and no I/O, nor a
   assert.equal((await vdiskfs(['umount', m.mountpoint])).status, 0);
   await assertClean(m.overlay);
 });
-
-const exists = (path: string): Promise<boolean> =>
-  access(path).then(
-    () => true,
-    () => false,
-  );
 
 test('a mount that ends keeps a stream as it was, paused or not, and cancels a backup', async (t) => {
   const m = await controlMount(t);

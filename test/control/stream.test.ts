@@ -112,9 +112,12 @@ test('a job is found by its name although another mount hangs', async (t) => {
   assert.equal((await vdiskfs(['stream', '--speed', '2M', m.view])).status, 0);
   const pid = await hanging.enginePid();
   process.kill(pid, 'SIGSTOP');
-  const paused = await vdiskfs(['job', 'pause', 'vm']);
-  process.kill(pid, 'SIGCONT');
-  assert.equal(paused.status, 0, paused.stderr);
+  try {
+    const paused = await vdiskfs(['job', 'pause', 'vm']);
+    assert.equal(paused.status, 0, paused.stderr);
+  } finally {
+    process.kill(pid, 'SIGCONT');
+  }
   assert.equal((await vdiskfs(['job', 'cancel', m.view])).status, 0);
   await untilNoJobs(m);
 });

@@ -1,6 +1,7 @@
 /** Loop devices and file systems on them, undone when the test ends. Needs root. */
 import { access, mkdir } from 'node:fs/promises';
 import { tool } from './file-tools.ts';
+import { exists } from './host-files.ts';
 import type { Cleanup } from './scratch.ts';
 import { run } from './vdiskfs.ts';
 
@@ -20,11 +21,7 @@ export class LoopDevice {
   /** The device of a partition, 1 or more; made by hand where the kernel has no parser for the partition table. */
   async partition(number: number): Promise<string> {
     const path = `${this.path}p${number}`;
-    const exists = await access(path).then(
-      () => true,
-      () => false,
-    );
-    if (!exists) await tool('partx', ['-u', this.path]);
+    if (!(await exists(path))) await tool('partx', ['-u', this.path]);
     await access(path);
     return path;
   }

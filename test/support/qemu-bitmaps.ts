@@ -1,8 +1,8 @@
 /** What QEMU sees of an image's dirty bitmaps. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { access } from 'node:fs/promises';
 import { join } from 'node:path';
+import { exists } from './host-files.ts';
 import { qemuImg, qemuImgJson } from './qemu-img.ts';
 
 const LISTEN_MS = 20_000;
@@ -67,11 +67,7 @@ const listening = async (
 ): Promise<void> => {
   for (const end = Date.now() + LISTEN_MS; ; ) {
     if (server.exitCode !== null) throw new Error(`qemu-nbd: ${complaints()}`);
-    const isThere = await access(socket).then(
-      () => true,
-      () => false,
-    );
-    if (isThere) return;
+    if (await exists(socket)) return;
     if (Date.now() > end) throw new Error(`qemu-nbd does not listen: ${complaints()}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }

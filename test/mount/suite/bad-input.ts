@@ -12,6 +12,7 @@ import {
 } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { patch } from '../../support/host-files.ts';
 import { eventually, type Mounted } from '../../support/mounted.ts';
 import { assertClean, qemuImg } from '../../support/qemu-img.ts';
 import { MIB, pattern } from './bytes.ts';
@@ -71,15 +72,6 @@ const u32 = (value: number): number[] => [24, 16, 8, 0].map((bits) => (value >>>
 
 const fileNameOf = (field: BrokenField): string =>
   `${field.name.replaceAll(/[^a-z0-9]+/gi, '-')}.qcow2`;
-
-const patch = async (path: string, at: number, bytes: readonly number[]): Promise<void> => {
-  const file = await open(path, 'r+');
-  try {
-    await file.write(Buffer.from(bytes), 0, bytes.length, at);
-  } finally {
-    await file.close();
-  }
-};
 
 /** The errno of opening a view for reading, or of reading all of it; null when both work. */
 const errnoOf = async (path: string): Promise<string | null> =>

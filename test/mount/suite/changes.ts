@@ -1,9 +1,10 @@
 /** Images come, go and change while they are mounted. */
 import assert from 'node:assert/strict';
-import { access, open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { sha256 } from '../../support/file-tools.ts';
+import { exists } from '../../support/host-files.ts';
 import { eventually, refusedMount } from '../../support/mounted.ts';
 import { holdWithQemu } from '../../support/qemu-holder.ts';
 import { qemuImg } from '../../support/qemu-img.ts';
@@ -143,9 +144,3 @@ export const changeTests = (subject: MountSubject): void => {
     assert.deepEqual(await readdir(mountpoint), []);
   });
 };
-
-const exists = async (path: string): Promise<boolean> =>
-  access(path).then(
-    () => true,
-    () => false,
-  );

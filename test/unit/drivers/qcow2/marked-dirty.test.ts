@@ -3,7 +3,7 @@
  * the image is repaired, whatever ends that in the middle.
  */
 import assert from 'node:assert/strict';
-import { type FileHandle, open, readdir, readFile, writeFile } from 'node:fs/promises';
+import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { BlockError } from '../../../../src/base/block-error.ts';
@@ -12,6 +12,7 @@ import type { DriverDescriptor } from '../../../../src/block/driver.ts';
 import type { Graph } from '../../../../src/block/graph.ts';
 import type { Node } from '../../../../src/block/node.ts';
 import { delayedFile } from '../../../support/delayed-file.ts';
+import { patch } from '../../../support/host-files.ts';
 import { journaledImage } from '../../../support/journaled-image.ts';
 import { qemuImg, qemuIo } from '../../../support/qemu-img.ts';
 import { testGraph } from '../../../support/test-graph.ts';
@@ -35,15 +36,8 @@ interface Left {
 }
 
 /** One byte of the file becomes another. */
-const alter = async (path: string, at: number, change: (byte: number) => number): Promise<void> => {
-  let file: FileHandle | null = null;
-  try {
-    file = await open(path, 'r+');
-    await file.write(Buffer.of(change((await readFile(path)).readUInt8(at))), 0, 1, at);
-  } finally {
-    await file?.close();
-  }
-};
+const alter = async (path: string, at: number, change: (byte: number) => number): Promise<void> =>
+  patch(path, at, [change((await readFile(path)).readUInt8(at))]);
 
 /** A cluster that is nobody else's looks shared. */
 const clearCopied = async (path: string, cluster: number): Promise<void> => {

@@ -3,7 +3,7 @@
  * engine that was killed meanwhile has what it answered.
  */
 import assert from 'node:assert/strict';
-import { type FileHandle, open, readFile, writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { guestOffset } from '../../../../src/base/units.ts';
@@ -11,6 +11,7 @@ import type { Node } from '../../../../src/block/node.ts';
 import type { RestartJournal } from '../../../../src/block/restart-journal.ts';
 import { FAULT, type HeaderFaultOptions } from '../../../support/header-fault.ts';
 import { type HeaderFaultScene, openUnderFault } from '../../../support/header-fault-scene.ts';
+import { patch } from '../../../support/host-files.ts';
 import { journaledImage } from '../../../support/journaled-image.ts';
 import { qemuImg, qemuIo } from '../../../support/qemu-img.ts';
 import { testGraph } from '../../../support/test-graph.ts';
@@ -389,16 +390,8 @@ test('where the journal does not take what is owed, nothing is answered until it
 });
 
 /** The first of the L1 table that the header names. */
-const clearL1Word = async (path: string): Promise<void> => {
-  const at = Number((await readFile(path)).readBigUInt64BE(40));
-  let file: FileHandle | null = null;
-  try {
-    file = await open(path, 'r+');
-    await file.write(Buffer.alloc(8), 0, 8, at);
-  } finally {
-    await file?.close();
-  }
-};
+const clearL1Word = async (path: string): Promise<void> =>
+  patch(path, Number((await readFile(path)).readBigUInt64BE(40)), new Uint8Array(8));
 
 for (const what of [
   'a larger L1 table',
