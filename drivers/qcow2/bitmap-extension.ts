@@ -31,7 +31,7 @@ interface HeaderCluster {
   readonly end: number;
 }
 
-/** Durable when it returns. Errors: EINVAL when the header cluster has no room; ENOSPC, EIO. */
+/** Durable when it returns. Not inside a checkpoint. Errors: EINVAL when the header cluster has no room; ENOSPC, EIO. */
 export const publishBitmaps = async (
   changes: HeaderChanges,
   path: string,

@@ -52,7 +52,10 @@ export interface KeptJob {
 
 /** Bitmaps of jobs beside the engine's memory: with them a job goes on where it was when its engine died. */
 export interface KeptBitmaps {
-  /** What an earlier engine has left for the job that goes on; null when there is none. Nobody else gets it. */
+  /**
+   * What an earlier engine has left for the job that goes on; null when there is none. Nobody else gets it: what was left on the
+   * image for another job is given up.
+   */
   take(root: Node, job: KeptJob): TrackedBitmap | null;
   /** Keeps a bitmap from now on, with what it has; in one turn of the event loop. Null where that cannot be done. */
   create(job: KeptJob, content: DirtyBitmap): BitmapFile | null;

@@ -1,6 +1,7 @@
 /**
  * Jobs on disk: what a later engine, or a later mount of the same images, needs to take them up again. One file for each
- * job, as a power cut leaves it, too. A store that cannot be written costs no I/O of a guest and no job: the log says so.
+ * job, which a power cut leaves as it was or as it has become (durable-file.ts). A store that cannot be written costs no I/O of
+ * a guest and no job: the log says so.
  */
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -55,7 +56,7 @@ export class JobStore {
     this.#log = log;
   }
 
-  /** Begins to write, unless the file has the same; never throws. */
+  /** Begins to write, unless what was written last is the same (nobody looks whether it is still there); never throws. */
   keep(record: JobRecord): void {
     this.#records.set(record.id, record);
     this.#enqueue(() => this.#write(record.id));
