@@ -13,7 +13,7 @@ import type { Log } from '../base/log.ts';
 
 /** Longer records are cut: a boot reads some thousand stretches. */
 const MAX_LINES = 1_000_000;
-const MAX_LINE_BYTES = 200;
+const MAX_BYTES = MAX_LINES * 200;
 const WRITE_EVERY_MS = 500;
 
 export interface ReadRange {
@@ -102,25 +102,28 @@ export class ReadRecorder {
 }
 
 /**
- * The stretches of a record, in order; null when there is none. Errors: EINVAL for a line that is none, those of the host.
+ * The stretches of a record, in order; null when there is none. A FIFO, for one, would keep its reader for ever. Errors: EINVAL for
+ * what is no regular file or is too large, and for a line that is no stretch; those of the host.
  */
 export const loadRecord = async (path: string): Promise<readonly ReadRange[] | null> => {
   const found = await stat(path).catch(() => null);
   if (found === null) return null;
-  if (found.size > MAX_LINES * MAX_LINE_BYTES) throw badLine(path, 0, 'the file is too large');
+  if (!found.isFile()) throw badRecord(path, 'is no regular file');
+  if (found.size > MAX_BYTES) throw badRecord(path, `has ${found.size} bytes, ${MAX_BYTES} at most`);
   const ranges: ReadRange[] = [];
   const lines = createInterface({ input: createReadStream(path) });
   for await (const line of lines) {
     if (ranges.length >= MAX_LINES) break;
     const range = rangeOf(line);
-    if (range === null) throw badLine(path, ranges.length + 1, 'is no stretch of a record');
+    if (range === null)
+      throw badRecord(path, `line ${ranges.length + 1}: is no stretch of a record`);
     ranges.push(range);
   }
   return ranges;
 };
 
-const badLine = (path: string, line: number, what: string): BlockError =>
-  new BlockError({ kind: 'bad-request', message: `line ${line}: ${what}`, path, op: 'prefetch' });
+const badRecord = (path: string, message: string): BlockError =>
+  new BlockError({ kind: 'bad-request', message, path, op: 'prefetch' });
 
 const rangeOf = (line: string): ReadRange | null => {
   let value: { offset?: unknown; length?: unknown } | null;
