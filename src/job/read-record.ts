@@ -109,7 +109,8 @@ export const loadRecord = async (path: string): Promise<readonly ReadRange[] | n
   const found = await stat(path).catch(() => null);
   if (found === null) return null;
   if (!found.isFile()) throw badRecord(path, 'is no regular file');
-  if (found.size > MAX_BYTES) throw badRecord(path, `has ${found.size} bytes, ${MAX_BYTES} at most`);
+  if (found.size > MAX_BYTES)
+    throw badRecord(path, `has ${found.size} bytes, ${MAX_BYTES} at most`);
   const ranges: ReadRange[] = [];
   const lines = createInterface({ input: createReadStream(path) });
   for await (const line of lines) {
