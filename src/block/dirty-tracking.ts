@@ -205,8 +205,7 @@ export class DirtyTracking {
   async remove(name: string): Promise<void> {
     const bitmap = this.#present(name);
     this.#refuseBusy(bitmap);
-    await bitmap.storage?.hold();
-    this.drop(bitmap);
+    await this.#change(bitmap, () => this.drop(bitmap));
   }
 
   /**
@@ -231,34 +230,35 @@ export class DirtyTracking {
     bitmap.dropped?.();
   }
 
-  /** From when this resolves, every write is in the bitmap. Never awaited by a request of the node. Errors: EIO. */
+  /** From when this resolves, every write is in the bitmap. Never awaited by a request of the node. Errors: as `remove`. */
   async enable(bitmap: TrackedBitmap): Promise<void> {
     assert(!bitmap.inconsistent, 'an inconsistent bitmap records nothing');
-    this.#refuseBlind();
-    await bitmap.storage?.hold();
-    if (bitmap.recording) return;
-    bitmap.recording = true;
-    this.#settle();
-    await this.#begun();
+    const isNew = await this.#change(bitmap, () => {
+      this.#refuseBlind();
+      if (bitmap.recording) return false;
+      bitmap.recording = true;
+      this.#settle();
+      return true;
+    });
+    if (isNew) await this.#begun();
   }
 
-  /** Errors: EIO. */
+  /** Errors: as `remove`. */
   async disable(bitmap: TrackedBitmap): Promise<void> {
-    await bitmap.storage?.hold();
-    bitmap.recording = false;
-    this.#settle();
+    await this.#change(bitmap, () => {
+      bitmap.recording = false;
+      this.#settle();
+    });
   }
 
-  /** All of it. What is in flight may be in it or not. Errors: EIO. */
+  /** All of it. What is in flight may be in it or not. Errors: as `remove`. */
   async clearAll(bitmap: TrackedBitmap): Promise<void> {
-    await bitmap.storage?.hold();
-    this.clear(bitmap, 0, bitmap.content.lengthBytes);
+    await this.#change(bitmap, () => this.clear(bitmap, 0, bitmap.content.lengthBytes));
   }
 
-  /** Adds what is dirty in another. Errors: EIO. */
+  /** Adds what is dirty in another. Errors: as `remove`. */
   async merge(target: TrackedBitmap, source: DirtyBitmap): Promise<void> {
-    await target.storage?.hold();
-    target.content.merge(source);
+    await this.#change(target, () => target.content.merge(source));
   }
 
   /** See the head of this file. One that an image keeps is held before. */
@@ -314,6 +314,18 @@ export class DirtyTracking {
     }
   }
 
+  /**
+   * Changes a bitmap when what its image keeps is marked as out of date, in the turn in which nobody else has begun to use it. Errors:
+   * EIO; EBUSY and ENOENT, and nothing is changed.
+   */
+  async #change<T>(bitmap: TrackedBitmap, change: () => T): Promise<T> {
+    const { user, storage } = bitmap;
+    await storage?.hold();
+    if (!this.#bitmaps.has(bitmap)) throw this.#notFound(bitmap.name);
+    if (bitmap.user !== user) this.#refuseBusy(bitmap);
+    return change();
+  }
+
   // Who began before writes as before: it is waited for.
   #refuseBlind(): void {
     if (!this.isBlind) return;
@@ -335,7 +347,11 @@ export class DirtyTracking {
   #present(name: string): TrackedBitmap {
     const bitmap = this.find(name);
     if (bitmap !== null) return bitmap;
-    throw this.#error('not-found', `Dirty bitmap '${name}' not found`);
+    throw this.#notFound(name);
+  }
+
+  #notFound(name: string | null): BlockError {
+    return this.#error('not-found', `Dirty bitmap '${name}' not found`);
   }
 
   #refuseBusy({ name, user }: TrackedBitmap): void {

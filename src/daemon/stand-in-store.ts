@@ -67,7 +67,8 @@ export class StandInStore implements StandIns {
 
   /**
    * What is in the directory. A file that is no record is left alone, and the log says so. Errors: ETIMEDOUT where the directory does
-   * not answer, those of the host where it cannot be listed: who went on would show other images than guests have written to.
+   * not answer, those of the host where it, or a file in it, cannot be read: who went on would show other images than guests have
+   * written to.
    */
   static async load(options: StandInStoreOptions): Promise<StandInStore> {
     const { directory } = options;
@@ -210,11 +211,21 @@ const loadAll = async ({ directory, log }: StandInStoreOptions): Promise<readonl
       if (record !== null && fileName(record.original) === name) records.push(record);
       else log.warning(path, 'says of no view what it stands for: it is left alone');
     } catch (error) {
-      log.warning(path, toBlockError(error).describe());
+      const failure = toBlockError(error, { op: 'open', path });
+      if (!isNoRecord(error, failure)) throw failure.with({ hint: UNREADABLE_HINT });
+      log.warning(path, failure.describe());
     }
   }
   return records;
 };
+
+/** What was never written here: no JSON, no regular file, removed meanwhile. */
+const isNoRecord = (thrown: unknown, { errno }: BlockError): boolean =>
+  thrown instanceof SyntaxError || NO_RECORD.has(errno);
+
+const NO_RECORD: ReadonlySet<string> = new Set(['EINVAL', 'ELOOP', 'ENXIO', 'ENOENT']);
+const UNREADABLE_HINT =
+  'it says which image a view has gone on with after a job: mend the disk, or move it away if no view of this mount needs it';
 
 /** Where nothing can have been recorded there is nothing. */
 const UNUSED: ReadonlySet<string> = new Set(['ENOENT', 'ENOTDIR', 'EACCES']);

@@ -143,3 +143,42 @@ test('names are unique, and a bitmap that a job uses, or that is inconsistent, i
   assert.equal(await errnoOf(() => dirtyBitmaps.get('c')), 'EINVAL');
   assert.equal(await errnoOf(() => dirtyBitmaps.remove('c')), 'none');
 });
+
+test('a bitmap that a job takes while its image is told that it changes is neither removed nor changed', async (t) => {
+  const { dirtyBitmaps } = await openRaw(t);
+  const holds: (() => void)[] = [];
+  const hold = (): Promise<void> => new Promise((resolve) => holds.push(resolve));
+  const content = new DirtyBitmap({ lengthBytes: LENGTH, granularityBytes: 4 * K });
+  const kept = { name: 'kept', content, recording: true, persistent: true, storage: { hold } };
+  const bitmap = new TrackedBitmap(kept);
+  dirtyBitmaps.adopt(bitmap);
+  bitmap.mark(0, 1);
+  const changes = [
+    () => dirtyBitmaps.remove('kept'),
+    () => dirtyBitmaps.clearAll(bitmap),
+    () => dirtyBitmaps.disable(bitmap),
+    () => dirtyBitmaps.merge(bitmap, new DirtyBitmap({ lengthBytes: LENGTH, granularityBytes: K })),
+  ];
+  for (const change of changes) {
+    const refused = assert.rejects(change(), { kind: 'busy' });
+    bitmap.user = 'job';
+    holds.pop()?.();
+    await refused;
+    bitmap.user = null;
+  }
+  assert.equal(dirtyBitmaps.find('kept'), bitmap);
+  assert.ok(bitmap.recording && content.isDirty(0));
+  // Its job changes it as it likes.
+  bitmap.user = 'job';
+  const cleared = dirtyBitmaps.clearAll(bitmap);
+  holds.pop()?.();
+  await cleared;
+  assert.ok(!content.isDirty(0));
+  // Removed twice at the same time.
+  bitmap.user = null;
+  const removed = [dirtyBitmaps.remove('kept'), dirtyBitmaps.remove('kept')];
+  const second = assert.rejects(removed[1] as Promise<void>, { kind: 'not-found' });
+  for (const held of holds.splice(0)) held();
+  await removed[0];
+  await second;
+});

@@ -1,7 +1,7 @@
 /** What is known of stand-ins while the disk that they are kept on hangs, in this engine and in the next. */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { access, mkdir } from 'node:fs/promises';
+import { access, mkdir, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
@@ -10,7 +10,7 @@ import { createLog, silentLog } from '../../../src/base/log.ts';
 import { type KeptStandIns, StandInStore } from '../../../src/daemon/stand-in-store.ts';
 import { GIVE_UP_MS } from '../../../src/job/abort.ts';
 import { type Cleanup, scratchDirectory } from '../../support/scratch.ts';
-import { type Stall, stall } from '../../support/stalled-files.ts';
+import { breakCall, type Stall, stall } from '../../support/stalled-files.ts';
 
 const ORIGINAL = '/images/a.qcow2';
 
@@ -127,4 +127,20 @@ test('an engine that inherits what views stand for asks no disk, and one that do
   t.mock.timers.tick(GIVE_UP_MS);
   await loading;
   assert.deepEqual(told, []);
+});
+
+test('a record that cannot be read is not passed over; what is none is', async (t) => {
+  const { directory, path, lines, options } = await scene(t);
+  await (await StandInStore.load(options)).put(A);
+  await writeFile(join(directory, 'text.view'), 'no JSON');
+  await mkdir(join(directory, 'directory.view'));
+  await symlink(path, join(directory, 'link.view'));
+  assert.deepEqual((await StandInStore.load(options)).all, [A]);
+  assert.equal(lines.filter((line) => line.startsWith('warning')).length, 3);
+  breakCall(t, 'open', path);
+  await assert.rejects(StandInStore.load(options), {
+    errno: 'EIO',
+    path,
+    hint: /which image a view has gone on with/,
+  });
 });
