@@ -1,5 +1,6 @@
 /** What the parts of an opened image share. Each field is owned by the part that its comment names; others read it. */
 import { present } from '../../src/base/assert.ts';
+import { toBlockError } from '../../src/base/block-error.ts';
 import { divideUp } from '../../src/base/range.ts';
 import { type GuestOffset, guestOffset } from '../../src/base/units.ts';
 import { CheckpointSchedule } from '../../src/block/checkpoint-schedule.ts';
@@ -73,7 +74,7 @@ export class ImageState {
     this.schedule = new CheckpointSchedule({
       run: parts.checkpoint,
       maxDelayMs: CHECKPOINT_DELAY_MS,
-      failed: (error) => log.error(path, `a checkpoint failed: ${String(error)}`),
+      failed: (error) => log.error(path, `a checkpoint failed: ${toBlockError(error).describe()}`),
     });
     this.headerChanges = new HeaderChanges({
       file,

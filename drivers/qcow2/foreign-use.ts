@@ -3,8 +3,9 @@
  * and its supervisor were killed, QEMU may have written it before we come back.
  *
  * Words and refcounts do not tell of it (replay.ts). That program takes free host clusters where we took them, and counts them as
- * we would have; it puts its L2 table where ours is not yet. So all that names a host cluster which the journal counts first is
- * looked for on disk: it may be an entry that the journal has changed, and nothing else. Costs the reading of all tables, once each.
+ * we would have; it puts its L2 table where ours is not yet. So every table on disk is searched for
+ * entries that name a host cluster which was free when the journal began or during it. Such an entry must be one that the journal has
+ * changed. Costs the reading of all tables, once each.
  * What is written in place leaves no trace: where the guest had discarded the cluster, that goes with it.
  */
 import { BlockError } from '../../src/base/block-error.ts';

@@ -36,7 +36,7 @@ export const takeUpOwedHeader = async ({
   if (await isUnused(file, header, owed)) await takeUpOwed(file, owed);
 };
 
-/** Of an L1 table that a change of the header names: what whoever takes over knows it by. */
+/** SHA-256 (32 bytes) of an L1 table as it was written; see `OwedHeader.witness`. */
 export const witnessOfL1 = (l1: Uint8Array): Uint8Array => createHash('sha256').update(l1).digest();
 
 /** Whether the header names one L1 table before and after, or nobody has changed the one that the new bytes name. */

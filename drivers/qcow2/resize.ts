@@ -51,9 +51,9 @@ export class Resizer {
         await this.#zeroes.forget(alignUp(now, clusterBytes), alignUp(old, clusterBytes));
       }
       // What is added reads as zeros whoever looks at it; what is cut off a guest goes on writing to when this fails.
-      const how = { lengthBytes: 8, isHarmless: now > old };
+      const options = { lengthBytes: 8, isHarmless: now > old };
       await state.schedule.request();
-      await state.writeHeaderDurably(HEADER.size, (view) => writeU64BE(view, 0, now), how);
+      await state.writeHeaderDurably(HEADER.size, (view) => writeU64BE(view, 0, now), options);
     } catch (error) {
       // Until the header says so, what a guest wrote past the old end would be gone with this opening.
       state.lengthBytes = old;

@@ -1,10 +1,11 @@
 /**
  * What the parts of an opened image share. Each field is owned by the part that its comment names; others read it.
  */
+import { toBlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import { CheckpointSchedule } from '../../src/block/checkpoint-schedule.ts';
 import type { OpenRequest } from '../../src/block/driver.ts';
-import { type HeaderChangeHow, HeaderChanges } from '../../src/block/header-changes.ts';
+import { HeaderChanges, type HeaderWriteOptions } from '../../src/block/header-changes.ts';
 import { JournaledChanges } from '../../src/block/journaled-changes.ts';
 import type { Node } from '../../src/block/node.ts';
 import { RangeLocks } from '../../src/block/range-locks.ts';
@@ -26,7 +27,7 @@ const CHECKPOINT_JOURNAL_BYTES = 16 << 20;
 /** Changes of one journal record. */
 const CHANGES_PER_RECORD = 4096;
 
-export interface HeaderRangeHow extends HeaderChangeHow {
+export interface HeaderRangeOptions extends HeaderWriteOptions {
   readonly lengthBytes: number;
 }
 
@@ -99,7 +100,7 @@ export class ImageState {
     this.schedule = new CheckpointSchedule({
       run: parts.checkpoint,
       maxDelayMs: CHECKPOINT_DELAY_MS,
-      failed: (error) => log.error(path, `a checkpoint failed: ${String(error)}`),
+      failed: (error) => log.error(path, `a checkpoint failed: ${toBlockError(error).describe()}`),
     });
     this.headerChanges = new HeaderChanges({
       file: this.file,
@@ -260,18 +261,18 @@ export class ImageState {
   async writeHeaderRange(
     at: number,
     fill: (view: DataView) => void,
-    { lengthBytes, ...how }: HeaderRangeHow,
+    { lengthBytes, ...options }: HeaderRangeOptions,
   ): Promise<void> {
-    await this.headerChanges.write(at, filled(fill, lengthBytes), how);
+    await this.headerChanges.write(at, filled(fill, lengthBytes), options);
   }
 
   /** The same, durably. See `HeaderChanges.change`. */
   async writeHeaderDurably(
     at: number,
     fill: (view: DataView) => void,
-    { lengthBytes, ...how }: HeaderRangeHow,
+    { lengthBytes, ...options }: HeaderRangeOptions,
   ): Promise<void> {
-    await this.headerChanges.change(at, filled(fill, lengthBytes), how);
+    await this.headerChanges.change(at, filled(fill, lengthBytes), options);
   }
 }
 

@@ -14,7 +14,7 @@ import type { ImageState } from './state.ts';
 import type { OwnTables } from './tables.ts';
 import { type Target, targetEntry } from './write-target.ts';
 
-export interface PublishHow {
+export interface PublishOptions {
   /** The entries say zero; of an image without subclusters. */
   readonly asZeros?: boolean;
   /** The bytes are what was read there before. */
@@ -40,7 +40,7 @@ export class TargetPublisher {
   async publish(
     target: Target,
     allocation: Allocation | null,
-    { asZeros = false, isCopy = false }: PublishHow = {},
+    { asZeros = false, isCopy = false }: PublishOptions = {},
   ): Promise<void> {
     const { clusterBytes, map, request } = this.#state;
     const place = map.place(target.start);

@@ -15,18 +15,18 @@ import type { TargetContent } from './target-content.ts';
 import type { TargetPublisher } from './target-publisher.ts';
 import { wholeTarget } from './write-target.ts';
 
-/** What space is filled with, where it cannot just read as zeros, is in memory: so much at once. More than a cluster. */
+/** Zeros that have to be written are built in memory: at most this much at once, in bytes. Larger than any cluster. */
 const MAX_FILL_BYTES = 8 << 20;
 
 /** How clusters without content get a place. */
-export interface PlaceHow {
+export interface PlacementOptions {
   /** What reads as zeros gets plain entries, where its place does so. */
   readonly isPlain: boolean;
   /** The host's space is taken. */
   readonly space: boolean;
 }
 
-const KEPT_ZERO: PlaceHow = { isPlain: false, space: true };
+const KEPT_ZERO: PlacementOptions = { isPlain: false, space: true };
 
 export interface UnwrittenClustersParts {
   readonly state: ImageState;
@@ -56,9 +56,9 @@ export class UnwrittenClusters {
 
   /**
    * Gives clusters a place that have none, content unchanged; what reads as zeros gets plain entries over fresh places where
-   * `how` says so, else entries that say zero. Errors: ENOSPC. Locks the clusters, those of one L2 slice at a time.
+   * `isPlain` says so, else entries that say zero. Errors: ENOSPC. Locks the clusters, those of one L2 slice at a time.
    */
-  async allocate(offset: number, lengthBytes: number, how = KEPT_ZERO): Promise<void> {
+  async allocate(offset: number, lengthBytes: number, options = KEPT_ZERO): Promise<void> {
     const { clusterBytes } = this.#state;
     const end = alignUp(offset + lengthBytes, clusterBytes);
     for (let at = alignDown(offset, clusterBytes); at < end; ) {
@@ -66,7 +66,7 @@ export class UnwrittenClusters {
       const lock = await this.#state.locks.acquire({ start: at, end: next });
       try {
         for (let done = at; done < next; )
-          done += await this.#allocateUnwritten(done, next - done, how);
+          done += await this.#allocateUnwritten(done, next - done, options);
       } finally {
         lock.release();
       }
@@ -74,10 +74,14 @@ export class UnwrittenClusters {
     }
   }
 
-  async #allocateUnwritten(start: number, lengthBytes: number, how: PlaceHow): Promise<number> {
+  async #allocateUnwritten(
+    start: number,
+    lengthBytes: number,
+    options: PlacementOptions,
+  ): Promise<number> {
     const { clusterBytes, map, header, lengthBytes: end } = this.#state;
     if (start >= end) return lengthBytes;
-    if (map.hasSubclusters) return this.#reserve(start, lengthBytes, how);
+    if (map.hasSubclusters) return this.#reserve(start, lengthBytes, options);
     const m = await this.#lookup.mapping(guestOffset(start), Math.min(lengthBytes, end - start));
     const isOwned = m.kind === 'data' || m.kind === 'opaque' || (m.kind === 'zero' && m.allocated);
     if (isOwned) return alignUp(m.lengthBytes, clusterBytes);
@@ -96,9 +100,10 @@ export class UnwrittenClusters {
     const allocation = await this.#clusters.allocate(start, clusters);
     const target = wholeTarget(allocation, start, clusterBytes);
     // A hole reads as zeros; encrypted, as noise.
-    const isPlain = how.isPlain && readsZero && allocation.isFresh && !this.#state.data.isEncrypted;
+    const isPlain =
+      options.isPlain && readsZero && allocation.isFresh && !this.#state.data.isEncrypted;
     await this.#clusters.undoingOnFailure(allocation, async () => {
-      await this.#takeSpace(allocation, how);
+      await this.#takeSpace(allocation, options);
       if (!asZeros && !isPlain)
         await this.#content.fill({ ...target, isFresh: false }, start, new Uint8Array(0));
     });
@@ -107,7 +112,7 @@ export class UnwrittenClusters {
   }
 
   /** Subclusters need no content to have a place: each stays what it is, zero or not there. */
-  async #reserve(start: number, lengthBytes: number, how: PlaceHow): Promise<number> {
+  async #reserve(start: number, lengthBytes: number, options: PlacementOptions): Promise<number> {
     const { clusterBytes, map } = this.#state;
     const place = map.place(start);
     const slice = await this.#tables.sliceFor(place);
@@ -122,14 +127,14 @@ export class UnwrittenClusters {
     while (clusters < wanted && !isPlaced(clusters)) clusters++;
     const allocation = await this.#clusters.allocate(start, clusters);
     const whole = wholeTarget(allocation, start, clusterBytes);
-    await this.#clusters.undoingOnFailure(allocation, () => this.#takeSpace(allocation, how));
+    await this.#clusters.undoingOnFailure(allocation, () => this.#takeSpace(allocation, options));
     const target = { ...whole, filled: { from: start, to: start } };
     await this.#publisher.publish(target, allocation);
     return allocation.count * clusterBytes;
   }
 
   /** Of the host; without, the file only has to reach so far: entries point nowhere past its end. */
-  async #takeSpace({ first, count }: Allocation, { space }: PlaceHow): Promise<void> {
+  async #takeSpace({ first, count }: Allocation, { space }: PlacementOptions): Promise<void> {
     const { clusterBytes, clusterFile } = this.#state;
     const end = (first + count) * clusterBytes;
     if (space) await clusterFile.allocate(guestOffset(first * clusterBytes), count * clusterBytes);

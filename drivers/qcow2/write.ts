@@ -24,12 +24,12 @@ import type { ImageState } from './state.ts';
 import { runsOf } from './subclusters.ts';
 import type { OwnTables } from './tables.ts';
 import { TargetContent } from './target-content.ts';
-import { type PublishHow, TargetPublisher } from './target-publisher.ts';
-import { type PlaceHow, UnwrittenClusters } from './unwritten-clusters.ts';
+import { type PublishOptions, TargetPublisher } from './target-publisher.ts';
+import { type PlacementOptions, UnwrittenClusters } from './unwritten-clusters.ts';
 import { WriterAtOnce } from './write-at-once.ts';
 import { type Target, targetOf } from './write-target.ts';
 
-const COPY: PublishHow = { isCopy: true };
+const COPY: PublishOptions = { isCopy: true };
 
 export class Writer {
   readonly #state: ImageState;
@@ -114,8 +114,8 @@ export class Writer {
   }
 
   /** See `UnwrittenClusters.allocate`. */
-  allocate(offset: number, lengthBytes: number, how?: PlaceHow): Promise<void> {
-    return this.#unwritten.allocate(offset, lengthBytes, how);
+  allocate(offset: number, lengthBytes: number, options?: PlacementOptions): Promise<void> {
+    return this.#unwritten.allocate(offset, lengthBytes, options);
   }
 
   /** How far from `at` neither piece can be written in place: one lock, and allocations that stay together. */
@@ -153,7 +153,11 @@ export class Writer {
   }
 
   /** Allocates for the clusters from `offset` on, as many as fit together; returns how many bytes were written. */
-  async #writeAllocating(offset: number, buffer: Content, how: PublishHow = {}): Promise<number> {
+  async #writeAllocating(
+    offset: number,
+    buffer: Content,
+    options: PublishOptions = {},
+  ): Promise<number> {
     const { clusterBytes, map } = this.#state;
     const start = alignDown(offset, clusterBytes);
     const place = map.place(offset);
@@ -166,7 +170,7 @@ export class Writer {
     if (kept !== null) {
       const part = buffer.subarray(0, kept.filled.to - offset);
       await this.#content.fill(kept, offset, part);
-      await this.#publisher.publish(kept, null, how);
+      await this.#publisher.publish(kept, null, options);
       return part.length;
     }
     let clusters = Math.max(1, map.emptyRun(slice, place.index, wanted));
@@ -186,7 +190,7 @@ export class Writer {
       await this.#content.fill(found, offset, part);
       return found;
     });
-    await this.#publisher.publish(target, allocation, how);
+    await this.#publisher.publish(target, allocation, options);
     return part.length;
   }
 

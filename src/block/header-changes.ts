@@ -47,7 +47,7 @@ export interface HeaderChangesOptions {
   readonly checkpoint: () => Promise<void>;
 }
 
-export interface HeaderChangeHow {
+export interface HeaderWriteOptions {
   /** Whoever opens the image next may go on by the new bytes: all that is written by the old ones meanwhile is right by them too. */
   readonly isHarmless?: boolean;
   /** What the new bytes were made from, as long as they are: where they are the same, those are kept that are there now. */
@@ -60,7 +60,7 @@ const WRITE_FAILED = 'mend what is below the image: each flush tries it again';
 /** A local file remembers a sync that has failed: no later one of the same opening is believed (drivers/file/host-syncs.ts). */
 const SYNC_FAILED = 'mend what is below the image, and then: vdiskfs restart MOUNTPOINT';
 
-interface ChangeHow extends HeaderChangeHow {
+interface SyncedWriteOptions extends HeaderWriteOptions {
   readonly sync: () => Promise<void>;
 }
 
@@ -92,13 +92,13 @@ export class HeaderChanges {
    * Writes bytes of the header, durably. One change at a time; inside a checkpoint only while nothing is owed. Errors: ENOSPC, EIO; the
    * old bytes are there then, or owed.
    */
-  async change(at: number, now: Uint8Array, how: HeaderChangeHow = {}): Promise<void> {
-    await this.#change(at, now, { ...how, sync: () => this.file.flush() });
+  async change(at: number, now: Uint8Array, options: HeaderWriteOptions = {}): Promise<void> {
+    await this.#change(at, now, { ...options, sync: () => this.file.flush() });
   }
 
   /** The same for who goes on by the new bytes once they are written, whether or not his sync of them succeeds. */
-  async write(at: number, now: Uint8Array, how: HeaderChangeHow = {}): Promise<void> {
-    await this.#change(at, now, { ...how, sync: async () => undefined });
+  async write(at: number, now: Uint8Array, options: HeaderWriteOptions = {}): Promise<void> {
+    await this.#change(at, now, { ...options, sync: async () => undefined });
   }
 
   /** Writes bytes that are not put back when it fails, durably: by themselves they say nothing untrue. Errors: ENOSPC, EIO. */
@@ -128,13 +128,13 @@ export class HeaderChanges {
     return turn;
   }
 
-  async #change(at: number, now: Uint8Array, how: ChangeHow): Promise<void> {
+  async #change(at: number, now: Uint8Array, options: SyncedWriteOptions): Promise<void> {
     for (let isMade = false; !isMade; ) {
       await this.settled();
       isMade = await this.#alone(async () => {
         // Of the one before, which was not owed when it was asked.
         if (this.#owed !== null) return false;
-        await this.#changeAlone(at, now, how);
+        await this.#changeAlone(at, now, options);
         return true;
       });
     }
@@ -143,7 +143,7 @@ export class HeaderChanges {
   async #changeAlone(
     at: number,
     now: Uint8Array,
-    { sync, from, ...how }: ChangeHow,
+    { sync, from, ...options }: SyncedWriteOptions,
   ): Promise<void> {
     const { file } = this;
     const before = new Uint8Array(now.length);
@@ -153,22 +153,20 @@ export class HeaderChanges {
       await file.write(guestOffset(at), after);
       await sync();
     } catch (error) {
-      await this.#takeBack(differenceOf({ at, before, after }), how);
+      await this.#takeBack(differenceOf({ at, before, after }), options);
       throw error;
     }
   }
 
-  async #takeBack(difference: Difference, how: HeaderChangeHow): Promise<void> {
-    const { isHarmless = false, witness } = how;
+  async #takeBack(difference: Difference, options: HeaderWriteOptions): Promise<void> {
+    const { isHarmless = false, witness } = options;
     // Nothing was to be another.
     if (difference.before.length === 0) return;
     try {
-      await writeBack(this.file, difference);
-      await this.file.flush();
+      await this.#restore(difference);
     } catch (error) {
       const { log, path, owes, tell } = this.#options;
-      const reason = toBlockError(error).describe();
-      log.error(path, `${saying(difference)} (${reason}): no flush succeeds before they are`);
+      log.error(path, `no flush succeeds now: ${toBlockError(error).describe()}`);
       const owed = { ...difference, witness: witness?.() ?? new Uint8Array(0) };
       this.#owed = owed;
       if (!isHarmless) tell(owed);
@@ -178,18 +176,20 @@ export class HeaderChanges {
 
   /** The first step of a checkpoint. Errors: EIO, whatever it is that the file has said. */
   async putBack(owed: OwedHeader | null): Promise<void> {
-    if (owed === null) return;
+    if (owed !== null) await this.#alone(() => this.#restore(owed));
+  }
+
+  /** The old bytes, durably. Errors: EIO, with what to do. */
+  async #restore(difference: Difference): Promise<void> {
     let hint = WRITE_FAILED;
     try {
-      await this.#alone(async () => {
-        await writeBack(this.file, owed);
-        hint = SYNC_FAILED;
-        await this.file.flush();
-      });
+      await writeBack(this.file, difference);
+      hint = SYNC_FAILED;
+      await this.file.flush();
     } catch (cause) {
-      const message = `${saying(owed)}: ${toBlockError(cause).message}`;
+      const message = `${describeOwed(difference)}: ${toBlockError(cause).message}`;
       const { path } = this.#options;
-      throw new BlockError({ kind: 'io', message, hint, path, offset: owed.at, cause });
+      throw new BlockError({ kind: 'io', message, hint, path, offset: difference.at, cause });
     }
   }
 
@@ -205,7 +205,10 @@ export class HeaderChanges {
   closed(): void {
     if (this.#owed === null) return;
     const { log, path } = this.#options;
-    log.error(path, `is closed, and ${saying(this.#owed)}: its header may be the changed one`);
+    log.error(
+      path,
+      `is closed, and ${describeOwed(this.#owed)}: its header may be the changed one`,
+    );
   }
 }
 
@@ -253,7 +256,7 @@ const differenceOf = ({ at, before, after }: Difference): Difference => {
   return { at: at + start, before: before.slice(start, end), after: after.slice(start, end) };
 };
 
-const saying = ({ at, before }: Difference): string =>
+const describeOwed = ({ at, before }: Difference): string =>
   `bytes ${at} to ${at + before.length - 1} of the header, of a change that has failed, cannot be put back`;
 
 const HEAD_BYTES = 16;

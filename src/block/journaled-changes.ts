@@ -8,6 +8,7 @@
  *
  * Concurrency: every call is one turn of the event loop. One checkpoint at a time.
  */
+import { toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import type { RestartJournal } from './restart-journal.ts';
 
@@ -94,7 +95,8 @@ export class JournaledChanges<T> {
     try {
       journal?.append(encode(changes));
     } catch (error) {
-      const text = `the restart journal cannot be written (${String(error)}): checkpoints take its place`;
+      const reason = toBlockError(error).describe();
+      const text = `the restart journal cannot be written (${reason}): checkpoints take its place`;
       if (!this.#hasFailed) log.warning(path, text);
       this.#hasFailed = true;
       return false;

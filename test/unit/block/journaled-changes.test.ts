@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { BlockError } from '../../../src/base/block-error.ts';
 import { createLog } from '../../../src/base/log.ts';
 import { JournaledChanges } from '../../../src/block/journaled-changes.ts';
 import type { RestartJournal } from '../../../src/block/restart-journal.ts';
@@ -17,7 +18,8 @@ class Stand {
       isContinued: true,
       pendingBytes: 0,
       append: (record) => {
-        if (this.room === 0) throw new Error('full');
+        if (this.room === 0)
+          throw new BlockError({ kind: 'no-space', message: 'full', path: '/run/journal' });
         this.room--;
         this.records.push(Buffer.from(record).toString());
       },
@@ -88,6 +90,6 @@ test('the log says once that the journal cannot be written, and once that it can
   stand.changes.tell(['c']);
   stand.changes.tell(['d']);
   assert.equal(stand.lines.length, 2);
-  assert.match(stand.lines[0] ?? '', /cannot be written .*full/);
+  assert.match(stand.lines[0] ?? '', /cannot be written \(\/run\/journal: full\)/);
   assert.match(stand.lines[1] ?? '', /written again/);
 });

@@ -90,6 +90,18 @@ test('a backing link that is owed when an engine is killed is put back by the ne
   assert.ok(!errors.join('\n').includes('another program'));
 });
 
+test('a checkpoint that fails by itself says where and what to do', async (t) => {
+  const { node, graph, fault, errors } = await linkFails(t, 'reached');
+  t.mock.timers.tick(60_000);
+  await assert.rejects(node.flush(), OWED);
+  assert.match(
+    errors.join('\n'),
+    /a checkpoint failed: .*cannot be put back.* at offset 0x[0-9a-f]+: mend .*each flush tries it again/,
+  );
+  fault.end();
+  await graph.close(node);
+});
+
 test('closing says so when a backing link cannot be put back', async (t) => {
   const { node, graph, errors, takeOver } = await linkFails(t, 'sync');
   await assert.rejects(graph.close(node), { message: OWED });
