@@ -147,7 +147,6 @@ export const FALLOCATE_IN = { bytes: 32, offset: 8, length: 16, mode: 24 } as co
 export const LSEEK_IN = { bytes: 24, offset: 8, whence: 16 } as const;
 export const GETXATTR_IN = { bytes: 8, size: 0 } as const;
 export const INTERRUPT_IN = { bytes: 8, unique: 0 } as const;
-export const FORGET_IN = { bytes: 8 } as const;
 export const BATCH_FORGET_IN = { bytes: 8, count: 0, entryBytes: 16 } as const;
 export const COPY_FILE_RANGE_IN = {
   bytes: 56,
@@ -166,7 +165,7 @@ export const INIT_IN = {
 } as const;
 
 /** Lengths of reply bodies. */
-export const ATTR_BYTES = 88;
+const ATTR_BYTES = 88;
 export const ENTRY_OUT_BYTES = 40 + ATTR_BYTES;
 export const ATTR_OUT_BYTES = 16 + ATTR_BYTES;
 export const OPEN_OUT_BYTES = 16;

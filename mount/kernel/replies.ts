@@ -2,13 +2,14 @@
 import { writeU64LE } from '../../src/base/byte-order.ts';
 import { type FileAttributes, ROOT_NODE_ID } from '../directory.ts';
 import {
-  ATTR_BYTES,
+  ATTR_OUT_BYTES,
   DIRENT_BYTES,
   DT_DIR,
   DT_REG,
   ENTRY_OUT_BYTES,
   S_IFDIR,
   S_IFREG,
+  STATFS_OUT_BYTES,
 } from './abi.ts';
 
 /**
@@ -63,7 +64,7 @@ export const writeAttrOut = (
   writeU64LE(view, at, VALID_SECONDS);
   writeU64LE(view, at + 8, 0);
   writeAttributes(view, at + 16, nodeId, a);
-  return 16 + ATTR_BYTES;
+  return ATTR_OUT_BYTES;
 };
 
 /** `fuse_entry_out`. Returns its length. */
@@ -129,6 +130,6 @@ export const writeStatfs = (
   view.setUint32(at + 40, BLOCK_BYTES, true);
   view.setUint32(at + 44, 255, true);
   view.setUint32(at + 48, BLOCK_BYTES, true);
-  for (let spare = 52; spare < 80; spare += 4) view.setUint32(at + spare, 0, true);
-  return 80;
+  for (let spare = 52; spare < STATFS_OUT_BYTES; spare += 4) view.setUint32(at + spare, 0, true);
+  return STATFS_OUT_BYTES;
 };

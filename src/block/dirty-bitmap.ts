@@ -52,17 +52,9 @@ export class DirtyBitmap {
     return divideUp(this.#lengthBytes, this.granularityBytes);
   }
 
-  get dirtyGranules(): number {
-    return this.#dirty.size;
-  }
-
   /** Dirty granules in bytes, as QEMU counts them: the last one whole. */
   get dirtyBytes(): number {
     return this.#dirty.size * this.granularityBytes;
-  }
-
-  get isClean(): boolean {
-    return this.#dirty.size === 0;
   }
 
   /** Memory that it takes, about. */

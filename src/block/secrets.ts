@@ -70,9 +70,6 @@ export class Secrets {
   }
 }
 
-/** For who opens nothing encrypted. */
-export const noSecrets = new Secrets([], { keep: false });
-
 const readSecret = async ({ id, file }: SecretSource): Promise<Secret> => {
   const wrong = (message: string): BlockError =>
     new BlockError({

@@ -8,8 +8,8 @@
  */
 import type { Task } from './black-box.ts';
 
-/** An engine that dies sooner than this after its start got nowhere. */
-const SHORT_ORDER_MS = 60_000;
+/** Deaths of the last so many ms ask for care. */
+const RECENT_MS = 60_000;
 const DEATHS_BEFORE_CARE = 2;
 /** Deaths with the same task in flight. SIGKILL comes from elsewhere as a rule: it takes more of them. */
 const TRIES = 3;
@@ -74,6 +74,6 @@ export class Blame {
   }
 
   #recent(nowMs: number): number[] {
-    return this.#deathsMs.filter((at) => nowMs - at < SHORT_ORDER_MS);
+    return this.#deathsMs.filter((at) => nowMs - at < RECENT_MS);
   }
 }

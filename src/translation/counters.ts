@@ -4,7 +4,6 @@
  */
 
 export const COUNTER = { requests: 0, hits: 1, faults: 2, readBytes: 3, writtenBytes: 4 } as const;
-export type CounterName = keyof typeof COUNTER;
 
 /** Words of one worker: a multiple of a cache line. */
 const WORDS_PER_WORKER = 16;

@@ -6,10 +6,10 @@ import { guestOffset } from '../../src/base/units.ts';
 import { noLocks } from '../../src/block/image-locks.ts';
 import type { Node } from '../../src/block/node.ts';
 import { DriverRegistry } from '../../src/block/registry.ts';
-import { noSecrets } from '../../src/block/secrets.ts';
 import { createImage } from '../../src/image/create.ts';
 import { imageView } from './image-view.ts';
 import { ByteModel, type ModelStep, runModelGuest } from './model-guest.ts';
+import { noSecrets } from './no-secrets.ts';
 import { testGraph } from './test-graph.ts';
 
 export interface Layer {

@@ -16,7 +16,6 @@ import { Graph } from '../../src/block/graph.ts';
 import { noLocks } from '../../src/block/image-locks.ts';
 import { DriverRegistry } from '../../src/block/registry.ts';
 import { createJournalFactory } from '../../src/block/restart-journal-file.ts';
-import { noSecrets } from '../../src/block/secrets.ts';
 import type { View } from '../../src/block/view.ts';
 import type { ControlContext } from '../../src/control/context.ts';
 import { createMonitor } from '../../src/control/monitor.ts';
@@ -30,6 +29,7 @@ import { StandInStore } from '../../src/daemon/stand-in-store.ts';
 import type { Job } from '../../src/job/job.ts';
 import { JobList } from '../../src/job/job-list.ts';
 import { JobStore } from '../../src/job/job-store.ts';
+import { noSecrets } from './no-secrets.ts';
 import { type Cleanup, scratchDirectory } from './scratch.ts';
 
 export interface EngineStandOptions {

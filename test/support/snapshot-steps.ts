@@ -11,9 +11,9 @@ import { guestOffset } from '../../src/base/units.ts';
 import { noLocks } from '../../src/block/image-locks.ts';
 import type { Node } from '../../src/block/node.ts';
 import { DriverRegistry } from '../../src/block/registry.ts';
-import { noSecrets } from '../../src/block/secrets.ts';
 import { resizeImage } from '../../src/image/resize.ts';
 import { applySnapshot, createSnapshot, deleteSnapshot } from '../../src/image/snapshot.ts';
+import { noSecrets } from './no-secrets.ts';
 import { qemuImg, qemuIo } from './qemu-img.ts';
 import { testGraph } from './test-graph.ts';
 

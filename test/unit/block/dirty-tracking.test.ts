@@ -59,7 +59,7 @@ test('writes, zeroes and discards are in every bitmap that records, and in no ot
       [448, 64],
     ],
   );
-  assert.ok(idle.content.isClean);
+  assert.equal(idle.content.dirtyBytes, 0);
 });
 
 test('clearing a range takes the permissions for it away, in the same turn', async (t) => {
@@ -97,7 +97,7 @@ test('a bitmap records from when adding it has ended: whoever wrote as before is
   assert.equal(added, false);
   letGo();
   const bitmap = await adding;
-  assert.equal(bitmap.content.dirtyGranules, 1, 'a write that came meanwhile is in it too');
+  assert.equal(bitmap.content.dirtyBytes, 4 * K, 'a write that came meanwhile is in it too');
 });
 
 test('resizing the node resizes its bitmaps; what it gains is clean', async (t) => {
@@ -112,7 +112,7 @@ test('resizing the node resizes its bitmaps; what it gains is clean', async (t) 
     [LENGTH - 64 * K, 2 * LENGTH - 64 * K],
   );
   await node.resize(LENGTH);
-  assert.equal(bitmap.content.dirtyGranules, 1);
+  assert.equal(bitmap.content.dirtyBytes, 64 * K);
 });
 
 test('names are unique, and a bitmap that a job uses, or that is inconsistent, is refused by name', async (t) => {

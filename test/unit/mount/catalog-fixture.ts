@@ -14,8 +14,8 @@ import { guestOffset } from '../../../src/base/units.ts';
 import { Graph } from '../../../src/block/graph.ts';
 import type { ImageLock, ImageLocks, LockMode } from '../../../src/block/image-locks.ts';
 import { DriverRegistry } from '../../../src/block/registry.ts';
-import { noSecrets } from '../../../src/block/secrets.ts';
 import { NodeIds } from '../../../src/daemon/node-ids.ts';
+import { noSecrets } from '../../support/no-secrets.ts';
 import { type Cleanup, scratchDirectory } from '../../support/scratch.ts';
 import { stub } from '../../support/stub-format.ts';
 
