@@ -140,7 +140,7 @@ const declareImageOptions = <T>(yargs: Argv<T>) =>
       default: 'writeback' as const,
       requiresArg: true,
       describe:
-        'Host cache of the image files: page cache with real flushes, or with flushes ignored',
+        'Host cache of the image files: page cache with real flushes; none (O_DIRECT); page cache with flushes ignored',
     })
     .option('l2-cache-size', {
       type: 'string',

@@ -1,6 +1,6 @@
-/** How long the next engine waits after a death: not at all after a long life, longer and longer after short ones. */
+/** How long the next engine waits after a death: not at all after the first, longer and longer after further deaths in short order. */
 
-/** An engine that dies sooner than this after its start is not followed by another at once. */
+/** From the second death in a row on, an engine that died sooner than this after its start is not followed at once. */
 export const HEALTHY_AFTER_MS = 5000;
 const FIRST_RESTART_MS = 100;
 const LAST_RESTART_MS = 10_000;

@@ -9,6 +9,7 @@ import { COMMANDS } from '../../src/cli/command-table.ts';
 import { qemuImg } from '../support/qemu-img.ts';
 
 const PAGE = fileURLToPath(new URL('../../../docs/offline-commands.md', import.meta.url));
+const MAN_PAGE = fileURLToPath(new URL('../../../docs/man/vdiskfs.1', import.meta.url));
 
 interface Row {
   readonly options: readonly string[];
@@ -114,4 +115,18 @@ test('what -o takes for qcow2 and raw is there, or the table says why not', asyn
       assert.ok(common.includes(name) || ours.includes(name) || isTold, `${format}: ${name}`);
     }
   }
+});
+
+test('the man page names every command, and every option of mount', async () => {
+  const page = (await readFile(MAN_PAGE, 'utf8')).replaceAll('\\-', '-');
+  const [, commands = '', options = ''] =
+    /^\.SH COMMANDS$(.*)^\.SH OPTIONS OF MOUNT$(.*)^\.SH EXIT STATUS$/ms.exec(page) ?? [];
+  for (const name of Object.keys(COMMANDS)) assert.match(commands, new RegExp(`\\b${name}\\b`));
+  // What is no option of its own, hidden, or told as --no-resume; and those of every command.
+  const others = ['--paths', '--mount-flag', '--resume', '--help', '--version'];
+  for (const option of await ourOptions('mount')) {
+    if (option.startsWith('--') && !others.includes(option))
+      assert.ok(new RegExp(`${option}(?![\\w-])`).test(options), option);
+  }
+  assert.match(options, /--no-resume/);
 });
