@@ -91,6 +91,13 @@ export class HazardWatch {
     );
   }
 
+  /** Whether any worker does. Where none does, `quiesce` would resolve without waiting. */
+  isUsed(range: PageRange): boolean {
+    for (let worker = 0; worker < this.#layout.workers; worker++)
+      if (this.isUsing(worker, range)) return true;
+    return false;
+  }
+
   /**
    * Resolves when every worker that used the range at the call has left it. Entries must have been taken away
    * before. Ends when host I/O ends; a worker stuck in a dead host file is reported, not abandoned.

@@ -181,11 +181,12 @@ export class TranslationTable {
 
   /**
    * Whether the slice of a page that has faulted, and is not in the table, is worth its place: always while there is room (admission.ts).
-   * Ask once for each fault. `fill` itself takes in what it is given.
+   * Ask once for each fault: one that finds no free slot does not count. `fill` itself takes in what it is given.
    */
   admits(view: number, page: number): boolean {
     const slice = Math.floor(page / ENTRIES_PER_SLICE);
-    return this.hasRoom || this.#admission.admits(keyOf(view, slice));
+    if (this.hasRoom) return true;
+    return this.#free.length > 0 && this.#admission.admits(keyOf(view, slice));
   }
 
   /**
@@ -350,12 +351,17 @@ export class TranslationTable {
     this.#evict(Math.floor(key / PAGE_LIMIT), key % PAGE_LIMIT, slot);
   }
 
-  /** The slot is free when no worker uses its slice any more. */
+  /** The slot is free when no worker uses its slice any more: mostly at once, so that all faults of one turn find one. */
   #evict(view: number, slice: number, slot: number): void {
     this.#unlink(view, slice, slot);
     const firstPage = slice * ENTRIES_PER_SLICE;
+    const pages = { view, firstPage, lastPage: firstPage + ENTRIES_PER_SLICE - 1 };
+    if (!this.#watch.isUsed(pages)) {
+      this.#free.push(slot);
+      return;
+    }
     this.#evicting++;
-    void this.quiesce({ view, firstPage, lastPage: firstPage + ENTRIES_PER_SLICE - 1 }).then(() => {
+    void this.quiesce(pages).then(() => {
       this.#evicting--;
       this.#free.push(slot);
     });

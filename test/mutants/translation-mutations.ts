@@ -54,15 +54,22 @@ export const TRANSLATION_MUTATIONS: readonly Mutation[] = [
   {
     step: 'an evicted slot waits for the workers',
     file: 'src/translation/translation-table.js',
-    find: 'void this.quiesce({ view, firstPage, lastPage: firstPage + ENTRIES_PER_SLICE - 1 }).then(() => {',
+    find: 'void this.quiesce(pages).then(() => {',
     replace: 'void Promise.resolve().then(() => {',
+    tests: PROTOCOL,
+  },
+  {
+    step: 'an evicted slot is free at once only where no worker uses its pages',
+    file: 'src/translation/translation-table.js',
+    find: 'if (!this.#watch.isUsed(pages)) {',
+    replace: 'if (true) {',
     tests: PROTOCOL,
   },
   {
     step: 'the control plane waits for a worker that uses the pages',
     file: 'src/translation/hazards.js',
-    find: 'if (this.isUsing(worker, range))',
-    replace: 'if (false)',
+    find: 'waits.push(this.#waitFor(worker));',
+    replace: '{}',
     tests: PROTOCOL,
   },
 ];
