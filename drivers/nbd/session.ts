@@ -10,6 +10,7 @@
  */
 import { BackOff } from '../../src/base/back-off.ts';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
+import { endsWithin } from '../../src/base/bounded-wait.ts';
 import type { Log } from '../../src/base/log.ts';
 import { Turns } from '../../src/base/turns.ts';
 import type { NbdAddress } from './address.ts';
@@ -161,7 +162,7 @@ export class Session {
         this.#reconnecting ??= this.#reconnect().finally(() => {
           this.#reconnecting = null;
         });
-        await withinMs(this.#reconnecting, leftMs);
+        await endsWithin(this.#reconnecting, leftMs);
       } finally {
         this.#waiting--;
       }
@@ -257,15 +258,6 @@ export class Session {
     return new BlockError({ kind: 'io', message });
   }
 }
-
-/** Resolves with the work, or when the time is over. */
-const withinMs = async (work: Promise<void>, limitMs: number): Promise<void> => {
-  let timer: NodeJS.Timeout | undefined;
-  const over = new Promise<void>((resolve) => {
-    timer = setTimeout(resolve, limitMs);
-  });
-  await Promise.race([work, over]).finally(() => clearTimeout(timer));
-};
 
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 

@@ -6,6 +6,7 @@
  * base; and where the last one failed nobody waits at all.
  */
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
+import { endsWithin } from '../../src/base/bounded-wait.ts';
 
 export interface RemoteLooksOptions {
   /** A look that somebody did not wait for has found something. Never rejects. */
@@ -99,18 +100,8 @@ export class RemoteLooks {
 
   async #waitFor<T>(running: Promise<T>, look: Look): Promise<T> {
     const patienceMs = this.#options.patienceMs ?? PATIENCE_MS;
-    let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<null>((resolve) => {
-      timer = setTimeout(() => resolve(null), patienceMs);
-    });
-    try {
-      const first = await Promise.race([running.then((value) => ({ value })), late]);
-      if (first !== null) return first.value;
-      running.catch(() => undefined);
-      look.failure ??= new BlockError({ kind: 'io', message: 'its server has not answered yet' });
-      throw look.failure;
-    } finally {
-      clearTimeout(timer);
-    }
+    if (await endsWithin(running, patienceMs)) return running;
+    look.failure ??= new BlockError({ kind: 'io', message: 'its server has not answered yet' });
+    throw look.failure;
   }
 }

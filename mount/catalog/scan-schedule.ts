@@ -3,6 +3,7 @@
  * bound, so that a file which a program has just made is there when that program looks.
  */
 import { toBlockError } from '../../src/base/block-error.ts';
+import { endsWithin } from '../../src/base/bounded-wait.ts';
 import type { Log } from '../../src/base/log.ts';
 import type { BackgroundWork } from './background.ts';
 import type { SourceWatch } from './source-watch.ts';
@@ -56,15 +57,10 @@ export class ScanSchedule {
    * answer must not stop the views that are known. Never rejects: an error is logged.
    */
   async refresh(): Promise<void> {
-    let timer: NodeJS.Timeout | undefined;
-    const patience = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, SCAN_WAIT_MS);
-    });
     const fresh = this.#scanIfChanged().catch((error: unknown) => {
       this.#options.log.warning('scan', toBlockError(error).describe());
     });
-    await Promise.race([fresh, patience]);
-    clearTimeout(timer);
+    await endsWithin(fresh, SCAN_WAIT_MS);
   }
 
   /** A server has said that it has other content now. As `refresh`. */

@@ -2,6 +2,7 @@
  * Requests one after the other, each recorded before it is served: how an engine serves whose predecessors have died, so that
  * its own death tells what they died of.
  */
+import { endsWithin } from '../../src/base/bounded-wait.ts';
 import type { FuseRequest } from './request.ts';
 
 /** So long a request is waited for before the next one begins, in ms. */
@@ -55,11 +56,6 @@ export class CarefulTurns {
     const ended = new Promise<void>((resolve) => this.#ends.set(request, resolve));
     void ended.then(end);
     serve(request);
-    let timer: NodeJS.Timeout | undefined;
-    const patience = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, TURN_MS);
-    });
-    await Promise.race([ended, patience]);
-    clearTimeout(timer);
+    await endsWithin(ended, TURN_MS);
   }
 }

@@ -11,6 +11,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError } from '../../src/base/block-error.ts';
+import { endsWithin } from '../../src/base/bounded-wait.ts';
 import type { ByteRange } from '../../src/base/range.ts';
 import type { ViewHolding } from '../backend.ts';
 import { OPCODE } from './abi.ts';
@@ -86,11 +87,8 @@ export class HandOver implements ViewHolding {
 }
 
 const inTime = async (dropped: Promise<unknown>): Promise<void> => {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(cannotBeDropped()), PATIENCE_MS);
-  });
-  await Promise.race([dropped, late]).finally(() => clearTimeout(timer));
+  if (!(await endsWithin(dropped, PATIENCE_MS))) throw cannotBeDropped();
+  await dropped;
 };
 
 const cannotBeDropped = (): BlockError =>

@@ -7,6 +7,7 @@
  */
 import { writeSync } from 'node:fs';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
+import { endsWithin } from '../../src/base/bounded-wait.ts';
 import { ERRNO } from '../../src/base/errno.ts';
 import { addressOf, preferHugePages, yieldCore } from '../../src/os/linux.ts';
 import { COUNTER, createSharedCounters, sumCounter } from '../../src/translation/counters.ts';
@@ -163,8 +164,7 @@ export class KernelSession implements Backend {
     this.#endPauses();
     if (this.#serving.size === 0) return;
     const served = new Promise<void>((resolve) => (this.#whenServed = resolve));
-    const patience = new Promise<void>((resolve) => setTimeout(resolve, HOLD_PATIENCE_MS).unref());
-    await Promise.race([served, patience]);
+    await endsWithin(served, HOLD_PATIENCE_MS);
   }
 
   counters(): BackendCounters {
@@ -248,7 +248,7 @@ export class KernelSession implements Backend {
       maxTransferBytes: init.maxWriteBytes,
       release: (request) => this.#detach(request),
       remembered: (nodeId) => this.#lookups.add(nodeId),
-      pause: (ms) => pauseUnless(ending, ms),
+      pause: async (ms) => !(await endsWithin(ending, ms)),
       starved: new Map(),
     };
   }
@@ -426,14 +426,3 @@ const regionsOf = (slots: SharedSlots): readonly Region[] =>
       new Uint8Array(slots.memory, slots.firstByte + slot * slots.slotBytes, slots.slotBytes),
     ),
   );
-
-/** False when `ending` came first. */
-const pauseUnless = async (ending: Promise<void>, ms: number): Promise<boolean> => {
-  let timer: NodeJS.Timeout | undefined;
-  const slept = new Promise<true>((resolve) => {
-    timer = setTimeout(() => resolve(true), ms);
-  });
-  const goesOn = await Promise.race([slept, ending.then(() => false as const)]);
-  clearTimeout(timer);
-  return goesOn;
-};

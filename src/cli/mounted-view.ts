@@ -2,6 +2,7 @@
 import { realpath, stat } from 'node:fs/promises';
 import { basename, dirname, extname, join } from 'node:path';
 import { BlockError } from '../base/block-error.ts';
+import { endsWithin } from '../base/bounded-wait.ts';
 import type { ImageLocks } from '../block/image-locks.ts';
 
 /** A mount that answers no sooner is not worth a better message. */
@@ -58,12 +59,7 @@ const firstThatExists = async (paths: readonly string[]): Promise<string | null>
       () => true,
       () => false,
     );
-    if (await Promise.race([found, givingUp()])) return path;
+    if ((await endsWithin(found, PATIENCE_MS)) && (await found)) return path;
   }
   return null;
 };
-
-const givingUp = (): Promise<false> =>
-  new Promise((resolve) => {
-    setTimeout(() => resolve(false), PATIENCE_MS).unref();
-  });

@@ -1,7 +1,7 @@
 /** Reaching a mount's engine over its control socket, and asking for its status. */
 import { resolve } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError } from '../base/block-error.ts';
+import { endsWithin } from '../base/bounded-wait.ts';
 import { mayBeLeft } from '../base/left-calls.ts';
 import { QmpClient } from '../control/client.ts';
 import type { BlockJobInfo } from '../job/job-info.ts';
@@ -72,9 +72,8 @@ export const mountStatus = async (path: string | null): Promise<readonly MountSt
 
 /** Where a mount's control socket is: the root says it, and a mount that does not answer has the usual place. */
 const socketOf = async (mountpoint: string): Promise<string> => {
-  const patience = sleep(PATIENCE_MS, null, { ref: false });
   const asked = mayBeLeft(extendedAttribute(mountpoint, 'user.vdiskfs.socket'));
-  const told = await Promise.race([asked, patience]);
+  const told = (await endsWithin(asked, PATIENCE_MS)) ? await asked : null;
   return told ?? `${runtimeDirectory()}/${mountId(mountpoint)}.sock`;
 };
 

@@ -1,6 +1,6 @@
 /** What works behind the control socket: its commands, the jobs, and what goes on by itself. */
-import { setTimeout as sleep } from 'node:timers/promises';
 import { toBlockError } from '../base/block-error.ts';
+import { endsWithin, GIVE_UP_MS } from '../base/bounded-wait.ts';
 import type { Log } from '../base/log.ts';
 import type { ImageLocks } from '../block/image-locks.ts';
 import type { DriverRegistry } from '../block/registry.ts';
@@ -8,7 +8,6 @@ import type { Secrets } from '../block/secrets.ts';
 import type { ControlContext } from '../control/context.ts';
 import { createMonitor } from '../control/monitor.ts';
 import type { Monitor } from '../control/server.ts';
-import { endsWithin, GIVE_UP_MS } from '../job/abort.ts';
 import { type ControlSource, controlContext, streamAll } from './control-context.ts';
 import { takeUpJobs } from './job-take-up.ts';
 import { JobTargets } from './job-targets.ts';
@@ -56,10 +55,9 @@ export const beginControl = (scene: ControlScene): Control => {
   const takenUp =
     config.resume || config.generation > 0 ? takeUpJobs(context, log) : Promise.resolve();
   const ending = new AbortController();
-  const populated = Promise.race([
-    takenUp,
-    sleep(JOBS_PATIENCE_MS, undefined, { ref: false }),
-  ]).then(() => populate(context, config, ending.signal, log));
+  const populated = endsWithin(takenUp, JOBS_PATIENCE_MS).then(() =>
+    populate(context, config, ending.signal, log),
+  );
   return {
     monitor: createMonitor(context),
     takenUp,

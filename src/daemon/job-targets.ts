@@ -6,6 +6,7 @@ import { stat, unlink } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join } from 'node:path';
 import type { Catalog } from '../../mount/catalog.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
+import { endsWithin, GIVE_UP_MS } from '../base/bounded-wait.ts';
 import type { Log } from '../base/log.ts';
 import type { Graph } from '../block/graph.ts';
 import type { ImageLocks } from '../block/image-locks.ts';
@@ -16,7 +17,6 @@ import { canonicalUrl, isUrl } from '../block/remote-url.ts';
 import type { Secrets } from '../block/secrets.ts';
 import type { AddedNode, JobTarget, TargetRequest, Targets } from '../control/targets.ts';
 import { createImage } from '../image/create.ts';
-import { endsWithin, GIVE_UP_MS } from '../job/abort.ts';
 import { JobError } from '../job/job-error.ts';
 
 export interface JobTargetsOptions {

@@ -1,9 +1,9 @@
 /** `--record` and `--prefetch`: one record for each view, named after it. */
 import { join } from 'node:path';
 import { BlockError, toBlockError } from '../base/block-error.ts';
+import { endsWithin, GIVE_UP_MS } from '../base/bounded-wait.ts';
 import type { Log } from '../base/log.ts';
 import type { ControlContext, Device } from '../control/context.ts';
-import { endsWithin, GIVE_UP_MS } from '../job/abort.ts';
 import { Copies } from '../job/copies.ts';
 import { prefetch } from '../job/prefetch.ts';
 import { loadRecord, ReadRecorder } from '../job/read-record.ts';

@@ -11,6 +11,7 @@ import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { StandIn, StandIns } from '../../mount/catalog/stand-ins.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
+import { endsWithin, GIVE_UP_MS } from '../base/bounded-wait.ts';
 import {
   type ChangeOptions,
   readSmallFile,
@@ -18,7 +19,6 @@ import {
   replaceFile,
 } from '../base/durable-file.ts';
 import type { Log } from '../base/log.ts';
-import { endsWithin, GIVE_UP_MS } from '../job/abort.ts';
 
 const SUFFIX = '.view';
 const VERSION = 1;

@@ -11,6 +11,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { INIT2 } from '../../mount/kernel/abi.ts';
 import type { InitOutcome } from '../../mount/kernel/init.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
+import { endsWithin } from '../base/bounded-wait.ts';
 import type { Log } from '../base/log.ts';
 import { EngineProcess } from './engine-process.ts';
 import { describeHolders, holdersOf } from './holders.ts';
@@ -165,10 +166,7 @@ export class Supervisor {
     if (this.#restarted !== null || this.#engine?.ready !== true || this.#isEnding)
       refuse('its engine is being replaced already');
     const next = this.#spare.renew();
-    const patience = new Promise<false>((resolve) =>
-      setTimeout(() => resolve(false), LOAD_PATIENCE_MS).unref(),
-    );
-    if (!(await Promise.race([next.loaded, patience]))) {
+    if (!((await endsWithin(next.loaded, LOAD_PATIENCE_MS)) && (await next.loaded))) {
       this.#spare.drop();
       refuse('the installed version does not start, or speaks another protocol: unmount and mount');
     }

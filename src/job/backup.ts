@@ -7,13 +7,14 @@
  * moment up, and the job ends with that error; or, when that was asked for, the guest's write fails.
  */
 import { BlockError, toBlockError } from '../base/block-error.ts';
+import { endsWithin, GIVE_UP_MS } from '../base/bounded-wait.ts';
 import { alignDown, alignUp } from '../base/range.ts';
 import { guestOffset } from '../base/units.ts';
 import { type Copier, CopyBeforeWrite } from '../block/copy-before-write.ts';
 import { DirtyBitmap, type DirtyRange } from '../block/dirty-bitmap.ts';
 import type { Node } from '../block/node.ts';
 import type { View } from '../block/view.ts';
-import { endsWithin, GIVE_UP_MS, orAborted } from './abort.ts';
+import { orAborted } from './abort.ts';
 import type { BackupTarget } from './backup-target.ts';
 import { Copies } from './copies.ts';
 import { CopyBuffers } from './copy-buffers.ts';

@@ -3,9 +3,9 @@
  * not be changed by another, but several may copy from one base.
  */
 import { toBlockError } from '../base/block-error.ts';
+import { endsWithin, GIVE_UP_MS } from '../base/bounded-wait.ts';
 import type { Log } from '../base/log.ts';
 import type { Node } from '../block/node.ts';
-import { endsWithin, GIVE_UP_MS } from './abort.ts';
 import { CopyMemory } from './copy-memory.ts';
 import { Job, type JobFields } from './job.ts';
 import { JobError } from './job-error.ts';

@@ -6,6 +6,7 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { toBlockError } from '../base/block-error.ts';
+import { endsWithin, GIVE_UP_MS } from '../base/bounded-wait.ts';
 import {
   type ChangeOptions,
   readSmallFile,
@@ -13,7 +14,6 @@ import {
   replaceFile,
 } from '../base/durable-file.ts';
 import type { Log } from '../base/log.ts';
-import { endsWithin, GIVE_UP_MS } from './abort.ts';
 
 const VERSION = 1;
 

@@ -4,7 +4,7 @@ import { open, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { GIVE_UP_MS } from '../../src/job/abort.ts';
+import { GIVE_UP_MS } from '../../src/base/bounded-wait.ts';
 import { type Place, placeOf, KERNEL as subject } from '../mount/suite/subject.ts';
 import { vdiskfs, vdiskfsJson } from '../support/loaded-vdiskfs.ts';
 import { eventually, type Mounted } from '../support/mounted.ts';

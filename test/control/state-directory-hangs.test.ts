@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto';
 import { mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { GIVE_UP_MS } from '../../src/job/abort.ts';
+import { GIVE_UP_MS } from '../../src/base/bounded-wait.ts';
 import { type Place, placeOf, KERNEL as subject } from '../mount/suite/subject.ts';
 import { tool } from '../support/file-tools.ts';
 import { hang } from '../support/hanging-directory.ts';

@@ -8,7 +8,7 @@ import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { present } from '../../src/base/assert.ts';
-import { endsWithin } from '../../src/job/abort.ts';
+import { endsWithin } from '../../src/base/bounded-wait.ts';
 import type { Job } from '../../src/job/job.ts';
 import type { FileOperation } from '../support/delayed-file.ts';
 import { type Hook, KIB, MIB, mirrorScene, put, until } from '../support/mirror-scene.ts';

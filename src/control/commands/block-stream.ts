@@ -1,7 +1,7 @@
 /** `block-stream`: what lies below an image becomes its own. */
 import { resolve } from 'node:path';
+import { endsWithin, GIVE_UP_MS } from '../../base/bounded-wait.ts';
 import type { Node } from '../../block/node.ts';
-import { endsWithin, GIVE_UP_MS } from '../../job/abort.ts';
 import type { Job } from '../../job/job.ts';
 import { JobError } from '../../job/job-error.ts';
 import { Stream } from '../../job/stream.ts';

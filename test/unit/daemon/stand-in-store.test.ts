@@ -6,9 +6,9 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import type { StandIn } from '../../../mount/catalog/stand-ins.ts';
+import { GIVE_UP_MS } from '../../../src/base/bounded-wait.ts';
 import { createLog, silentLog } from '../../../src/base/log.ts';
 import { type KeptStandIns, StandInStore } from '../../../src/daemon/stand-in-store.ts';
-import { GIVE_UP_MS } from '../../../src/job/abort.ts';
 import { type Cleanup, scratchDirectory } from '../../support/scratch.ts';
 import { breakCall, type Stall, stall } from '../../support/stalled-files.ts';
 

@@ -2,8 +2,8 @@
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
 import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
+import { GIVE_UP_MS } from '../../../src/base/bounded-wait.ts';
 import { createLog, silentLog } from '../../../src/base/log.ts';
-import { GIVE_UP_MS } from '../../../src/job/abort.ts';
 import { JobList, type StartOptions } from '../../../src/job/job-list.ts';
 import type { JobWork } from '../../../src/job/job-work.ts';
 
