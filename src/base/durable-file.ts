@@ -29,16 +29,17 @@ export const readSmallFile = async (path: string): Promise<string> => {
   const file = await open(path, O_RDONLY | O_NONBLOCK | O_NOFOLLOW);
   try {
     const found = await file.stat();
-    if (!found.isFile()) throw badFile('is no regular file');
-    if (found.size > SMALL_BYTES) throw badFile(`has ${found.size} bytes, ${SMALL_BYTES} at most`);
+    if (!found.isFile()) throw badFile(path, 'is no regular file');
+    if (found.size > SMALL_BYTES)
+      throw badFile(path, `has ${found.size} bytes, ${SMALL_BYTES} at most`);
     return await file.readFile('utf8');
   } finally {
     await file.close();
   }
 };
 
-const badFile = (message: string): BlockError =>
-  new BlockError({ kind: 'bad-request', message, op: 'read' });
+const badFile = (path: string, message: string): BlockError =>
+  new BlockError({ kind: 'bad-request', message, path, op: 'read' });
 
 /**
  * The file has the text when this resolves, and keeps it in a power cut. It is its owner's alone, and so is its directory, which is

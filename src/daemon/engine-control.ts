@@ -66,8 +66,14 @@ export const beginControl = (scene: ControlScene): Control => {
       await context.jobs.close(how);
       // Neither starts one any more: what still waits for a server, or a disk, finds no list of jobs that takes one.
       const isTakenUp = await endsWithin(Promise.all([takenUp, populated]), GIVE_UP_MS);
-      if (!isTakenUp)
-        log.warning('jobs', `are still taken up after ${GIVE_UP_MS / 1000} s: that is given up`);
+      if (!isTakenUp) {
+        const what = 'those that go on, or begin with the mount,';
+        const outlook = 'the next engine, or mount, tries again';
+        log.warning(
+          'jobs',
+          `${what} are still being started after ${GIVE_UP_MS / 1000} s: ${outlook}`,
+        );
+      }
       if (!(await endsWithin(context.store.settled(), GIVE_UP_MS))) {
         log.warning(
           config.stateDirectory,

@@ -63,6 +63,8 @@ export const takeUpJobs = async (
       const said = await takeUp(context, { ...record, arguments: given });
       if (record.result === null) log.info(record.id, `${said}${record.paused ? ', paused' : ''}`);
     } catch (error) {
+      // The list took it no more, or nobody waits any longer for what it needs: it has not failed.
+      if (context.jobs.isClosed) return;
       const reason = error instanceof Error ? error.message : String(error);
       context.keptBitmaps.giveUp(record.imagePath);
       const type = TYPES[record.command];

@@ -19,6 +19,8 @@ import type { AddedNode, JobTarget, TargetRequest, Targets } from '../control/ta
 import { createImage } from '../image/create.ts';
 import { JobError } from '../job/job-error.ts';
 
+const NO_ANSWER = `does not answer for ${GIVE_UP_MS / 1000} s`;
+
 export interface JobTargetsOptions {
   readonly graph: Graph;
   readonly catalog: Catalog;
@@ -51,8 +53,8 @@ interface Added {
 export class JobTargets implements Targets {
   readonly #options: JobTargetsOptions;
   readonly #added = new Map<string, Added>();
-  /** That have not ended; false when they have had their time. */
-  readonly #releases = new Set<Promise<boolean>>();
+  /** That have not ended, and of which path; false when they have had their time. */
+  readonly #releases = new Map<Promise<boolean>, string>();
 
   constructor(options: JobTargetsOptions) {
     this.#options = options;
@@ -151,18 +153,21 @@ export class JobTargets implements Targets {
    * known to be missing. False: one was left, and what it was asked to write may be written yet. Errors: the first one of a closing.
    */
   async close(): Promise<boolean> {
+    const { graph, log } = this.#options;
     const errors: unknown[] = [];
-    const closing = [...this.#added.values()].map(async ({ opened }) => {
-      if (opened === null) return true;
-      const closed = this.#options.graph.close(opened.node);
-      return endsWithin(
-        closed.catch((error: unknown) => errors.push(error)),
-        GIVE_UP_MS,
-      );
-    });
+    const ends = new Map(this.#releases);
+    for (const { opened } of this.#added.values()) {
+      if (opened === null) continue;
+      const closed = graph.close(opened.node).catch((error: unknown) => errors.push(error));
+      ends.set(endsWithin(closed, GIVE_UP_MS), opened.path);
+    }
     this.#added.clear();
-    const isLeft = (await Promise.all([...closing, ...this.#releases])).includes(false);
-    if (isLeft) this.#options.log.warning('targets', 'are left although they have not answered');
+    let isLeft = false;
+    for (const [end, path] of ends) {
+      if (await end) continue;
+      isLeft = true;
+      log.warning(path, `${NO_ANSWER}: it is left, and may be written yet`);
+    }
     if (errors.length > 0) throw errors[0];
     return !isLeft;
   }
@@ -179,7 +184,7 @@ export class JobTargets implements Targets {
   #release(opened: Opened): Promise<void> {
     const closing = this.#close(opened);
     const ended = endsWithin(closing, GIVE_UP_MS);
-    this.#releases.add(ended);
+    this.#releases.set(ended, opened.path);
     void closing.catch(() => undefined).finally(() => this.#releases.delete(ended));
     return closing;
   }

@@ -7,21 +7,14 @@
  * when that call returns, what it has made is taken back, by this engine or a later one.
  */
 import { createHash } from 'node:crypto';
-import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { StandIn, StandIns } from '../../mount/catalog/stand-ins.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { endsWithin, GIVE_UP_MS } from '../base/bounded-wait.ts';
-import {
-  type ChangeOptions,
-  readSmallFile,
-  removeFile,
-  replaceFile,
-} from '../base/durable-file.ts';
+import { type ChangeOptions, removeFile, replaceFile } from '../base/durable-file.ts';
 import type { Log } from '../base/log.ts';
+import { type RecordKind, readRecords, recordNames, recordText } from '../base/record-files.ts';
 
-const SUFFIX = '.view';
-const VERSION = 1;
 const NO_ANSWER = `does not answer for ${GIVE_UP_MS / 1000} s`;
 
 /** What later engines of a mount go by, whatever the directory says by then. */
@@ -173,7 +166,7 @@ export class StandInStore implements StandIns {
     const options = { ...steps, notSynced: (error: unknown) => this.#notSynced(error) };
     try {
       if (record === null) await removeFile(path, options);
-      else await replaceFile(path, `${JSON.stringify({ version: VERSION, ...record })}\n`, options);
+      else await replaceFile(path, recordText(STAND_INS, record), options);
     } catch (error) {
       throw toBlockError(error, { op: 'pivot', path });
     }
@@ -202,22 +195,15 @@ export class StandInStore implements StandIns {
 const noAnswer = (path: string, op: string): BlockError =>
   new BlockError({ kind: 'io', errno: 'ETIMEDOUT', message: NO_ANSWER, path, op });
 
-const loadAll = async ({ directory, log }: StandInStoreOptions): Promise<readonly StandIn[]> => {
-  const records: StandIn[] = [];
-  for (const name of await namesIn(directory, log)) {
-    const path = join(directory, name);
-    try {
-      const record = parse(await readSmallFile(path));
-      if (record !== null && fileName(record.original) === name) records.push(record);
-      else log.warning(path, 'says of no view what it stands for: it is left alone');
-    } catch (error) {
-      const failure = toBlockError(error, { op: 'open', path });
-      if (!isNoRecord(error, failure)) throw failure.with({ hint: UNREADABLE_HINT });
-      log.warning(path, failure.describe());
-    }
-  }
-  return records;
-};
+const loadAll = async ({ directory, log }: StandInStoreOptions): Promise<readonly StandIn[]> =>
+  readRecords(STAND_INS, {
+    directory,
+    names: await namesIn(directory, log),
+    log,
+    unreadable: (thrown, failure) => {
+      if (!isNoRecord(thrown, failure)) throw failure.with({ hint: UNREADABLE_HINT });
+    },
+  });
 
 /** What was never written here: no JSON, no regular file, removed meanwhile. */
 const isNoRecord = (thrown: unknown, { errno }: BlockError): boolean =>
@@ -227,35 +213,37 @@ const NO_RECORD: ReadonlySet<string> = new Set(['EINVAL', 'ELOOP', 'ENXIO', 'ENO
 const UNREADABLE_HINT =
   'it says which image a view has gone on with after a job: mend the disk, or move it away if no view of this mount needs it';
 
-/** Where nothing can have been recorded there is nothing. */
-const UNUSED: ReadonlySet<string> = new Set(['ENOENT', 'ENOTDIR', 'EACCES']);
+/** Where nothing can have been recorded. */
+const UNUSED: ReadonlySet<string> = new Set(['ENOTDIR', 'EACCES']);
 
 const namesIn = async (directory: string, log: Log): Promise<readonly string[]> => {
   try {
-    return (await readdir(directory)).filter((name) => name.endsWith(SUFFIX));
+    return await recordNames(STAND_INS, directory);
   } catch (error) {
-    const failure = toBlockError(error, { op: 'open', path: directory });
+    const failure = toBlockError(error);
     if (!UNUSED.has(failure.errno)) throw failure;
-    if (failure.errno !== 'ENOENT') log.warning(directory, failure.message);
+    log.warning(directory, failure.message);
     return [];
   }
 };
+
+const SUFFIX = '.view';
 
 const fileName = (original: string): string =>
   `${createHash('sha256').update(original).digest('hex').slice(0, 16)}${SUFFIX}`;
 
 const TEXTS = ['original', 'fileName', 'key', 'target', 'format'] as const;
 
-const parse = (text: string): StandIn | null => {
-  const value = JSON.parse(text) as Partial<StandIn> & { readonly version?: unknown };
-  const { version, ...record } = value;
-  const isRight =
-    version === VERSION &&
-    TEXTS.every((field) => typeof record[field] === 'string') &&
-    typeof record.named === 'boolean' &&
-    (record.declaredName === null || typeof record.declaredName === 'string') &&
-    (record.committed === undefined || isTexts(record.committed));
-  return isRight ? (record as StandIn) : null;
+const STAND_INS: RecordKind<StandIn> = {
+  suffix: SUFFIX,
+  version: 1,
+  isRecord: (fields): fields is StandIn =>
+    TEXTS.every((field) => typeof fields[field] === 'string') &&
+    typeof fields.named === 'boolean' &&
+    (fields.declaredName === null || typeof fields.declaredName === 'string') &&
+    (fields.committed === undefined || isTexts(fields.committed)),
+  nameOf: ({ original }) => fileName(original),
+  isNone: 'says of no view what it stands for: it is left alone',
 };
 
 const isTexts = (value: unknown): boolean =>

@@ -3,19 +3,14 @@
  * job, which a power cut leaves as it was or as it has become (durable-file.ts). A store that cannot be written costs no I/O of
  * a guest and no job: the log says so.
  */
-import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { toBlockError } from '../base/block-error.ts';
 import { endsWithin, GIVE_UP_MS } from '../base/bounded-wait.ts';
-import {
-  type ChangeOptions,
-  readSmallFile,
-  removeFile,
-  replaceFile,
-} from '../base/durable-file.ts';
+import { type ChangeOptions, removeFile, replaceFile } from '../base/durable-file.ts';
 import type { Log } from '../base/log.ts';
+import { type RecordKind, readRecords, recordNames, recordText } from '../base/record-files.ts';
 
-const VERSION = 1;
+const NOT_LOADED = 'jobs that are kept there wait for the next engine, or mount';
 
 export interface JobRecord {
   readonly id: string;
@@ -79,29 +74,18 @@ export class JobStore {
 
   /**
    * What earlier engines have left, in no order. A file that cannot be read is left out, and so is everything where the directory
-   * does not answer for five seconds: the log says so.
+   * cannot be, or does not answer for five seconds: the log says so.
    */
   async load(): Promise<readonly JobRecord[]> {
     const loading = this.#load();
     if (await endsWithin(loading, GIVE_UP_MS)) return loading;
-    const outcome = 'jobs that are kept there wait for the next engine, or mount';
-    this.#log.warning(this.#directory, `does not answer for ${GIVE_UP_MS / 1000} s: ${outcome}`);
+    this.#log.warning(this.#directory, `does not answer for ${GIVE_UP_MS / 1000} s: ${NOT_LOADED}`);
     return [];
   }
 
   async #load(): Promise<readonly JobRecord[]> {
-    const names = await this.#names();
-    const records: JobRecord[] = [];
-    for (const name of names) {
-      const path = join(this.#directory, name);
-      try {
-        const record = parse(await readSmallFile(path));
-        if (record !== null && fileName(record.id) === name) records.push(record);
-        else this.#log.warning(path, 'is no job of this version: it is left alone');
-      } catch (error) {
-        this.#log.warning(path, toBlockError(error).describe());
-      }
-    }
+    const [directory, log] = [this.#directory, this.#log];
+    const records = await readRecords(JOBS, { directory, names: await this.#names(), log });
     for (const record of records) this.#records.set(record.id, record);
     return records;
   }
@@ -111,16 +95,20 @@ export class JobStore {
     await this.#pending;
   }
 
-  async #names(): Promise<string[]> {
-    const names = await readdir(this.#directory).catch(() => []);
-    return names.filter((name) => name.endsWith('.job'));
+  async #names(): Promise<readonly string[]> {
+    try {
+      return await recordNames(JOBS, this.#directory);
+    } catch (error) {
+      this.#complain(NOT_LOADED, error);
+      return [];
+    }
   }
 
   /** What is known of it by now: a job tells of each of its states, and hardly any of them makes a difference here. */
   async #write(id: string): Promise<void> {
     const record = this.#records.get(id);
     if (record === undefined) return;
-    const text = `${JSON.stringify({ version: VERSION, ...record })}\n`;
+    const text = recordText(JOBS, record);
     if (this.#texts.get(id) === text) return;
     this.#texts.delete(id);
     await replaceFile(this.#pathOf(id), text, this.#options);
@@ -142,7 +130,7 @@ export class JobStore {
   #complain(outcome: string, error: unknown): void {
     if (this.#complaints.has(outcome)) return;
     this.#complaints.add(outcome);
-    this.#log.warning(this.#directory, `${outcome}: ${toBlockError(error).describe()}`);
+    this.#log.warning(this.#directory, `${outcome}: ${toBlockError(error).message}`);
   }
 
   #pathOf(id: string): string {
@@ -150,20 +138,21 @@ export class JobStore {
   }
 }
 
+const SUFFIX = '.job';
 // Ids are well formed: letters, digits, `-`, `.`, `_`, a letter first.
-const fileName = (id: string): string => `${id}.job`;
+const fileName = (id: string): string => `${id}${SUFFIX}`;
 
-const parse = (text: string): JobRecord | null => {
-  const value = JSON.parse(text) as Partial<JobRecord> & { readonly version?: unknown };
-  const { version, ...record } = value;
-  const isRight =
-    version === VERSION &&
-    typeof record.id === 'string' &&
-    typeof record.command === 'string' &&
-    typeof record.imagePath === 'string' &&
-    typeof record.paused === 'boolean' &&
-    (record.result === null || typeof record.result === 'object') &&
-    typeof record.arguments === 'object' &&
-    record.arguments !== null;
-  return isRight ? (record as JobRecord) : null;
+const JOBS: RecordKind<JobRecord> = {
+  suffix: SUFFIX,
+  version: 1,
+  isRecord: (fields): fields is JobRecord =>
+    typeof fields.id === 'string' &&
+    typeof fields.command === 'string' &&
+    typeof fields.imagePath === 'string' &&
+    typeof fields.paused === 'boolean' &&
+    (fields.result === null || typeof fields.result === 'object') &&
+    typeof fields.arguments === 'object' &&
+    fields.arguments !== null,
+  nameOf: ({ id }) => fileName(id),
+  isNone: 'is no job of this version: it is left alone',
 };

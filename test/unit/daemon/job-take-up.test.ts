@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { createLog, silentLog } from '../../../src/base/log.ts';
 import type { ControlContext } from '../../../src/control/context.ts';
 import { takeUpJobs } from '../../../src/daemon/job-take-up.ts';
-import { CANCELLED_TEXT } from '../../../src/job/job-error.ts';
+import { CANCELLED_TEXT, JobError } from '../../../src/job/job-error.ts';
 import { JobList } from '../../../src/job/job-list.ts';
 import { type JobRecord, JobStore } from '../../../src/job/job-store.ts';
 import { scratchDirectory } from '../../support/scratch.ts';
@@ -39,6 +39,28 @@ const CASES: readonly (readonly [JobRecord, string])[] = [
     "info vm: had ended with the mount before: '/copies/vm.qcow2' is complete",
   ],
 ];
+
+test('a job whose start is overtaken by the end of the mount is left to the next one', async (t) => {
+  const directory = join(await scratchDirectory(t), 'state');
+  const kept = { ...record('block-commit', null), result: null };
+  const store = new JobStore(directory, silentLog);
+  store.keep(kept);
+  await store.settled();
+  const lines: string[] = [];
+  const log = createLog({ level: 'info', write: (line) => lines.push(line), journald: false });
+  const jobs = new JobList(silentLog);
+  const open = async (): Promise<never> => {
+    await jobs.close({ mountEnds: true });
+    throw new JobError('The mount is ending');
+  };
+  const view = { isHeld: false, pin: () => () => undefined, open };
+  const { imagePath } = kept;
+  const devices = async () => [{ name: 'vm', path: imagePath, originalPath: imagePath, view }];
+  await takeUpJobs({ jobs, store, devices } as unknown as ControlContext, log);
+  await store.settled();
+  assert.deepEqual(lines, []);
+  assert.deepEqual(await new JobStore(directory, silentLog).load(), [kept]);
+});
 
 test('a job that had ended, and that nobody has to dismiss, is told of by its result, and not begun again', async (t) => {
   const directory = join(await scratchDirectory(t), 'state');

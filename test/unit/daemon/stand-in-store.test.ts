@@ -133,10 +133,11 @@ test('a record that cannot be read is not passed over; what is none is', async (
   const { directory, path, lines, options } = await scene(t);
   await (await StandInStore.load(options)).put(A);
   await writeFile(join(directory, 'text.view'), 'no JSON');
+  await writeFile(join(directory, 'null.view'), 'null');
   await mkdir(join(directory, 'directory.view'));
   await symlink(path, join(directory, 'link.view'));
   assert.deepEqual((await StandInStore.load(options)).all, [A]);
-  assert.equal(lines.filter((line) => line.startsWith('warning')).length, 3);
+  assert.equal(lines.filter((line) => line.startsWith('warning')).length, 4);
   breakCall(t, 'open', path);
   await assert.rejects(StandInStore.load(options), {
     errno: 'EIO',

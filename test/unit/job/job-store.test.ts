@@ -7,6 +7,7 @@ import { createLog, silentLog } from '../../../src/base/log.ts';
 import { type JobRecord, JobStore } from '../../../src/job/job-store.ts';
 import { loopFileSystem } from '../../support/loop-file-system.ts';
 import { type Cleanup, scratchDirectory } from '../../support/scratch.ts';
+import { breakCall } from '../../support/stalled-files.ts';
 
 const FILE_SYSTEM_BYTES = 32 << 20;
 
@@ -82,6 +83,27 @@ test('a record that could not be written is written with the next change, and th
   store.keep(recordOf('a'));
   await store.settled();
   assert.deepEqual(await new JobStore(directory, silentLog).load(), [recordOf('a')]);
+});
+
+test('a record that cannot be read does not hide the others, and the log says so, as it does of a directory that cannot be read', async (t) => {
+  const { directory, lines, store } = await logged(t);
+  store.keep(recordOf('a'));
+  store.keep(recordOf('b'));
+  await store.settled();
+  await writeFile(join(directory, 'other.job'), '{"version":0}');
+  breakCall(t, 'open', join(directory, 'a.job'));
+  assert.deepEqual(await store.load(), [recordOf('b')]);
+  assert.match(lines.join(''), /^warning .*state\/a\.job: i\/o error$/m);
+  assert.match(lines.join(''), /^warning .*state\/other\.job: is no job of this version/m);
+  lines.length = 0;
+  breakCall(t, 'readdir', directory);
+  assert.equal(await store.hasRecords(), false);
+  assert.deepEqual(await store.load(), []);
+  assert.equal(lines.length, 1);
+  assert.match(
+    lines[0] ?? '',
+    /^warning .*state: jobs that are kept there wait for the next engine, or mount: i\/o error$/m,
+  );
 });
 
 test('forgetting what is not there, where there is no directory, is no failure', async (t) => {
