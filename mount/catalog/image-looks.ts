@@ -23,7 +23,6 @@ interface LookedAtImage {
   readonly isInactive: boolean;
 }
 
-/** See the file's header. */
 export class ImageLooks {
   readonly #context: EntryContext;
   readonly #image: LookedAtImage;
@@ -45,7 +44,10 @@ export class ImageLooks {
     this.#access = of.access;
   }
 
-  /** Before an opening: throws what keeps the image from being opened as it is now. */
+  /**
+   * Before an opening: throws what keeps the image from being opened as it is now. Errors: ESTALE when the file is another one or has
+   * changed; EBUSY while a layer below is written; what the inspection finds wrong; that of a lock that was not given.
+   */
   async lookAgain(): Promise<void> {
     await this.#times.settled();
     const known = this.#knowledge;
@@ -78,7 +80,10 @@ export class ImageLooks {
     if (inspection.error !== null) throw inspection.error;
   }
 
-  /** The header names another backing file than it did: looks at it again, while the image stays open. */
+  /**
+   * The header names another backing file than it did: looks at it again, while the image stays open. Never throws: what is found wrong
+   * is learnt, and of a file that is gone, or another one, nothing.
+   */
   async lookAtChain(): Promise<void> {
     const host = await tryStatHostFile(this.#knowledge.host.path);
     if (host?.identity !== this.#knowledge.host.identity) return;

@@ -32,7 +32,6 @@ interface OpenedImage {
   report(error: BlockError): void;
 }
 
-/** See the file's header. */
 export class ImageOpening {
   readonly #context: EntryContext;
   readonly #image: OpenedImage;

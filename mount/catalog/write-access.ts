@@ -26,7 +26,7 @@ interface AccessedImage {
   readonly isInactive: boolean;
 }
 
-/** See the file's header. Made before the image's view is, so it asks for the view only later. */
+/** Made before the image's view is, so it asks for the view only later. */
 export class WriteAccess {
   readonly #context: EntryContext;
   readonly #image: AccessedImage;
@@ -100,7 +100,10 @@ export class WriteAccess {
     this.#readOnlyReason = this.#nextReason;
   }
 
-  /** Gives the locks back, once the chain is closed. A settling of an image that is still ours would take them again. */
+  /**
+   * Gives the locks back, once the chain is closed. A settling of an image that is still ours would take them again. Errors: those of
+   * the locks.
+   */
   release(): Promise<void> {
     return this.#hold.release();
   }

@@ -36,7 +36,7 @@ export class CarefulTurns {
     this.#options = options;
   }
 
-  /** `ended` follows for each that is served. */
+  /** Never throws. The caller calls `ended` once for each request that `serve` got; without it the next one begins after a second. */
   add(request: FuseRequest): void {
     this.#turn = this.#turn.then(() => this.#serve(request));
   }

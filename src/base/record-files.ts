@@ -46,7 +46,10 @@ export const recordNames = async <T extends object>(
   }
 };
 
-/** The records of a directory, in no order. What is none, or cannot be read, is left out, and the log says so. Errors: those of `unreadable`. */
+/**
+ * The records of a directory, in the order of `names`. What is none, or cannot be read, is left out, and the log says so. Errors: those of
+ * `unreadable`.
+ */
 export const readRecords = async <T extends object>(
   kind: RecordKind<T>,
   { directory, names, log, unreadable }: RecordFiles,

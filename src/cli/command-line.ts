@@ -2,7 +2,7 @@
 import type { Argv } from 'yargs';
 import { present } from '../base/assert.ts';
 import { type AnyCommand, UsageError } from './command.ts';
-import { COMMANDS } from './command-table.ts';
+import { COMMANDS, type CommandEntry } from './command-table.ts';
 import { EXIT } from './exit-codes.ts';
 import { withMount } from './mount-form.ts';
 
@@ -30,18 +30,25 @@ const refuseRepeated = (
 };
 
 // One sentence each, beginning small, as the rest of our messages.
-const usageMessage = (text: string): string => {
-  if (text.startsWith('Not enough non-option arguments')) return 'an argument is missing';
+const usageMessage = (text: string, entry: CommandEntry | null): string => {
+  if (entry !== null && text.startsWith('Not enough non-option arguments'))
+    return `needs ${entry.needs ?? requiredIn(entry.synopsis)}`;
   return text
     .trim()
     .replaceAll(/\s*\n\s*/g, ' ')
     .replace(/^./, (c) => c.toLowerCase());
 };
 
+/** `<file> <size>` as people write it: FILE SIZE. */
+const requiredIn = (synopsis: string): string =>
+  [...synopsis.matchAll(/<(?<name>[^>]+)>/g)]
+    .map((found) => found.groups?.['name']?.toUpperCase())
+    .join(' ');
+
 const MORE_HELP =
   'vdiskfs <command> --help tells the options of a command; vdiskfs --version its version.';
 
-const frame = (yargs: Argv): Argv =>
+const frame = (yargs: Argv, entry: CommandEntry | null): Argv =>
   yargs
     .scriptName('vdiskfs')
     .usage('$0 <command> [options]\n\nShows virtual disk images as flat raw files.')
@@ -59,7 +66,7 @@ const frame = (yargs: Argv): Argv =>
     .wrap(Math.min(100, process.stdout.columns ?? 100))
     .exitProcess(false)
     .fail((message, error) => {
-      throw error ?? new UsageError(usageMessage(message));
+      throw error ?? new UsageError(usageMessage(message, entry));
     });
 
 /** It takes longest to load of all that a command needs. */
@@ -77,14 +84,14 @@ export const parseAndRun = async (
   const { default: yargs } = await yargsModule();
   // The command of a line is all that yargs is told of: the others would only be in its help.
   if (name === null || command === null) {
-    const parser = frame(yargs([...line]) as Argv);
+    const parser = frame(yargs([...line]) as Argv, null);
     for (const { synopsis, summary } of Object.values(COMMANDS)) parser.command(synopsis, summary);
     await parser.epilogue(MORE_HELP).parseAsync();
     return EXIT.success;
   }
   const entry = present(COMMANDS[name], 'it is in the table');
   let outcome: Promise<number> | null = null;
-  await frame(yargs([...line]) as Argv)
+  await frame(yargs([...line]) as Argv, entry)
     .command(
       entry.synopsis,
       entry.summary,

@@ -6,6 +6,8 @@ export interface CommandEntry {
   readonly synopsis: string;
   /** As `--help` shows it, when yargs' spelling does not say it well. */
   readonly usage?: string;
+  /** The arguments that may not be left out, when yargs' spelling does not say it well. */
+  readonly needs?: string;
   /** One line of `vdiskfs --help`. */
   readonly summary: string;
   readonly load: () => Promise<AnyCommand>;
@@ -18,6 +20,7 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
   mount: {
     synopsis: 'mount <paths..>',
     usage: 'mount [options] SOURCE... MOUNTPOINT',
+    needs: 'SOURCE... MOUNTPOINT',
     summary: 'Show images as flat raw files',
     load: async () => erase((await import('./commands/mount.ts')).command),
   },
@@ -120,6 +123,7 @@ export const COMMANDS: Readonly<Record<string, CommandEntry>> = {
   convert: {
     synopsis: 'convert <files..>',
     usage: 'convert [-O FMT] [-o name=value,…] [-c] [-B BACKING -F FMT] SRC... DST',
+    needs: 'SRC... DST',
     summary: 'Copy what images show into another one',
     load: async () => erase((await import('./commands/convert.ts')).command),
   },

@@ -36,13 +36,16 @@ export const declareOffline = <T>(yargs: Argv<T>) =>
       describe: "QEMU's image locks: taken where the file system has them, required, not taken",
     });
 
-/** `--format`, for commands that read one image. */
-export const declareFormat = <T>(yargs: Argv<T>) =>
+/** `--format`, of what a command reads. */
+export const declareFormat = <T>(
+  yargs: Argv<T>,
+  describe = 'Format of FILE, which is not probed then',
+) =>
   yargs.option('format', {
     alias: 'f',
     type: 'string',
     requiresArg: true,
-    describe: 'Format of FILE, which is not probed then',
+    describe,
     defaultDescription: 'probed',
   });
 

@@ -1,6 +1,6 @@
 /**
  * Where a mount keeps what must outlive an engine but not the machine: control socket, log, restart journals
- * (docs: control socket paths).
+ * (docs/CONTROL.md).
  */
 import { createHash } from 'node:crypto';
 import { chmodSync, lstatSync, mkdirSync } from 'node:fs';

@@ -71,7 +71,14 @@ const declareCopying = <T>(yargs: Argv<T>) =>
 
 export const command = defineCommand({
   declare: (yargs) =>
-    declareCopying(declareCreation(declareFormat(declareJson(declareOffline(yargs)))))
+    declareCopying(
+      declareCreation(
+        declareFormat(
+          declareJson(declareOffline(yargs)),
+          'Format of the sources, which are not probed then',
+        ),
+      ),
+    )
       .positional('files', {
         type: 'string',
         array: true,
