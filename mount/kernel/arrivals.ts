@@ -14,6 +14,8 @@ export interface ArrivalsOptions {
   readonly receiver: Pick<SlotReceiver, 'next' | 'sleep' | 'wake'>;
   /** Serves the request in a slot. */
   readonly arrived: (slot: number) => void;
+  /** Called when no more requests are there, and when a turn ends, also where `arrived` throws. */
+  readonly noneLeft: () => void;
   /** Something was begun whose next step needs the event loop. */
   readonly isBusy: () => boolean;
   /** Lets another thread that waits for this core have it. */
@@ -23,6 +25,7 @@ export interface ArrivalsOptions {
 export class Arrivals {
   readonly #options: ArrivalsOptions;
   readonly #watch: RingWatch;
+  #isTaking = false;
 
   constructor(options: ArrivalsOptions) {
     const { receiver, isBusy, yieldCore } = options;
@@ -31,8 +34,23 @@ export class Arrivals {
     this.#watch = new RingWatch({ next, isBusy, yieldCore, now: () => performance.now() });
   }
 
+  /** In a turn, whose end calls `noneLeft`. */
+  get isTaking(): boolean {
+    return this.#isTaking;
+  }
+
   /** The doorbell has rung. */
   rung(): void {
+    this.#isTaking = true;
+    try {
+      this.#takeSome();
+    } finally {
+      this.#isTaking = false;
+      this.#options.noneLeft();
+    }
+  }
+
+  #takeSome(): void {
     const { receiver, arrived } = this.#options;
     receiver.wake();
     this.#watch.woken();
@@ -54,9 +72,10 @@ export class Arrivals {
 
   /** -1: the doorbell will ring. */
   #next(): number {
-    const { receiver } = this.#options;
+    const { receiver, noneLeft } = this.#options;
     const arrived = receiver.next();
     if (arrived >= 0) return arrived;
+    noneLeft();
     const seen = this.#watch.look();
     if (seen >= 0) return seen;
     receiver.sleep();

@@ -25,8 +25,9 @@ import type {
   KernelPages,
   ViewHolding,
 } from '../backend.ts';
-import { Latencies, type Operation, type OperationLatency } from '../latencies.ts';
+import { Latencies, type OperationLatency } from '../latencies.ts';
 import { INIT2, OPCODE } from './abi.ts';
+import { Answers } from './answers.ts';
 import { Arrivals } from './arrivals.ts';
 import { CarefulTurns, type TaskLog } from './careful-turns.ts';
 import type { Handler, HandlerContext } from './context.ts';
@@ -41,7 +42,7 @@ import { NodeTranslations } from './node-translations.ts';
 import { Notifier, resendRequest } from './notifier.ts';
 import { OpenHandles } from './open-handles.ts';
 import { Passthrough, type PassthroughOptions } from './passthrough.ts';
-import { FuseRequest, REPLY_AT, REPLY_BODY_AT, type Region, regionOf } from './request.ts';
+import { FuseRequest, type Region, regionOf } from './request.ts';
 import { RequestQueue } from './request-queue.ts';
 import { runWorkers } from './worker-pool.ts';
 
@@ -71,6 +72,7 @@ export class KernelSession implements Backend {
   readonly #slots: SharedSlots;
   readonly #receiver: SlotReceiver;
   readonly #arrivals: Arrivals;
+  readonly #answers: Answers;
   readonly #regions: readonly Region[];
   readonly #doorbell: Doorbell;
   readonly #counters: SharedArrayBuffer;
@@ -84,9 +86,6 @@ export class KernelSession implements Backend {
   /** Of a careful engine; null of an ordinary one. */
   readonly #turns: CarefulTurns | null;
   #faults = 0;
-  /** Of what the control plane has answered. */
-  #readBytes = 0;
-  #writtenBytes = 0;
   readonly #serving = new Set<FuseRequest>();
   #holding = false;
   #whenServed: (() => void) | null = null;
@@ -102,11 +101,13 @@ export class KernelSession implements Backend {
       receiver: this.#receiver,
       arrived: (slot) => this.#arrived(slot),
       isBusy: () => this.#serving.size > 0,
+      noneLeft: () => this.#answers.flush(),
       yieldCore,
     });
     this.#regions = regionsOf(this.#slots);
     this.#counters = createSharedCounters(threads);
     this.#latencies = options.measure ? new Latencies(threads) : null;
+    this.#answers = this.#makeAnswers();
     const table = this.#sharedTable();
     this.#queue = new RequestQueue({
       perView: SLOTS / 2,
@@ -114,7 +115,7 @@ export class KernelSession implements Backend {
       inSlots: SLOTS - 2 * threads,
       start: (request) => this.#begin(request),
       detach: (request) => this.#detach(request),
-      refuse: (request, error) => this.#replyError(request, error),
+      refuse: (request, error) => this.#answers.refuse(request, error),
     });
     this.#lookups = new KernelLookups((nodeId) => directory.forgotten(nodeId));
     this.#context = this.#handlerContext(table);
@@ -129,8 +130,8 @@ export class KernelSession implements Backend {
       serving: this.#serving,
       removeWaiting: (low, high) =>
         this.#queue.removeWaiting(low, high) ?? this.#held.remove(low, high),
-      refuse: (request, error) => this.#replyError(request, error),
-      write: (request, reply) => this.#write(request, reply, 0, reply.length),
+      refuse: (request, error) => this.#answers.refuse(request, error),
+      write: (request, reply) => this.#answers.write(request, reply, 0, reply.length),
     });
     this.#turns = this.#carefulTurns();
     directory.onLost((nodeId) => this.#held.takeUp(nodeId, { fresh: false }));
@@ -171,8 +172,8 @@ export class KernelSession implements Backend {
     const sum = (counter: number): number => sumCounter(this.#counters, counter);
     return {
       requests: sum(COUNTER.requests),
-      readBytes: sum(COUNTER.readBytes) + this.#readBytes,
-      writtenBytes: sum(COUNTER.writtenBytes) + this.#writtenBytes,
+      readBytes: sum(COUNTER.readBytes) + this.#answers.readBytes,
+      writtenBytes: sum(COUNTER.writtenBytes) + this.#answers.writtenBytes,
       faults: this.#faults,
       hits: sum(COUNTER.hits),
       tableBytes: this.#context.translations?.bytes ?? 0,
@@ -253,6 +254,19 @@ export class KernelSession implements Backend {
     };
   }
 
+  #makeAnswers(): Answers {
+    const { descriptor, mountpoint, log } = this.#options;
+    return new Answers({
+      descriptor,
+      mountpoint,
+      log,
+      latencies: this.#latencies,
+      release: (slot) => this.#receiver.release(slot),
+      // A careful engine has told of nothing before it is told itself.
+      mayWait: () => this.#arrivals.isTaking && this.#turns === null,
+    });
+  }
+
   // The queue goes on with the next one, which may be held as well: not from inside of itself.
   #heldRequests(): HeldRequests {
     return new HeldRequests({
@@ -262,7 +276,7 @@ export class KernelSession implements Backend {
         queueMicrotask(() => this.#queue.ended(request));
       },
       fail: (request, error) => queueMicrotask(() => this.#fail(request, error)),
-      failAside: (request, error) => this.#replyError(request, error),
+      failAside: (request, error) => this.#answers.refuse(request, error),
       again: (request) => this.#queue.again(request),
     });
   }
@@ -361,11 +375,8 @@ export class KernelSession implements Backend {
   }
 
   #reply(request: FuseRequest, errno: number, bodyBytes: number): void {
-    if (errno === 0) this.#count(request, bodyBytes);
-    if (!this.#interrupts.takeAnswered(request))
-      this.#send(request, errno, errno === 0 ? bodyBytes : 0);
-    this.#latencies?.served(operationOf(request.opcode), performance.now() - request.arrivedMs);
-    if (request.slot >= 0) this.#receiver.release(request.slot);
+    if (this.#interrupts.takeAnswered(request)) this.#answers.wasAnswered(request);
+    else this.#answers.send(request, errno, bodyBytes);
     this.#queue.ended(request);
     this.#turns?.ended(request);
     this.#left(request);
@@ -376,49 +387,12 @@ export class KernelSession implements Backend {
     if (this.#serving.size === 0) this.#whenServed?.();
   }
 
-  #count(request: FuseRequest, bodyBytes: number): void {
-    if (request.opcode === OPCODE.READ) this.#readBytes += bodyBytes;
-    else if (request.opcode === OPCODE.WRITE)
-      this.#writtenBytes += request.reply.getUint32(REPLY_BODY_AT, true);
-  }
-
-  /** For a request that was never started. */
-  #replyError(request: FuseRequest, error: BlockError): void {
-    this.#send(request, error.errnoNumber, 0);
-    if (request.slot >= 0) this.#receiver.release(request.slot);
-  }
-
-  #send(request: FuseRequest, errno: number, bodyBytes: number): void {
-    const length = request.finish(errno, bodyBytes);
-    this.#write(request, request.bytes, REPLY_AT, length);
-  }
-
-  #write(request: FuseRequest, bytes: Uint8Array, at: number, length: number): void {
-    try {
-      writeSync(this.#options.descriptor, bytes, at, length, null);
-    } catch (error) {
-      const code = (error as NodeJS.ErrnoException).code;
-      // ENOENT: the request was interrupted. ENODEV: the mount is gone. Nobody waits for the answer.
-      if (code === 'ENOENT' || code === 'ENODEV') return;
-      this.#options.log.error(
-        this.#options.mountpoint,
-        `a reply to request ${request.opcode} was refused: ${code}`,
-      );
-    }
-  }
-
   #detach(request: FuseRequest): void {
     if (request.slot < 0) return;
     this.#receiver.release(request.detach());
     this.#queue.leftSlot();
   }
 }
-
-const operationOf = (opcode: number): Operation => {
-  if (opcode === OPCODE.READ) return 'read';
-  if (opcode === OPCODE.WRITE) return 'write';
-  return opcode === OPCODE.FSYNC ? 'fsync' : 'other';
-};
 
 const regionsOf = (slots: SharedSlots): readonly Region[] =>
   Array.from({ length: slots.slots }, (_, slot) =>

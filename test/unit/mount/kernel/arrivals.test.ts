@@ -3,12 +3,15 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Arrivals } from '../../../../mount/kernel/arrivals.ts';
 
+const NONE_LEFT = -1;
+
 /** A ring as the control plane sees it. */
 class Ring {
   readonly slots: number[] = [];
   isAwake = false;
   /** What comes right before it falls asleep. */
   late: number | null = null;
+  /** Slots, and where it was told that none is left. */
   readonly taken: number[] = [];
   /** Called for each request. */
   arrived: (slot: number) => void = () => undefined;
@@ -28,6 +31,9 @@ class Ring {
       this.taken.push(slot);
       this.arrived(slot);
     },
+    noneLeft: () => {
+      this.taken.push(NONE_LEFT);
+    },
     isBusy: () => true,
     yieldCore: () => undefined,
   });
@@ -38,8 +44,20 @@ test('what came before it fell asleep is taken, though nobody rang', () => {
   ring.slots.push(1, 2);
   ring.late = 3;
   ring.arrivals.rung();
-  assert.deepEqual(ring.taken, [1, 2, 3]);
+  assert.deepEqual(ring.taken, [1, 2, NONE_LEFT, 3, NONE_LEFT, NONE_LEFT]);
   assert.equal(ring.isAwake, false, 'the next one rings');
+});
+
+test('a turn ends, and says so, also where a request throws', () => {
+  const ring = new Ring();
+  ring.slots.push(1);
+  ring.arrived = () => {
+    assert.ok(ring.arrivals.isTaking);
+    throw new Error('a bug');
+  };
+  assert.throws(() => ring.arrivals.rung(), /a bug/);
+  assert.deepEqual(ring.taken, [1, NONE_LEFT]);
+  assert.ok(!ring.arrivals.isTaking);
 });
 
 test('requests that make room for others without end leave the event loop its turns', async () => {
@@ -51,7 +69,7 @@ test('requests that make room for others without end leave the event loop its tu
   ring.slots.push(1);
   ring.arrivals.rung();
   const inFirstTurn = ring.taken.length;
-  assert.ok(inFirstTurn <= 64, `${inFirstTurn} in one turn`);
+  assert.ok(inFirstTurn <= 65, `${inFirstTurn} in one turn`);
   assert.equal(ring.isAwake, true, 'nobody rings for what is still there');
   for (let turn = 0; turn < 5; turn++) await new Promise((resolve) => setTimeout(resolve, 1));
   assert.ok(ring.taken.length > inFirstTurn, 'it goes on by itself');
@@ -66,9 +84,12 @@ test('a turn ends also when a few requests take long', async () => {
   };
   ring.slots.push(1, 2, 3);
   ring.arrivals.rung();
-  assert.deepEqual(ring.taken, [1]);
+  assert.deepEqual(ring.taken, [1, NONE_LEFT]);
   while (ring.isAwake) await new Promise((resolve) => setImmediate(resolve));
-  assert.deepEqual(ring.taken, [1, 2, 3]);
+  assert.deepEqual(
+    ring.taken.filter((slot) => slot !== NONE_LEFT),
+    [1, 2, 3],
+  );
 });
 
 test('at the end all that is left is taken in one turn', () => {
