@@ -4,7 +4,7 @@
  *
  * The event loop must not wait for a disk or a server. So: only file systems that live on this machine; reads only of
  * pages that are cached (or of tmpfs, which has no others); writes only of whole pages, which need none read; and a file
- * that was slow once is left alone for a while.
+ * whose calls were slow is left alone for a while.
  */
 import { readSync, writeSync } from 'node:fs';
 import { BlockError } from '../../src/base/block-error.ts';
