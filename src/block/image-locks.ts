@@ -21,7 +21,8 @@ export interface ImageLocks {
   /**
    * Takes QEMU's lock bytes on a file. Several holders in one process share: the strongest mode counts, and it
    * falls back when the stronger holder releases. Errors: EBUSY kind locked, naming the byte's meaning and the hint
-   * `--lock off`; EOPNOTSUPP where the file system has no locks and `--lock on` demands them.
+   * `--lock off`, at once where we have had nothing of the file, else after some 200 ms, because who comes to a file that we keep
+   * him out of is refused and gone; EOPNOTSUPP where the file system has no locks and `--lock on` demands them.
    */
   acquire(path: string, mode: LockMode): Promise<ImageLock>;
 }

@@ -8,6 +8,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { closeSync, constants, fstatSync, openSync, readlinkSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
 import { isByteLocked, lockByte } from '../os/linux.ts';
@@ -35,15 +36,23 @@ const BYTES: Record<LockMode, Bytes> = {
 };
 const NO_BYTES: Bytes = { used: [], unshared: [] };
 
+/** A program that comes to a file that we keep it out of has bytes of its own until it has looked: QEMU for a few microseconds. */
+const TRIES = 10;
+const BETWEEN_TRIES_MS = 20;
+
 /** errno values with which a file system says that it has no such locks. */
 const NO_LOCKS = new Set(['EINVAL', 'ENOLCK', 'EOPNOTSUPP', 'ENOSYS']);
 
 interface Held {
   readonly fd: number;
   readonly path: string;
+  /** What is given back when nobody needs it. Of an adopted descriptor all that a writer has: what it really holds is not known. */
   bytes: Bytes;
-  /** Came with locks from an earlier process: which ones is not known. */
+  /** What holders are sure of; null: of nothing. */
+  mode: LockMode | null;
+  /** Came with locks from an earlier process: none of them falls, whatever is refused meanwhile. */
   adopted: boolean;
+  /** Of this descriptor: bytes that keep others out fall only with it. */
   readonly tenure: string;
   readonly holders: Record<LockMode, number>;
 }
@@ -58,7 +67,7 @@ export interface QemuLocksOptions {
   /** `auto` goes on without locks where the file system has none; `on` refuses such a file. */
   readonly require: 'auto' | 'on';
   readonly log: Log;
-  /** A descriptor holds locks from now on, and no longer: for who keeps copies of it. */
+  /** A descriptor is to hold locks, and is to hold none any more: for who keeps copies of it. */
   readonly opened?: (lock: KeptLock, fd: number) => void;
   readonly closed?: (lock: KeptLock) => void;
 }
@@ -71,16 +80,24 @@ export class QemuLocks implements ImageLocks {
     this.#options = options;
   }
 
-  /** Synchronous inside, so two calls never interleave. */
+  /** Each try is synchronous inside, so two calls never interleave in one. */
   async acquire(path: string, mode: LockMode): Promise<ImageLock> {
-    const { held, key } = this.#open(path);
-    try {
-      this.#raise(held, mode);
-      held.holders[mode]++;
-    } catch (error) {
-      this.#settle(key, held);
-      throw error;
+    for (let left = TRIES - 1; ; left--) {
+      const { held, key } = this.#open(path);
+      try {
+        this.#raise(held, mode);
+        return this.#lockOf(key, held, mode);
+      } catch (error) {
+        this.#settle(key, held);
+        // Who had the file before we came keeps it; who came while we kept others out is refused, and gone in a moment.
+        if (left === 0 || !this.#held.has(key) || !isLocked(error)) throw error;
+      }
+      await sleep(BETWEEN_TRIES_MS);
     }
+  }
+
+  #lockOf(key: string, held: Held, mode: LockMode): ImageLock {
+    held.holders[mode]++;
     let released = false;
     const release = async (): Promise<void> => {
       if (released) return;
@@ -88,7 +105,7 @@ export class QemuLocks implements ImageLocks {
       held.holders[mode]--;
       this.#settle(key, held);
     };
-    return { release, tenure: held.bytes === NO_BYTES ? null : held.tenure };
+    return { release, tenure: held.mode === null ? null : held.tenure };
   }
 
   /**
@@ -104,7 +121,8 @@ export class QemuLocks implements ImageLocks {
       this.#held.set(key, {
         fd,
         path: readlinkSync(`/proc/self/fd/${fd}`),
-        bytes: NO_BYTES,
+        bytes: BYTES.write,
+        mode: null,
         adopted: true,
         tenure,
         holders,
@@ -117,8 +135,7 @@ export class QemuLocks implements ImageLocks {
     for (const [key, held] of this.#held) {
       if (!held.adopted) continue;
       held.adopted = false;
-      held.bytes = BYTES.write;
-      if (held.holders.write === 0) this.#settle(key, held);
+      this.#settle(key, held);
     }
   }
 
@@ -145,7 +162,7 @@ export class QemuLocks implements ImageLocks {
     }
     const holders = { read: 0, write: 0 };
     const tenure = randomUUID();
-    const held: Held = { fd, path, bytes: NO_BYTES, adopted: false, tenure, holders };
+    const held: Held = { fd, path, bytes: NO_BYTES, mode: null, adopted: false, tenure, holders };
     this.#held.set(key, held);
     this.#options.opened?.({ key, tenure }, fd);
     return { key, held };
@@ -153,12 +170,12 @@ export class QemuLocks implements ImageLocks {
 
   #raise(held: Held, mode: LockMode): void {
     const before = held.bytes;
-    const wanted = held.holders.write > 0 ? BYTES.write : BYTES[mode];
     // Whoever tries meanwhile, and is refused, has bytes of his own for a moment.
-    if (before === wanted) return;
+    if (held.mode === mode || held.mode === 'write') return;
     try {
-      this.#take(held, wanted);
-      this.#refuseConflict(held, wanted);
+      this.#take(held, BYTES[mode]);
+      this.#refuseConflict(held, BYTES[mode]);
+      held.mode = mode;
     } catch (error) {
       const failure = toBlockError(error, { path: held.path });
       this.#keepOnly(held, before);
@@ -179,7 +196,7 @@ export class QemuLocks implements ImageLocks {
   }
 
   #take(held: Held, wanted: Bytes): void {
-    held.bytes = wanted;
+    if (!held.adopted) held.bytes = wanted;
     for (const n of wanted.used) this.#lock(held, PERMISSION_BYTE + n);
     for (const n of wanted.unshared) this.#lock(held, UNSHARED_BYTE + n);
   }
@@ -210,14 +227,17 @@ export class QemuLocks implements ImageLocks {
   #settle(key: string, held: Held): void {
     if (held.holders.write > 0 || held.adopted) return;
     if (held.holders.read > 0) {
+      if (held.mode === null) return;
+      held.mode = 'read';
       this.#keepOnly(held, BYTES.read);
       return;
     }
+    this.#held.delete(key);
+    // First of all: whoever took over a copy that has no locks would go on with its tenure.
+    this.#options.closed?.({ key, tenure: held.tenure });
     // A copy of the descriptor elsewhere would keep them.
     this.#keepOnly(held, NO_BYTES);
     closeSync(held.fd);
-    this.#held.delete(key);
-    this.#options.closed?.({ key, tenure: held.tenure });
   }
 
   #keepOnly(held: Held, kept: Bytes): void {
@@ -236,6 +256,9 @@ export class QemuLocks implements ImageLocks {
     }
   }
 }
+
+const isLocked = (error: unknown): boolean =>
+  error instanceof BlockError && error.kind === 'locked';
 
 const lockedError = (path: string, message: string): BlockError =>
   new BlockError({
