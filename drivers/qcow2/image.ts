@@ -149,10 +149,14 @@ export class Qcow2Image implements DriverInstance {
     return this.#reader.read(offset, buffer);
   }
 
-  writeAtOnce(offset: GuestOffset, buffer: Uint8Array): boolean {
+  get copiesAtOnce(): boolean {
+    return this.#writer.worksAtOnce;
+  }
+
+  writeAtOnce(offset: GuestOffset, buffer: Uint8Array, cluster?: Uint8Array | null): boolean {
     if (!this.#preparation.isDone || this.#corrupt.isSet || !this.#state.admitsAtOnce())
       return false;
-    return this.#writer.writeAtOnce(offset, buffer);
+    return this.#writer.writeAtOnce(offset, buffer, cluster ?? null);
   }
 
   async write(offset: GuestOffset, buffer: Uint8Array): Promise<void> {

@@ -4,6 +4,7 @@
  *
  * Whoever changes the mapping of these clusters with awaits in between holds a range lock: then nothing is done here.
  */
+import { assert } from '../../src/base/assert.ts';
 import { alignDown, alignUp, isAligned } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import { writeAtOnce } from '../../src/block/at-once.ts';
@@ -39,6 +40,8 @@ interface ClusterWrite {
   readonly slice: CachedTable;
   readonly place: EntryPlace;
   readonly kind: EntryKind;
+  /** What the cluster reads as, in memory that may be written; null: to be read. */
+  readonly cluster: Uint8Array | null;
 }
 
 export class WriterAtOnce {
@@ -48,15 +51,24 @@ export class WriterAtOnce {
     this.#parts = parts;
   }
 
+  /** Where not, `write` never does anything. */
+  get works(): boolean {
+    const { clusterFile, map, data } = this.#parts.state;
+    return clusterFile.driver.worksAtOnce === true && !map.hasSubclusters && !data.isEncrypted;
+  }
+
   /** See `DriverInstance.writeAtOnce`. */
-  write(offset: number, buffer: Uint8Array): boolean {
-    const { state, tables } = this.#parts;
-    const { clusterBytes, map, locks, clusterFile } = state;
+  write(offset: number, buffer: Uint8Array, cluster: Uint8Array | null): boolean {
+    const { state, tables, lookup } = this.#parts;
+    const { clusterBytes, map, locks } = state;
     // Whoever is not answered at once waits for what the journal has not taken.
-    if (clusterFile.driver.worksAtOnce !== true || state.journaled.isBehind) return false;
-    if (map.hasSubclusters || state.data.isEncrypted) return false;
+    if (!this.works || state.journaled.isBehind) return false;
     const end = offset + buffer.length;
     const start = alignDown(offset, clusterBytes);
+    assert(
+      cluster === null || (cluster.length === clusterBytes && end <= start + clusterBytes),
+      'a cluster that comes along is the one that the write lies in',
+    );
     if (locks.isBusy({ start, end: alignUp(end, clusterBytes) })) return false;
     for (let at = offset; at < end; ) {
       const place = map.place(at);
@@ -66,7 +78,10 @@ export class WriterAtOnce {
       if (bytes === 0) {
         bytes = Math.min(end - at, clusterBytes - (at % clusterBytes));
         const part = buffer.subarray(at - offset, at - offset + bytes);
-        if (!this.#writeCluster(at, part, slice, place)) return false;
+        const kind = lookup.kindForChange(slice, place.index);
+        const start = alignDown(at, clusterBytes);
+        const piece = { offset: at, buffer: part, start, slice, place, kind, cluster };
+        if (!this.#writeCluster(piece)) return false;
       }
       at += bytes;
     }
@@ -98,17 +113,10 @@ export class WriterAtOnce {
     return bytes;
   }
 
-  #writeCluster(
-    offset: number,
-    buffer: Uint8Array,
-    slice: CachedTable,
-    place: EntryPlace,
-  ): boolean {
-    const { state, lookup } = this.#parts;
+  #writeCluster(write: ClusterWrite): boolean {
+    const { state } = this.#parts;
     const { map } = state;
-    const start = alignDown(offset, state.clusterBytes);
-    const kind = lookup.kindForChange(slice, place.index);
-    const write = { offset, buffer, start, slice, place, kind };
+    const { offset, buffer, start, slice, place, kind } = write;
     if (kind === 'compressed' || kind === 'reserved') return false;
     const { high, low } = map.entry(slice, place.index);
     // In a data file each cluster lies where the guest has it; an entry that says otherwise is corrupt.
@@ -159,6 +167,10 @@ export class WriterAtOnce {
     const readsZero = this.#readsZero(write);
     if ((isFresh && readsZero) || buffer.length === clusterBytes)
       return writeAtOnce(clusterFile, host + offset - start, buffer);
+    if (write.cluster !== null && !readsZero) {
+      write.cluster.set(buffer, offset - start);
+      return writeAtOnce(clusterFile, host, write.cluster);
+    }
     const cluster = buffers.take(clusterBytes);
     try {
       const inside = Math.min(clusterBytes, Math.max(0, lengthBytes - start));

@@ -59,9 +59,14 @@ export class Writer {
     this.#atOnce = new WriterAtOnce({ state, lookup, clusters, tables, buffers });
   }
 
+  /** See `DriverInstance.copiesAtOnce`. */
+  get worksAtOnce(): boolean {
+    return this.#atOnce.works;
+  }
+
   /** See `DriverInstance.writeAtOnce`. */
-  writeAtOnce(offset: number, buffer: Uint8Array): boolean {
-    return this.#atOnce.write(offset, buffer);
+  writeAtOnce(offset: number, buffer: Uint8Array, cluster: Uint8Array | null): boolean {
+    return this.#atOnce.write(offset, buffer, cluster);
   }
 
   /** See `DriverInstance.write`. */

@@ -71,9 +71,20 @@ export const write: Handler = (request, context) => {
   const offset = offsetField(request, WRITE_IN.offset);
   const size = request.u32(WRITE_IN.size);
   const transfer = { request, entry, offset, size };
-  if (!entry.view.writeAtOnce(guestOffset(offset), request.payload(size)))
+  const cluster = clusterAlong(transfer, context);
+  if (!entry.view.writeAtOnce(guestOffset(offset), request.payload(size), cluster))
     return writeWaiting(transfer, context);
   return written(transfer, context);
+};
+
+/** What the cluster of the write reads as, where a worker has read it along. */
+const clusterAlong = (
+  { request, entry, offset }: Transfer,
+  { translations }: HandlerContext,
+): Uint8Array | null => {
+  const page = request.pageAlong();
+  if (page === null || translations?.isInForce(entry, offset, page) !== true) return null;
+  return request.pageBytes(page);
 };
 
 const writeWaiting = async (transfer: Transfer, context: HandlerContext): Promise<number> => {

@@ -11,7 +11,13 @@ import { isPowerOfTwo } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { MappingChange } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
-import { DIRECT_FILE, ENTRIES_PER_SLICE, ONE_PAGE } from '../../src/translation/table-layout.ts';
+import type { PageAlong } from '../../src/translation/pages-along.ts';
+import {
+  COPY,
+  DIRECT_FILE,
+  ENTRIES_PER_SLICE,
+  ONE_PAGE,
+} from '../../src/translation/table-layout.ts';
 import type { Translation, TranslationTable } from '../../src/translation/translation-table.ts';
 import type { Entry } from '../directory.ts';
 import { walkPages } from './page-walk.ts';
@@ -152,11 +158,18 @@ export class NodeTranslations {
     return walkPages({
       root: view.root,
       writable: view.writable,
+      copies: view.writable && copiesPages(view) ? COPY : 0,
       pageBytes: onePage ? Math.max(1, view.root.lengthBytes) : 2 ** view.pageBits,
       firstPage,
       pages,
       fileOf: (file) => this.#fileOf(view, file),
     });
+  }
+
+  /** Whether the bytes of a page that has come along are what its view reads there. Ask in the turn in which they are used. */
+  isInForce(entry: Entry, offset: number, page: PageAlong): boolean {
+    const { nodeId } = entry;
+    return this.#table.isInForce(nodeId, Math.floor(offset / page.lengthBytes), page);
   }
 
   /** Takes a view out of the table and keeps it out until `allow`; no worker uses it when this resolves. */
@@ -356,3 +369,7 @@ const mappingBitsOf = (root: Node): number | null => {
   const isOnePage = !(whole instanceof Promise) && whole.lengthBytes === lengthBytes;
   return isOnePage ? ONE_PAGE : UNCLUSTERED_PAGE_BITS;
 };
+
+/** Not where pages are finer than clusters, for the sake of a dirty bitmap. */
+const copiesPages = ({ root: { driver }, pageBits }: TranslatedView): boolean =>
+  driver.copiesAtOnce === true && driver.clusterBytes === 2 ** pageBits;

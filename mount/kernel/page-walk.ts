@@ -15,6 +15,8 @@ export interface PageWalk {
   readonly pageBytes: number;
   readonly firstPage: number;
   readonly pages: number;
+  /** COPY where a write copies the page and its driver takes what was read along; else 0. */
+  readonly copies: number;
   /** The table's number for the host file below a node; null when it has none (no descriptor, too many files). */
   readonly fileOf: (file: Node) => number | null;
 }
@@ -99,7 +101,8 @@ const runAt = (
     case 'data': {
       const file = walk.fileOf(m.file);
       const isWorkers = writable && m.inPlace && mayWrite(m.file, m.hostOffset + m.lengthBytes);
-      const permissions = isWorkers ? READ | WRITE : READ;
+      const copies = node === walk.root && m.inPlace ? 0 : walk.copies;
+      const permissions = isWorkers ? READ | WRITE : READ | copies;
       const translation = file === null ? null : { permissions, file, hostOffset: m.hostOffset };
       return { lengthBytes: m.lengthBytes, translation };
     }

@@ -6,6 +6,7 @@
  * does too. Writing a reply overwrites the request: a handler reads all of its fields first.
  */
 import { readU64LE } from '../../src/base/byte-order.ts';
+import { PAGE_AT, type PageAlong, readPageAlong } from '../../src/translation/pages-along.ts';
 import { HEADER_AREA_BYTES } from '../../src/translation/slots.ts';
 import { IN, IN_HEADER_BYTES, OPCODE, OUT, OUT_HEADER_BYTES, WRITE_IN } from './abi.ts';
 
@@ -83,6 +84,16 @@ export class FuseRequest {
   /** The payload of a WRITE, or the place of a reply's data. */
   payload(lengthBytes: number): Uint8Array {
     return this.#region.bytes.subarray(REPLY_BODY_AT, REPLY_BODY_AT + lengthBytes);
+  }
+
+  /** What the worker says of the page that has come along with a WRITE; null when none has. */
+  pageAlong(): PageAlong | null {
+    return this.#slot < 0 ? null : readPageAlong(this.#region.view);
+  }
+
+  /** Its bytes, in memory that is this request's. */
+  pageBytes({ lengthBytes }: PageAlong): Uint8Array {
+    return this.#region.bytes.subarray(PAGE_AT, PAGE_AT + lengthBytes);
   }
 
   /** For writing a reply's body. */

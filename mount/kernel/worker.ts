@@ -12,6 +12,12 @@ import { DIRECT_BLOCK_BYTES } from '../../src/block/driver.ts';
 import { addressOf, readCached } from '../../src/os/linux.ts';
 import { COUNTER, WorkerCounters } from '../../src/translation/counters.ts';
 import { Lookup, ZERO_RUN } from '../../src/translation/lookup.ts';
+import {
+  PAGE_AT,
+  SLOT_BYTES_WITH_PAGE,
+  writeNoPage,
+  writePageAlong,
+} from '../../src/translation/pages-along.ts';
 import { Patience } from '../../src/translation/patience.ts';
 import { HEADER_AREA_BYTES, SlotTaker } from '../../src/translation/slots.ts';
 import { Syncs } from '../../src/translation/syncs.ts';
@@ -192,6 +198,29 @@ const counted = (isRead: boolean, size: number): true => {
   return true;
 };
 
+/** Reads the page that a write copies, if that is quick, or the disk can be waited for; see pages-along.ts. */
+const readPage = (base: number, node: number, offset: number, size: number): void => {
+  if (lookup === null || slots.slotBytes < SLOT_BYTES_WITH_PAGE) return;
+  if (!lookup.beginPage(node, offset, size)) return;
+  const lengthBytes = lookup.lengths[0] ?? 0;
+  let isRead = false;
+  try {
+    const [file = ZERO_RUN] = lookup.files;
+    const [from = 0] = lookup.hostOffsets;
+    const at = base + PAGE_AT;
+    const end = at + lengthBytes;
+    isRead =
+      readQuickly(file, at, lengthBytes, from) === lengthBytes ||
+      (untold[file] !== 0 && readWaiting(file, at, end, from - at));
+  } catch {
+    return;
+  } finally {
+    lookup.end();
+  }
+  const { state, word0, word1 } = lookup;
+  if (isRead) writePageAlong(fields, base, { lengthBytes, state, word0, word1 });
+};
+
 /** Whether the request was answered. An error of the host file is left to the control plane, which meets it again. */
 const transfer = (base: number, slot: number, opcode: number): boolean => {
   if (lookup === null) return false;
@@ -203,7 +232,11 @@ const transfer = (base: number, slot: number, opcode: number): boolean => {
   const offset = high * 2 ** 32 + fields.getUint32(body + READ_IN.offset, true);
   const size = fields.getUint32(body + READ_IN.size, true);
   const node = fields.getUint32(base + REQUEST_AT + IN.nodeId, true);
-  if (size === 0 || !lookup.begin(node, offset, size, isRead ? READ : WRITE)) return false;
+  if (size === 0) return false;
+  if (!lookup.begin(node, offset, size, isRead ? READ : WRITE)) {
+    if (!isRead) readPage(base, node, offset, size);
+    return false;
+  }
   let replied = false;
   try {
     if (isRead && size >= SPLICE_FROM_BYTES && !lookup.hasDirect) {
@@ -279,6 +312,7 @@ const serve = (): void => {
       return;
     }
     counters.add(COUNTER.requests, 1);
+    writeNoPage(fields, base);
     const begunMs = latencies === null ? 0 : performance.now();
     const kind = answered(base, slot);
     if (kind >= 0) {

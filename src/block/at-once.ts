@@ -64,8 +64,13 @@ const mappingAtOnce = (node: Node, offset: number, lengthBytes: number): Mapping
   return null;
 };
 
-/** As `Node.write`, inside of the node's length alone. */
-export const writeAtOnce = (node: Node, offset: number, buffer: Uint8Array): boolean => {
+/** As `Node.write`, inside of the node's length alone. `cluster`: see `DriverInstance.writeAtOnce`. */
+export const writeAtOnce = (
+  node: Node,
+  offset: number,
+  buffer: Uint8Array,
+  cluster: Uint8Array | null = null,
+): boolean => {
   if (!node.isOpen || node.readOnly || node.interposers.length > 0) return false;
   const { driver, statistics } = node;
   if (driver.writeAtOnce === undefined) return false;
@@ -73,7 +78,7 @@ export const writeAtOnce = (node: Node, offset: number, buffer: Uint8Array): boo
   // Before the write begins. A bit too much does no harm.
   node.dirtyBitmaps.mark(offset, buffer.length);
   node.flushMark.changeBegins();
-  const isWritten = orNothing(() => driver.writeAtOnce?.(guestOffset(offset), buffer));
+  const isWritten = orNothing(() => driver.writeAtOnce?.(guestOffset(offset), buffer, cluster));
   node.flushMark.changeEnded();
   if (isWritten !== true) return false;
   statistics.writes++;

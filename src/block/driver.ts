@@ -203,9 +203,13 @@ export interface DriverInstance {
   /**
    * `write` in this turn of the event loop, waiting for nothing: no disk, no lock, no checkpoint. False: it is not possible, or has
    * failed; the range holds what it did or what was to be written, a part of each or of a protocol driver anything, and `write` follows. Errors: none that `write`
-   * would not meet too.
+   * would not meet too. `cluster`, with `copiesAtOnce`: all of the cluster that the write lies in, as the node reads in this turn,
+   * in memory that the driver may change.
    */
-  writeAtOnce?(offset: GuestOffset, buffer: Uint8Array): boolean;
+  writeAtOnce?(offset: GuestOffset, buffer: Uint8Array, cluster?: Uint8Array | null): boolean;
+
+  /** `writeAtOnce` copies clusters, and takes what others have read of them. May change at any time: it says what is worth reading. */
+  readonly copiesAtOnce?: boolean;
 
   /**
    * As `write`, of one whole cluster (at the image's end: what there is of it), packed where that makes it smaller.

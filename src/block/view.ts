@@ -225,13 +225,16 @@ export class View {
     return inside;
   }
 
-  /** `write`, waiting for nothing, inside of the image's length; false when it has to wait, or has failed: nothing was done. */
-  writeAtOnce(offset: GuestOffset, buffer: Uint8Array): boolean {
+  /**
+   * `write`, waiting for nothing, inside of the image's length; false when it has to wait, or has failed: nothing was done. `cluster`: see
+   * `DriverInstance.writeAtOnce`.
+   */
+  writeAtOnce(offset: GuestOffset, buffer: Uint8Array, cluster: Uint8Array | null = null): boolean {
     const root = this.#root;
     if (root === null || this.#admission.wait !== null || this.readOnly) return false;
     if (this.#isWrittenBeside || this.detectsZeroes) return false;
     if (offset + buffer.length > root.lengthBytes) return false;
-    return writeAtOnce(root, offset, buffer);
+    return writeAtOnce(root, offset, buffer, cluster);
   }
 
   /** fallocate PUNCH_HOLE|KEEP_SIZE: what lies inside the file reads as zeros and gives its space back. */

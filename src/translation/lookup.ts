@@ -3,7 +3,9 @@
  * Allocates nothing per request: the runs lie in arrays that the next request overwrites.
  */
 import { Hazard } from './hazards.ts';
+import { MAX_PAGE_ALONG_BYTES } from './pages-along.ts';
 import {
+  COPY,
   DIRECT_FILE,
   directoryStart,
   directoryWord,
@@ -14,6 +16,7 @@ import {
   ONE_PAGE,
   PAGE_LIMIT,
   PROBES,
+  pageBitsOf,
   READ,
   slotWord,
   TAG_REFERENCED,
@@ -24,7 +27,7 @@ import {
   VIEW_ENTRY,
   VIEW_LENGTH_HIGH,
   VIEW_LENGTH_LOW,
-  VIEW_PAGE_BITS,
+  VIEW_STATE,
   viewWord,
   ZERO,
 } from './table-layout.ts';
@@ -43,6 +46,10 @@ export class Lookup {
   readonly files = new Int32Array(MAX_RUNS);
   readonly hostOffsets = new Float64Array(MAX_RUNS);
   readonly lengths = new Int32Array(MAX_RUNS);
+  /** Of the page that `beginPage` has found: the words of its view and of its entry. */
+  state = 0;
+  word0 = 0;
+  word1 = 0;
   readonly #layout: TableLayout;
   readonly #hazard: Hazard;
   /** Slot of the slice that the page before lay in: neighbours need no second look into the directory. */
@@ -62,7 +69,8 @@ export class Lookup {
     if (view >= MAX_VIEWS) return false;
     const words = this.#layout.words;
     const record = viewWord(this.#layout, view);
-    const bits = Atomics.load(words, record + VIEW_PAGE_BITS) - 1;
+    const state = Atomics.load(words, record + VIEW_STATE);
+    const bits = pageBitsOf(state);
     if (bits < 0) return false;
     const onePage = bits === ONE_PAGE;
     const pageBytes = 2 ** bits;
@@ -75,13 +83,53 @@ export class Lookup {
     this.hasDirect = false;
     // Looked at again: what was read before `enter` protects nothing.
     const found =
-      Atomics.load(words, record + VIEW_PAGE_BITS) - 1 === bits &&
+      Atomics.load(words, record + VIEW_STATE) === state &&
       offset + lengthBytes <= this.#length(record) &&
       (onePage
         ? this.#addRun(record + VIEW_ENTRY, 0, offset, lengthBytes, permission)
         : this.#addPages(view, pageBytes, offset, lengthBytes, permission));
     if (!found) this.#hazard.leave();
     return found;
+  }
+
+  /**
+   * Translates, for reading, all of the page that a write of a part of it copies. True: it is the one run, and may be used until `end`.
+   * False: a write of these bytes copies no page that can be read along, and nothing is held.
+   */
+  beginPage(view: number, offset: number, lengthBytes: number): boolean {
+    if (view >= MAX_VIEWS) return false;
+    const words = this.#layout.words;
+    const record = viewWord(this.#layout, view);
+    const state = Atomics.load(words, record + VIEW_STATE);
+    const bits = pageBitsOf(state);
+    const pageBytes = 2 ** bits;
+    if (bits < 0 || pageBytes > MAX_PAGE_ALONG_BYTES || lengthBytes >= pageBytes) return false;
+    const page = Math.floor(offset / pageBytes);
+    const start = page * pageBytes;
+    if (page >= PAGE_LIMIT || offset + lengthBytes > start + pageBytes) return false;
+    this.#hazard.publish(view, page, page, READ);
+    this.#hazard.enter();
+    this.count = 0;
+    this.hasDirect = false;
+    this.#slotSlice = -1;
+    this.state = state;
+    const found =
+      Atomics.load(words, record + VIEW_STATE) === state &&
+      start + pageBytes <= this.#length(record) &&
+      this.#addPage(view, page, pageBytes);
+    if (!found) this.#hazard.leave();
+    return found;
+  }
+
+  #addPage(view: number, page: number, pageBytes: number): boolean {
+    const words = this.#layout.words;
+    const entry = this.#entryOf(view, page);
+    if (entry < 0) return false;
+    this.word0 = Atomics.load(words, entry);
+    this.word1 = Atomics.load(words, entry + 1);
+    if ((this.word0 & COPY) === 0) return false;
+    const start = page * pageBytes;
+    return this.#addRun(entry, start, start, pageBytes, READ) && !this.hasDirect;
   }
 
   /** The I/O of the runs has ended. */
@@ -163,9 +211,8 @@ export class Lookup {
     }
     const file = Atomics.load(words, this.#layout.files + entryFile(word0)) - 1;
     if (file < 0) return false;
+    // Of the same translation: none comes in the place of one that a worker may have begun to load.
     const word1 = Atomics.load(words, entry + 1);
-    // The entry may have been taken away and filled anew between the two loads: two halves of two translations.
-    if (Atomics.load(words, entry) !== word0) return false;
     const pageOffset = entryHostOffset(word0, word1);
     const hostOffset = pageOffset + (at - pageStart);
     const before = last < 0 ? 0 : (this.lengths[last] ?? 0);

@@ -12,7 +12,7 @@
  *     │ host files   │ 4,096 words: descriptor + 1 by host file index, 0 for none
  *     ├──────────────┤ views
  *     │ views        │ 65,536 records of 8 words, by view number (the FUSE node id)
- *     │              │   0 page bits + 1 (0: every request of the view faults)
+ *     │              │   0 page bits + 1 (0: every request of the view faults), and 256 for each time that it was opened
  *     │              │   1 length, low word  2 length, high word
  *     │              │   3 word0, 4 word1 of the one page of a view with ONE_PAGE
  *     │              │   5 descriptor + 1 to sync for an FSYNC, 0 for none  6 a worker does  7 errno of a sync that has failed
@@ -24,8 +24,8 @@
  *     │ slots        │ 512 entries of 2 words: the translations of 512 neighbouring pages
  *     └──────────────┘
  *
- * An entry: word0 = READ | WRITE | ZERO | host file index << 3 | high bits of the host offset << 15; word1 = its low
- * 32 bits. word0 = 0 means fault. With 17 high bits a host offset reaches 512 TiB.
+ * An entry: word0 = READ | WRITE | ZERO | COPY | host file index << 4 | high bits of the host offset << 16; word1 = its low
+ * 32 bits. word0 = 0 means fault. With 16 high bits a host offset reaches 256 TiB.
  *
  * The memory is reserved at once and touched as it is used: a mount with few views takes few pages of it.
  */
@@ -39,11 +39,13 @@ export const SLICE_BYTES = WORDS_PER_SLICE * 4;
 export const READ = 1;
 export const WRITE = 2;
 export const ZERO = 4;
-export const FILE_SHIFT = 3;
+/** A write copies the page: whoever hands one over reads it along (pages-along.ts). */
+export const COPY = 8;
+export const FILE_SHIFT = 4;
 export const FILE_MASK = 0xfff;
-export const HIGH_SHIFT = 15;
+export const HIGH_SHIFT = 16;
 /** Host offsets from here on have no entry. */
-export const HOST_OFFSET_LIMIT = 2 ** 49;
+export const HOST_OFFSET_LIMIT = 2 ** 48;
 export const MAX_HOST_FILES = FILE_MASK + 1;
 /** Added to a descriptor: it reads whole blocks alone (O_DIRECT). */
 export const DIRECT_FILE = 2 ** 30;
@@ -76,7 +78,7 @@ export const SYNC = 8;
 export const SYNC_PAGE = -1;
 
 export const VIEW_WORDS = 8;
-export const VIEW_PAGE_BITS = 0;
+export const VIEW_STATE = 0;
 export const VIEW_LENGTH_LOW = 1;
 export const VIEW_LENGTH_HIGH = 2;
 export const VIEW_ENTRY = 3;
@@ -165,6 +167,16 @@ export const slotWord = (layout: TableLayout, slot: number): number =>
   layout.firstSlot + slot * WORDS_PER_SLICE;
 export const hazardWord = (layout: TableLayout, worker: number): number =>
   layout.hazards + worker * HAZARD_WORDS;
+
+/** Page bits of a view, by the word of its record; negative: every request of it faults. */
+export const pageBitsOf = (state: number): number => (state & 0xff) - 1;
+
+/** The word of a view that is opened anew. */
+export const openedState = (before: number, pageBits: number): number =>
+  (before & ~0xff) + 0x100 + pageBits + 1;
+
+/** The word of a view that is closed. */
+export const closedState = (before: number): number => before & ~0xff;
 
 /** word0 of an entry. `hostOffset` below HOST_OFFSET_LIMIT, `file` below MAX_HOST_FILES. */
 export const entryWord0 = (permissions: number, file: number, hostOffset: number): number =>

@@ -4,7 +4,8 @@
  *
  * The rules that keep workers safe (each is a step that test/reference/translation leaves out to see it fail):
  *
- * 1. An entry is taken away by storing 0 in word0. It is filled by storing word1 first and word0 last.
+ * 1. An entry is taken away by storing 0 in word0. It is filled, word1 first and word0 last, only while no worker uses its page. So in one
+ *    lookup of a worker an entry is one translation or none: it can go, and no other comes. One that cannot be filled is filled after a later fault.
  * 2. What an entry stood for (a host cluster, a host file, a length) is given up only after `quiesce`.
  * 3. A slot whose slice was evicted is used again only after `quiesce` of that slice's pages.
  * 4. A slice is in the directory last when it comes, and leaves the directory first.
@@ -13,7 +14,9 @@ import { LRUCache } from 'lru-cache';
 import { assert } from '../base/assert.ts';
 import { Admission } from './admission.ts';
 import { HazardWatch, type PageRange, type WaitOptions } from './hazards.ts';
+import type { PageAlong } from './pages-along.ts';
 import {
+  closedState,
   directoryStart,
   directoryWord,
   ENTRIES_PER_SLICE,
@@ -23,6 +26,7 @@ import {
   MAX_HOST_FILES,
   MAX_VIEWS,
   ONE_PAGE,
+  openedState,
   PAGE_LIMIT,
   PROBES,
   type SharedTable,
@@ -37,7 +41,7 @@ import {
   VIEW_ENTRY,
   VIEW_LENGTH_HIGH,
   VIEW_LENGTH_LOW,
-  VIEW_PAGE_BITS,
+  VIEW_STATE,
   VIEW_SYNC_FAILED,
   VIEW_SYNC_FILE,
   viewWord,
@@ -46,7 +50,7 @@ import {
 } from './table-layout.ts';
 
 export interface Translation {
-  /** READ, WRITE and ZERO of table-layout.ts, added; 0 for none. */
+  /** READ, WRITE, ZERO and COPY of table-layout.ts, added; 0 for none. */
   readonly permissions: number;
   /** From `addFile`; 0 with ZERO. */
   readonly file: number;
@@ -131,7 +135,8 @@ export class TranslationTable {
     Atomics.store(words, record + VIEW_LENGTH_LOW, lengthBytes | 0);
     Atomics.store(words, record + VIEW_LENGTH_HIGH, Math.floor(lengthBytes / 2 ** 32));
     this.#views.set(view, { pageBits, slots: new Map() });
-    Atomics.store(words, record + VIEW_PAGE_BITS, pageBits + 1);
+    const before = Atomics.load(words, record + VIEW_STATE);
+    Atomics.store(words, record + VIEW_STATE, openedState(before, pageBits));
     return true;
   }
 
@@ -142,7 +147,11 @@ export class TranslationTable {
     this.#views.delete(view);
     const { words } = this.#layout;
     const record = viewWord(this.#layout, view);
-    Atomics.store(words, record + VIEW_PAGE_BITS, 0);
+    Atomics.store(
+      words,
+      record + VIEW_STATE,
+      closedState(Atomics.load(words, record + VIEW_STATE)),
+    );
     Atomics.store(words, record + VIEW_ENTRY, 0);
     Atomics.store(words, record + VIEW_SYNC_FILE, 0);
     const slots = [...open.slots];
@@ -191,8 +200,8 @@ export class TranslationTable {
 
   /**
    * Gives translations to neighbouring pages from `firstPage` on, all of one slice; null leaves one page without.
-   * Never waits: without a free slot nothing is given, and one is made free for the next time. The caller must have
-   * looked the translations up in the same turn of the event loop.
+   * Never waits: without a free slot nothing is given, and one is made free for the next time; a page that a worker uses now is left
+   * without. The caller must have looked the translations up in the same turn of the event loop.
    */
   fill(view: number, firstPage: number, translations: readonly (Translation | null)[]): void {
     const open = this.#views.get(view);
@@ -201,8 +210,7 @@ export class TranslationTable {
     if (open === undefined || pages === 0 || lastPage >= PAGE_LIMIT) return;
     if (open.pageBits === ONE_PAGE) {
       assert(firstPage === 0 && pages === 1, 'a one-page view has page 0 alone');
-      const at = viewWord(this.#layout, view) + VIEW_ENTRY;
-      this.#store(at, translations[0] ?? NO_TRANSLATION, 0);
+      this.#fillOnePage(view, translations[0] ?? NO_TRANSLATION);
       return;
     }
     const slice = Math.floor(firstPage / ENTRIES_PER_SLICE);
@@ -214,7 +222,7 @@ export class TranslationTable {
     const at = start + (firstPage % ENTRIES_PER_SLICE) * 2;
     const pageBytes = 2 ** open.pageBits;
     if (known !== undefined) {
-      this.#storeRuns(at, translations, pageBytes);
+      this.#storeRuns({ view, firstPage, lastPage }, at, translations, pageBytes);
       this.#resident.get(keyOf(view, slice));
       return;
     }
@@ -224,12 +232,36 @@ export class TranslationTable {
     this.#link(open, view, slice, slot);
   }
 
-  #storeRuns(at: number, translations: readonly (Translation | null)[], pageBytes: number): void {
-    let word = at;
+  #storeRuns(
+    range: PageRange,
+    at: number,
+    translations: readonly (Translation | null)[],
+    pageBytes: number,
+  ): void {
+    const { words } = this.#layout;
+    const { view, firstPage, lastPage } = range;
+    for (let page = firstPage; page <= lastPage; page++)
+      Atomics.store(words, at + (page - firstPage) * 2, 0);
+    // Whoever begins after this look loads no entry that is still to be stored, or all of it.
+    const isUsed = this.#watch.isUsed(range);
+    let page = firstPage;
     for (const translation of translations) {
       const run = translation ?? NO_TRANSLATION;
-      for (let i = 0; i < (run.pages ?? 1); i++, word += 2) this.#store(word, run, i * pageBytes);
+      for (let i = 0; i < (run.pages ?? 1); i++, page++) {
+        if (isUsed && this.#watch.isUsed({ view, firstPage: page, lastPage: page })) continue;
+        this.#store(at + (page - firstPage) * 2, run, i * pageBytes);
+      }
     }
+  }
+
+  /** All workers use its page, and word1 is 0 whichever file it lies in: where that does not change, no two translations make a third. */
+  #fillOnePage(view: number, translation: Translation): void {
+    const { words } = this.#layout;
+    const at = viewWord(this.#layout, view) + VIEW_ENTRY;
+    Atomics.store(words, at, 0);
+    const isSame = Atomics.load(words, at + 1) === (translation.hostOffset | 0);
+    if (isSame || !this.#watch.isUsed({ view, firstPage: 0, lastPage: 0 }))
+      this.#store(at, translation, 0);
   }
 
   /**
@@ -253,6 +285,19 @@ export class TranslationTable {
         words[word] = entryWord0(permissions, file, hostOffset);
       }
     }
+  }
+
+  /** Whether a page has the translation by which a worker has read it, in the same opening of the view. */
+  isInForce(view: number, page: number, { state, word0, word1 }: PageAlong): boolean {
+    const slot = this.#views.get(view)?.slots.get(Math.floor(page / ENTRIES_PER_SLICE));
+    if (slot === undefined) return false;
+    const { words } = this.#layout;
+    const at = slotWord(this.#layout, slot) + (page % ENTRIES_PER_SLICE) * 2;
+    return (
+      Atomics.load(words, viewWord(this.#layout, view) + VIEW_STATE) === state &&
+      Atomics.load(words, at) === word0 &&
+      Atomics.load(words, at + 1) === word1
+    );
   }
 
   /** Takes the translations of pages away. What they stood for may be used until `quiesce`. */
@@ -292,12 +337,11 @@ export class TranslationTable {
     if (from === 0 && to === ENTRIES_PER_SLICE - 1) this.#evict(range.view, slice, slot);
   }
 
-  /** `inRun`: bytes from the translation's first page. */
+  /** In an entry whose word0 is 0. `inRun`: bytes from the translation's first page. */
   #store(at: number, translation: Translation, inRun: number): void {
     const { words } = this.#layout;
     const { permissions, file } = translation;
     const hostOffset = (permissions & ZERO) === 0 ? translation.hostOffset + inRun : 0;
-    Atomics.store(words, at, 0);
     if (permissions === 0 || hostOffset >= HOST_OFFSET_LIMIT) return;
     Atomics.store(words, at + 1, hostOffset | 0);
     Atomics.store(words, at, entryWord0(permissions, file, hostOffset));

@@ -110,8 +110,8 @@ export const JOURNAL_MUTATIONS: readonly Mutation[] = [
   {
     step: 'a write at once waits for what the journal has not taken of its cluster',
     file: 'drivers/qcow2/write-at-once.js',
-    find: 'clusterFile.driver.worksAtOnce !== true || state.journaled.isBehind',
-    replace: 'clusterFile.driver.worksAtOnce !== true',
+    find: 'if (!this.works || state.journaled.isBehind)',
+    replace: 'if (!this.works)',
     tests: FULL_JOURNAL,
   },
 ];

@@ -6,6 +6,8 @@ const PROTOCOL = [
   'test/reference/translation-views.test.js',
 ];
 
+const ALONG = ['test/reference/translation-pages-along.test.js'];
+
 export const TRANSLATION_MUTATIONS: readonly Mutation[] = [
   {
     step: 'a worker makes its sequence odd before it loads entries',
@@ -23,25 +25,38 @@ export const TRANSLATION_MUTATIONS: readonly Mutation[] = [
     tests: PROTOCOL,
   },
   {
-    step: 'a worker looks at the first word again after the second',
-    file: 'src/translation/lookup.js',
-    find: 'if (Atomics.load(words, entry) !== word0)',
-    replace: 'if (false)',
-    tests: PROTOCOL,
+    step: 'an entry is filled only while no worker uses its page',
+    file: 'src/translation/translation-table.js',
+    find: 'if (isUsed && this.#watch',
+    replace: 'if (false && this.#watch',
+    tests: ALONG,
   },
   {
     step: 'a worker looks at the view again after it has entered',
     file: 'src/translation/lookup.js',
-    find: 'Atomics.load(words, record + VIEW_PAGE_BITS) - 1 === bits &&',
-    replace: '',
+    find: 'Atomics.load(words, record + VIEW_STATE) === state &&\n            offset',
+    replace: 'offset',
     tests: PROTOCOL,
+  },
+  {
+    step: 'a page that comes along was read by an entry that is in force',
+    file: 'src/translation/translation-table.js',
+    find: 'Atomics.load(words, at) === word0 &&',
+    replace: '',
+    tests: ALONG,
+  },
+  {
+    step: 'a page that comes along was read in the same opening of the view',
+    file: 'src/translation/translation-table.js',
+    find: '=== state &&\n            Atomics',
+    replace: '>= 0 &&\n            Atomics',
+    tests: ALONG,
   },
   {
     step: 'an entry is taken away before it is filled anew',
     file: 'src/translation/translation-table.js',
-    find: `        Atomics.store(words, at, 0);
-        if (permissions === 0`,
-    replace: '        if (permissions === 0',
+    find: 'Atomics.store(words, at + (page - firstPage) * 2, 0);',
+    replace: ';',
     tests: PROTOCOL,
   },
   {

@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { ENTRIES_PER_SLICE, layoutOf } from '../../src/translation/table-layout.ts';
+import { ENTRIES_PER_SLICE } from '../../src/translation/table-layout.ts';
 import { Interleavings, type Process } from '../support/interleavings.ts';
 import {
   at,
@@ -17,12 +17,12 @@ import {
   reader,
   scene,
   VIEW,
+  worldOf,
   writer,
 } from '../support/translation-scene.ts';
 
 test('a view that was opened anew with larger pages is not read with the old page size', async (t) => {
   const s = scene();
-  const words = layoutOf(s.shared).words;
   const reopen: Change = async (step, table, a, b) => {
     await table.closeView(VIEW);
     step('pages 0 and 1 are in clusters 2 and 3 now', () => {
@@ -35,14 +35,13 @@ test('a view that was opened anew with larger pages is not read with the old pag
     table.fill(VIEW, 0, [at(b, 2), at(a, 1)]);
   };
   const processes = [control(s, reopen), reader(s, 0, 1)];
-  const found = await new Interleavings({ words, host: s.host }, processes).explore();
+  const found = await new Interleavings(worldOf(s), processes).explore();
   t.diagnostic(`${found.states} states, ${found.endStates} ends`);
   assert.ok(found.states > 500);
 });
 
 test('a closed view: nobody uses its files afterwards', async (t) => {
   const s = scene();
-  const words = layoutOf(s.shared).words;
   const close: Change = async (step, table) => {
     await table.closeView(VIEW);
     step('close the host files', () => {
@@ -51,14 +50,13 @@ test('a closed view: nobody uses its files afterwards', async (t) => {
     });
   };
   const processes = [control(s, close), reader(s, 0, 0, 2), writer(s, 1, 1)];
-  const found = await new Interleavings({ words, host: s.host }, processes).explore();
+  const found = await new Interleavings(worldOf(s), processes).explore();
   t.diagnostic(`${found.states} states, ${found.endStates} ends`);
   assert.ok(found.states > 1000);
 });
 
 test('a slot whose slice was evicted is used again only when nobody reads the old slice', async (t) => {
   const s = scene(2);
-  const words = layoutOf(s.shared).words;
   // Page 512 is the first of slice 1, page 1024 of slice 2; cluster 1 holds the page that slice 2 begins with.
   s.host[1] = 1025;
   const evict: Change = async (_step, table, a, b) => {
@@ -78,7 +76,7 @@ test('a slot whose slice was evicted is used again only when nobody reads the ol
     },
   };
   const processes = [filled, reader(s, 0, 0)];
-  const found = await new Interleavings({ words, host: s.host }, processes).explore();
+  const found = await new Interleavings(worldOf(s), processes).explore();
   t.diagnostic(`${found.states} states, ${found.endStates} ends`);
   assert.ok(found.states > 1000);
 });

@@ -6,6 +6,8 @@
  * real on the shared memory; the one after it suspends the run. A state is the memory plus what each process has seen;
  * a state that was met before is not explored again, so the search ends although the interleavings are countless.
  *
+ * Ordinary stores belong to the operation before them: nobody else looks between the two. They are sought in a part of the memory alone.
+ *
  * `Atomics.waitAsync` becomes a step that can be taken only when the word differs. Nothing else is assumed: every load
  * and every store is a point where another process may run.
  */
@@ -23,6 +25,8 @@ export interface Process {
 
 export interface World {
   readonly words: Int32Array;
+  /** Words from here on are also changed by ordinary stores; all others through `Atomics` alone. */
+  readonly ordinaryFrom?: number;
   /** State outside of the memory, changed only inside steps: saved and restored with the memory. */
   readonly host: number[];
 }
@@ -58,6 +62,8 @@ interface Trail {
 
 interface Run {
   readonly known: Progress;
+  /** In which the next operation is done. */
+  readonly from: State;
   position: number;
   result: number | boolean | null;
   name: string;
@@ -84,12 +90,17 @@ export class Interleavings {
   readonly #processes: readonly Process[];
   /** First values of the words that were ever changed, so that a state can be restored. */
   readonly #initial = new Map<number, number>();
+  readonly #ordinaryFrom: number;
+  /** The words from `ordinaryFrom` on, as they were at first. */
+  readonly #untouched: Int32Array;
   #memory = new Map<number, number>();
   #run: Run | null = null;
 
   constructor(world: World, processes: readonly Process[]) {
     this.#world = world;
     this.#processes = processes;
+    this.#ordinaryFrom = world.ordinaryFrom ?? world.words.length;
+    this.#untouched = world.words.slice(this.#ordinaryFrom);
   }
 
   /** Throws what the first failing interleaving threw, with the steps that led there. */
@@ -160,8 +171,9 @@ export class Interleavings {
     const process = this.#processes[i];
     if (known === undefined || process === undefined || known.done) return null;
     this.#restore(state);
-    const { run, done } = await this.#execute(process, known, state.trail);
+    const { run, done } = await this.#execute(process, known, state);
     if (run.blocked) return null;
+    this.#noteOrdinaryStores();
     const processes = [...state.processes];
     processes[i] =
       run.result === null ? { ...known, done } : { ...extended(known, run.result), done };
@@ -172,13 +184,14 @@ export class Interleavings {
   async #execute(
     process: Process,
     known: Progress,
-    trail: Trail | null,
+    from: State,
   ): Promise<{ run: Run; done: boolean }> {
     let suspend = (): void => undefined;
     const suspension = new Promise<boolean>((resolve) => {
       suspend = () => resolve(false);
     });
-    const run: Run = { known, position: 0, result: null, name: 'end', blocked: false, suspend };
+    const progress = { position: 0, result: null, name: 'end', blocked: false };
+    const run: Run = { known, from, ...progress, suspend };
     this.#run = run;
     const body = async (): Promise<boolean> => {
       await process.run((name, effect) => this.#operate(() => name, effect));
@@ -187,7 +200,7 @@ export class Interleavings {
     const outcome = body().catch((error: unknown) => {
       if (error instanceof Suspended) return false;
       throw this.#failure(error, {
-        before: trail,
+        before: from.trail,
         step: `${process.name}: ${run.name} = ${run.result}`,
       });
     });
@@ -210,6 +223,8 @@ export class Interleavings {
       throw SUSPENDED;
     }
     run.name = name();
+    // What was done again to get here has stored once more what it had stored then.
+    this.#restore(run.from);
     const result = effect();
     if (run.blocked) {
       run.suspend();
@@ -273,8 +288,20 @@ export class Interleavings {
     });
   }
 
+  #noteOrdinaryStores(): void {
+    const { words } = this.#world;
+    for (let at = this.#ordinaryFrom; at < words.length; at++) {
+      const now = words[at] ?? 0;
+      const untouched = this.#untouched[at - this.#ordinaryFrom] ?? 0;
+      if (now === untouched && !this.#memory.has(at)) continue;
+      if (!this.#initial.has(at)) this.#initial.set(at, untouched);
+      this.#memory.set(at, now);
+    }
+  }
+
   #restore(state: State): void {
     const { words, host } = this.#world;
+    words.set(this.#untouched, this.#ordinaryFrom);
     for (const at of this.#memory.keys()) REAL.store(words, at, this.#initial.get(at) ?? 0);
     for (const [at, value] of state.memory) REAL.store(words, at, value);
     this.#memory = new Map(state.memory);

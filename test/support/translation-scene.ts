@@ -15,7 +15,7 @@ import {
   WRITE,
 } from '../../src/translation/table-layout.ts';
 import { type Translation, TranslationTable } from '../../src/translation/translation-table.ts';
-import type { Process, Step } from './interleavings.ts';
+import type { Process, Step, World } from './interleavings.ts';
 
 export const VIEW = 2;
 export const PAGE_BITS = 12;
@@ -40,6 +40,12 @@ export interface Scene {
   /** Clusters by descriptor and offset: a descriptor that holds no such cluster is a torn translation. */
   readonly clusterOf: (descriptor: number, hostOffset: number) => number;
 }
+
+/** What is explored: a slice that no worker can find yet is filled by ordinary stores. */
+export const worldOf = ({ shared, host }: Scene): World => {
+  const { words, firstSlot } = layoutOf(shared);
+  return { words, ordinaryFrom: firstSlot, host };
+};
 
 /** Clusters 0 and 1 lie in file A, 2 and 3 in file B. */
 export const scene = (slots = 4): Scene => ({

@@ -5,6 +5,7 @@ import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { present } from '../../../../src/base/assert.ts';
 import { guestOffset } from '../../../../src/base/units.ts';
 import type { Node } from '../../../../src/block/node.ts';
 import { delayedFile, type Interference } from '../../../support/delayed-file.ts';
@@ -58,9 +59,12 @@ class Subject {
     return subject;
   }
 
-  atOnce(offset: number, lengthBytes: number, fill: number): boolean {
+  /** `along`: what the cluster reads as comes with the write. */
+  atOnce(offset: number, lengthBytes: number, fill: number, along = false): boolean {
     const bytes = Buffer.alloc(lengthBytes, fill);
-    const isDone = this.root.driver.writeAtOnce?.(guestOffset(offset), bytes) === true;
+    const start = offset - (offset % CLUSTER);
+    const cluster = along ? Buffer.from(this.#expected.subarray(start, start + CLUSTER)) : null;
+    const isDone = this.root.driver.writeAtOnce?.(guestOffset(offset), bytes, cluster) === true;
     if (isDone) bytes.copy(this.#expected, offset);
     return isDone;
   }
@@ -106,6 +110,21 @@ test('a write is done at once: new, over backing, of a snapshot, in place', asyn
   assert.ok(!subject.atOnce(2 * CLUSTER, PAGE, 7), 'not while its table is shared');
   await subject.write(9 * CLUSTER, PAGE, 8);
   await subject.soon(2 * CLUSTER, PAGE, 7, 'what the snapshot has');
+  await subject.judge(t);
+});
+
+test('a cluster that comes along with its write is not read again', async (t) => {
+  const subject = await Subject.open(t, quick);
+  const backing = present(subject.root.backing, 'an overlay has a backing');
+  assert.ok(subject.root.driver.copiesAtOnce);
+  await subject.soon(2 * CLUSTER + PAGE, PAGE, 2, 'the host is quick');
+  const { reads } = backing.statistics;
+  for (const [i, at] of [3, 5, 7].entries())
+    assert.ok(subject.atOnce(at * CLUSTER + i * PAGE, PAGE, 3 + i, true), `cluster ${at}`);
+  assert.equal(backing.statistics.reads, reads);
+  assert.ok(subject.atOnce(9 * CLUSTER, PAGE, 9, false));
+  assert.equal(backing.statistics.reads, reads + 1);
+  assert.ok(subject.atOnce(3 * CLUSTER + 5 * PAGE, PAGE, 10, true), 'in place: of no use');
   await subject.judge(t);
 });
 

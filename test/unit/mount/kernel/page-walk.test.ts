@@ -6,7 +6,8 @@ import { walkPages } from '../../../../mount/kernel/page-walk.ts';
 import { present } from '../../../../src/base/assert.ts';
 import { guestOffset } from '../../../../src/base/units.ts';
 import type { Node } from '../../../../src/block/node.ts';
-import { READ, WRITE } from '../../../../src/translation/table-layout.ts';
+import { COPY, READ, WRITE } from '../../../../src/translation/table-layout.ts';
+import { qemuImg, qemuIo } from '../../../support/qemu-img.ts';
 import { type Cleanup, scratchDirectory } from '../../../support/scratch.ts';
 import { testGraph } from '../../../support/test-graph.ts';
 
@@ -24,17 +25,19 @@ const openRaw = async (t: Cleanup): Promise<Node> => {
 };
 
 /** A letter for each page: what workers may do with it. */
-const permissions = (root: Node, writable = true): string =>
+const permissions = (root: Node, writable = true, copies = 0): string =>
   walkPages({
     root,
     writable,
+    copies,
     pageBytes: PAGE,
     firstPage: 0,
     pages: PAGES,
     fileOf: () => 1,
   })
     .map((run) => {
-      const letter = { [READ]: 'r', [READ + WRITE]: 'w' }[run.permissions] ?? '-';
+      const letter =
+        { [READ]: 'r', [READ + COPY]: 'c', [READ + WRITE]: 'w' }[run.permissions] ?? '-';
       return letter.repeat(run.pages ?? 1);
     })
     .join('');
@@ -84,4 +87,22 @@ test('a page of which only a part is dirty faults', async (t) => {
   await write(node, 3, PAGE - 1);
   await write(node, 4, PAGE - 512);
   assert.equal(permissions(node), 'rrrw-rrrrrrrrrrr');
+});
+
+test('a page that a write copies says so: below, and in a cluster that a snapshot has', async (t) => {
+  const directory = await scratchDirectory(t);
+  const [path, base] = [join(directory, 'top.qcow2'), join(directory, 'base.raw')];
+  await writeFile(base, Buffer.alloc(12 * PAGE, 1));
+  const options = ['-o', `cluster_size=${PAGE}`, '-b', base, '-F', 'raw'];
+  await qemuImg(['create', '-q', '-f', 'qcow2', ...options, path, String(PAGES * PAGE)]);
+  await qemuIo(path, [`write -q 0 ${2 * PAGE}`]);
+  await qemuImg(['snapshot', '-c', 's', path]);
+  await qemuIo(path, [`write -q ${PAGE} ${2 * PAGE}`]);
+  const graph = await testGraph({ directory });
+  const node = await graph.open({ path, format: 'qcow2', readOnly: false });
+  t.after(() => graph.close(node));
+  // The first write makes the image ready to be written.
+  await write(node, 1, 1);
+  assert.equal(permissions(node, true, COPY), 'cwwccccccccc----');
+  assert.equal(permissions(node, true, 0), 'rwwrrrrrrrrr----');
 });
