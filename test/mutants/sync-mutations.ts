@@ -32,10 +32,10 @@ export const SYNC_MUTATIONS: readonly Mutation[] = [
     step: 'a write at once is a change that a flush has to cover',
     file: 'src/block/at-once.js',
     find: `    node.flushMark.changeBegins();
-    const isWritten = orNothing(() => driver.writeAtOnce?.(guestOffset(offset), buffer));
+    const isWritten = orNothing(() => driver.writeAtOnce?.(guestOffset(offset), buffer, cluster));
     node.flushMark.changeEnded();`,
     replace:
-      '    const isWritten = orNothing(() => driver.writeAtOnce?.(guestOffset(offset), buffer));',
+      '    const isWritten = orNothing(() => driver.writeAtOnce?.(guestOffset(offset), buffer, cluster));',
     tests: IN_THE_FILE,
   },
   {
