@@ -17,6 +17,7 @@ import {
   DIRECT_FILE,
   ENTRIES_PER_SLICE,
   ONE_PAGE,
+  pageBytesOf,
 } from '../../src/translation/table-layout.ts';
 import type { Translation, TranslationTable } from '../../src/translation/translation-table.ts';
 import type { Entry } from '../directory.ts';
@@ -100,7 +101,7 @@ export class NodeTranslations {
       this.#fill(known, 0, 1);
       return;
     }
-    const pageBytes = 2 ** known.pageBits;
+    const pageBytes = pageBytesOf(known.pageBits);
     const first = Math.floor(offset / pageBytes);
     const last = Math.floor((offset + lengthBytes - 1) / pageBytes);
     for (let page = first; page <= last; ) {
@@ -138,7 +139,9 @@ export class NodeTranslations {
 
   /** False: not yet. */
   #isFilledAhead(view: TranslatedView, firstPage: number): boolean {
-    const left = Math.ceil(view.root.isOpen ? view.root.lengthBytes / 2 ** view.pageBits : 0);
+    const left = Math.ceil(
+      view.root.isOpen ? view.root.lengthBytes / pageBytesOf(view.pageBits) : 0,
+    );
     const pages = Math.min(ENTRIES_PER_SLICE, left - firstPage);
     if (pages <= 0 || !this.#isServed(view) || !this.#table.hasRoom) return true;
     if (this.#table.isResident(view.number, firstPage)) return true;
@@ -159,7 +162,7 @@ export class NodeTranslations {
       root: view.root,
       writable: view.writable,
       copies: view.writable && copiesPages(view) ? COPY : 0,
-      pageBytes: onePage ? Math.max(1, view.root.lengthBytes) : 2 ** view.pageBits,
+      pageBytes: onePage ? Math.max(1, view.root.lengthBytes) : pageBytesOf(view.pageBits),
       firstPage,
       pages,
       fileOf: (file) => this.#fileOf(view, file),
@@ -262,7 +265,8 @@ export class NodeTranslations {
   #revoke(number: number, change: MappingChange): void {
     const view = this.#views.get(number);
     if (view === undefined || change.lengthBytes === 0) return;
-    const pageBytes = view.pageBits === ONE_PAGE ? Number.POSITIVE_INFINITY : 2 ** view.pageBits;
+    const pageBytes =
+      view.pageBits === ONE_PAGE ? Number.POSITIVE_INFINITY : pageBytesOf(view.pageBits);
     const firstPage = Math.floor(change.start / pageBytes);
     const lastPage = Math.floor((change.start + change.lengthBytes - 1) / pageBytes);
     this.#table.revoke({ view: number, firstPage, lastPage });
@@ -372,4 +376,4 @@ const mappingBitsOf = (root: Node): number | null => {
 
 /** Not where pages are finer than clusters, for the sake of a dirty bitmap. */
 const copiesPages = ({ root: { driver }, pageBits }: TranslatedView): boolean =>
-  driver.copiesAtOnce === true && driver.clusterBytes === 2 ** pageBits;
+  driver.copiesAtOnce === true && driver.clusterBytes === pageBytesOf(pageBits);

@@ -17,6 +17,7 @@ import {
   PAGE_LIMIT,
   PROBES,
   pageBitsOf,
+  pageBytesOf,
   READ,
   slotWord,
   TAG_REFERENCED,
@@ -73,7 +74,7 @@ export class Lookup {
     const bits = pageBitsOf(state);
     if (bits < 0) return false;
     const onePage = bits === ONE_PAGE;
-    const pageBytes = 2 ** bits;
+    const pageBytes = pageBytesOf(bits);
     const firstPage = onePage ? 0 : Math.floor(offset / pageBytes);
     const lastPage = onePage ? 0 : Math.floor((offset + lengthBytes - 1) / pageBytes);
     if (lastPage >= PAGE_LIMIT) return false;
@@ -102,8 +103,14 @@ export class Lookup {
     const record = viewWord(this.#layout, view);
     const state = Atomics.load(words, record + VIEW_STATE);
     const bits = pageBitsOf(state);
-    const pageBytes = 2 ** bits;
-    if (bits < 0 || pageBytes > MAX_PAGE_ALONG_BYTES || lengthBytes >= pageBytes) return false;
+    const pageBytes = pageBytesOf(bits);
+    if (
+      bits < 0 ||
+      bits === ONE_PAGE ||
+      pageBytes > MAX_PAGE_ALONG_BYTES ||
+      lengthBytes >= pageBytes
+    )
+      return false;
     const page = Math.floor(offset / pageBytes);
     const start = page * pageBytes;
     if (page >= PAGE_LIMIT || offset + lengthBytes > start + pageBytes) return false;

@@ -171,6 +171,9 @@ export const hazardWord = (layout: TableLayout, worker: number): number =>
 /** Page bits of a view, by the word of its record; negative: every request of it faults. */
 export const pageBitsOf = (state: number): number => (state & 0xff) - 1;
 
+/** Of page bits up to 31; a power is a call into C++. */
+export const pageBytesOf = (pageBits: number): number => (1 << pageBits) >>> 0;
+
 /** The word of a view that is opened anew. */
 export const openedState = (before: number, pageBits: number): number =>
   (before & ~0xff) + 0x100 + pageBits + 1;

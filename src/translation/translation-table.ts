@@ -29,6 +29,7 @@ import {
   openedState,
   PAGE_LIMIT,
   PROBES,
+  pageBytesOf,
   type SharedTable,
   SLICE_BYTES,
   SYNC_PAGE,
@@ -220,7 +221,7 @@ export class TranslationTable {
     if (slot === null) return;
     const start = slotWord(this.#layout, slot);
     const at = start + (firstPage % ENTRIES_PER_SLICE) * 2;
-    const pageBytes = 2 ** open.pageBits;
+    const pageBytes = pageBytesOf(open.pageBits);
     if (known !== undefined) {
       this.#storeRuns({ view, firstPage, lastPage }, at, translations, pageBytes);
       this.#resident.get(keyOf(view, slice));
