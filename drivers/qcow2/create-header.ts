@@ -2,15 +2,16 @@
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { divideUp } from '../../src/base/range.ts';
+import { type HostCluster, hostOffsetOfCluster } from '../../src/base/units.ts';
 import type { BackingLink } from '../../src/block/image-description.ts';
 import { AUTOCLEAR, CRYPT_METHOD, EXTENSION, INCOMPATIBLE } from './layout.ts';
 
 const HEADER_BYTES = { 2: 72, 3: 112 } as const;
 const MAX_BACKING_NAME_BYTES = 1023;
 
-/** A run of clusters. */
+/** A run of host clusters. */
 export interface Run {
-  readonly first: number;
+  readonly first: HostCluster;
   readonly clusters: number;
 }
 
@@ -51,8 +52,8 @@ export const encodeHeader = (l: Layout, backing: BackingLink | null, path: strin
   writeU64BE(view, 24, l.virtualSizeBytes);
   if (l.encryption !== null) view.setUint32(32, CRYPT_METHOD.luks);
   view.setUint32(36, l.l1Entries);
-  writeU64BE(view, 40, l.l1Entries === 0 ? 0 : l.l1.first * l.clusterBytes);
-  writeU64BE(view, 48, l.refcountTable.first * l.clusterBytes);
+  writeU64BE(view, 40, l.l1Entries === 0 ? 0 : hostOffsetOfCluster(l.l1.first, l.clusterBytes));
+  writeU64BE(view, 48, hostOffsetOfCluster(l.refcountTable.first, l.clusterBytes));
   view.setUint32(56, l.refcountTable.clusters);
   if (l.version === 3) {
     const packing = l.compressionType === 0 ? 0 : INCOMPATIBLE.compressionType;
@@ -116,7 +117,7 @@ const encodeExtensions = (l: Layout, backing: BackingLink | null): Uint8Array =>
     parts.push(encodeExtension(EXTENSION.dataFile, encoder.encode(l.dataFile.name)));
   if (l.encryption !== null) {
     const pointer = new Uint8Array(16);
-    writeU64BE(viewOf(pointer), 0, l.encryption.run.first * l.clusterBytes);
+    writeU64BE(viewOf(pointer), 0, hostOffsetOfCluster(l.encryption.run.first, l.clusterBytes));
     writeU64BE(viewOf(pointer), 8, l.encryption.lengthBytes);
     parts.push(encodeExtension(EXTENSION.encryption, pointer));
   }

@@ -7,7 +7,7 @@
  */
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { divideUp, isPowerOfTwo } from '../../src/base/range.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, hostCluster, hostOffsetOfCluster } from '../../src/base/units.ts';
 import type {
   CreateOption,
   CreatePlan,
@@ -105,24 +105,24 @@ export const create = async (request: CreateRequest): Promise<void> => {
   const sequence = { stepBytes: clusterBytes, file };
   await writePointers({
     ...sequence,
-    at: refcountTable.first * clusterBytes,
+    at: hostOffsetOfCluster(refcountTable.first, clusterBytes),
     count: refcountBlocks.clusters,
-    target: refcountBlocks.first * clusterBytes,
+    target: hostOffsetOfCluster(refcountBlocks.first, clusterBytes),
     copied: false,
   });
   await writeRefcounts(file, layout);
   await writePointers({
     ...sequence,
-    at: l1.first * clusterBytes,
+    at: hostOffsetOfCluster(l1.first, clusterBytes),
     count: l2.clusters,
-    target: l2.first * clusterBytes,
+    target: hostOffsetOfCluster(l2.first, clusterBytes),
     copied: true,
   });
   await writePointers({
     ...sequence,
-    at: l2.first * clusterBytes,
+    at: hostOffsetOfCluster(l2.first, clusterBytes),
     count: layout.mappedClusters,
-    target: layout.dataFile === null ? data.first * clusterBytes : 0,
+    target: layout.dataFile === null ? hostOffsetOfCluster(data.first, clusterBytes) : 0,
     entryBytes: l2EntryBytes(layout.extendedL2),
     // A raw data file is seen where the tables say that all of it is there.
     subclusters: layout.dataFile?.isRaw === true ? ALL_SUBCLUSTERS : 0,
@@ -132,7 +132,7 @@ export const create = async (request: CreateRequest): Promise<void> => {
     await request.dataFile.resize(request.virtualSizeBytes);
     await takeDataSpace(request.dataFile, 0, layout);
     await request.dataFile.flush();
-  } else await takeDataSpace(file, data.first * clusterBytes, layout);
+  } else await takeDataSpace(file, hostOffsetOfCluster(data.first, clusterBytes), layout);
   await file.flush();
   await file.write(guestOffset(0), header);
 };
@@ -156,7 +156,10 @@ const writeEncryption = async (request: CreateRequest, layout: Layout): Promise<
   const { secret, path, file } = request;
   if (secret === null) throw wrongOption(path, 'encrypt.key-secret', 'there is no such secret');
   const bytes = await makeLuks(luks, secret);
-  await file.write(guestOffset(layout.encryption.run.first * layout.clusterBytes), bytes);
+  await file.write(
+    guestOffset(hostOffsetOfCluster(layout.encryption.run.first, layout.clusterBytes)),
+    bytes,
+  );
 };
 
 const layOut = (plan: CreatePlan): Layout => {
@@ -273,7 +276,7 @@ const layOutClusters = (plan: CreatePlan, room: ClusterRoom) => {
       `${plan.virtualSizeBytes} preallocated bytes need a refcount table of more than 8 MiB`,
     );
   }
-  const refcountTable = { first: 1, clusters: tables };
+  const refcountTable = { first: hostCluster(1), clusters: tables };
   const refcountBlocks = after(refcountTable, blocks);
   const l1 = after(refcountBlocks, l1Clusters);
   const run = after(l1, encryptionClusters);
@@ -285,7 +288,10 @@ const layOutClusters = (plan: CreatePlan, room: ClusterRoom) => {
   return { l1Entries, ...tableRuns, data, clusters, mappedClusters };
 };
 
-const after = (run: Run, clusters: number): Run => ({ first: run.first + run.clusters, clusters });
+const after = (run: Run, clusters: number): Run => ({
+  first: hostCluster(run.first + run.clusters),
+  clusters,
+});
 
 interface PointerRun {
   readonly file: Node;
@@ -321,7 +327,7 @@ const writePointers = async (run: PointerRun): Promise<void> => {
 
 /** Refcount 1 for every cluster in use. */
 const writeRefcounts = async (file: Node, l: Layout): Promise<void> => {
-  const at = l.refcountBlocks.first * l.clusterBytes;
+  const at = hostOffsetOfCluster(l.refcountBlocks.first, l.clusterBytes);
   const perWrite = (WRITE_BYTES * 8) / l.refcountBits;
   for (let done = 0; done < l.clusters; done += perWrite) {
     const count = Math.min(perWrite, l.clusters - done);
