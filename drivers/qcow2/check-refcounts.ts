@@ -3,6 +3,7 @@
  * the COPIED flags of the active tables.
  */
 import { viewOf } from '../../src/base/byte-order.ts';
+import { type HostCluster, hostCluster, hostOffsetOfCluster } from '../../src/base/units.ts';
 import { type CheckState, hex, LANE } from './check-state.ts';
 import type { Chunk } from './sparse-counters.ts';
 
@@ -64,7 +65,7 @@ const referenceBlocks = (state: CheckState, blocks: readonly BlockPlace[]): void
       state.corruption(`${what}: host offset ${hex(offset)} is not cluster aligned`);
       continue;
     }
-    const cluster = offset / clusterBytes;
+    const cluster = hostCluster(offset / clusterBytes);
     if (cluster >= state.fileClusters) {
       state.corruption(`${what}: host offset ${hex(offset)} lies past the end of the file`);
       continue;
@@ -87,7 +88,7 @@ export const compareRefcounts = async (
     if (block.offset !== 0) await comparison.block(block, buffer);
   }
   comparison.rest();
-  return (comparison.highestCluster + 1) * state.shape.clusterBytes;
+  return hostOffsetOfCluster(hostCluster(comparison.highestCluster + 1), state.shape.clusterBytes);
 };
 
 /** How many clusters of the file have a refcount above 0; stops at `limit`. Errors: EIO. */
@@ -95,7 +96,7 @@ export const countUsedClusters = async (state: CheckState, limit: number): Promi
   const buffer = new Uint8Array(state.shape.clusterBytes);
   let used = 0;
   for (const { index, offset, isAligned } of await readTable(state)) {
-    const first = index * state.blockEntries;
+    const first = hostCluster(index * state.blockEntries);
     if (first >= state.fileClusters || used >= limit) break;
     if (!isAligned || offset === 0 || !(await state.readTable(offset, buffer))) continue;
     const read = refcountReader(buffer, state.shape.refcountBits);
@@ -106,7 +107,7 @@ export const countUsedClusters = async (state: CheckState, limit: number): Promi
 };
 
 class Comparison {
-  highestCluster = 0;
+  highestCluster = hostCluster(0);
   readonly #state: CheckState;
   readonly #done = new Set<number>();
 
@@ -117,7 +118,7 @@ class Comparison {
   async block(block: BlockPlace, buffer: Uint8Array): Promise<void> {
     const state = this.#state;
     const { blockEntries, comparedClusters, clusters } = state;
-    const first = block.index * blockEntries;
+    const first = hostCluster(block.index * blockEntries);
     const chunkEntries = clusters.chunkEntries;
     const chunks = Array.from(
       { length: blockEntries / chunkEntries },
@@ -156,16 +157,16 @@ class Comparison {
     if (counted !== undefined) this.#done.add(index);
     const start = index * clusters.chunkEntries;
     for (let i = 0; i < clusters.chunkEntries; i++) {
-      this.#cluster(start + i, stored(i), counted, i);
+      this.#cluster(hostCluster(start + i), stored(i), counted, i);
     }
   }
 
-  #cluster(cluster: number, stored: number, counted: Chunk | undefined, at: number): void {
+  #cluster(cluster: HostCluster, stored: number, counted: Chunk | undefined, at: number): void {
     const state = this.#state;
     if (cluster < state.comparedClusters) {
       const references = counted?.[LANE.references]?.[at] ?? 0;
       if (stored > 0 || references > 0) {
-        this.highestCluster = Math.max(this.highestCluster, cluster);
+        this.highestCluster = hostCluster(Math.max(this.highestCluster, cluster));
       }
       if (stored !== references) {
         const text = `cluster ${cluster}: refcount ${stored}, references ${references}`;

@@ -1,5 +1,10 @@
 /** What a check carries from step to step: the image's shape, its totals, and what it has found. */
-import { guestOffset } from '../../src/base/units.ts';
+import {
+  clusterOfHostOffset,
+  guestOffset,
+  type HostCluster,
+  hostOffset,
+} from '../../src/base/units.ts';
 import { MAX_CHECK_FINDINGS } from '../../src/block/image-check.ts';
 import type { Node } from '../../src/block/node.ts';
 import { Budget, SparseCounters } from './sparse-counters.ts';
@@ -49,7 +54,7 @@ export class CheckState {
   readonly unreadableBlocks = new Set<number>();
   /** Refcount entries in one refcount block. */
   readonly blockEntries: number;
-  readonly clusters: SparseCounters;
+  readonly clusters: SparseCounters<HostCluster>;
   readonly memory: Budget;
   readonly totals = {
     corruptions: 0,
@@ -108,9 +113,9 @@ export class CheckState {
       this.corruption(`${what()} lies past the end of the file: ${where}`, times);
       return;
     }
-    const last = Math.floor((end - 1) / clusterBytes);
+    const last = clusterOfHostOffset(hostOffset(end - 1), clusterBytes);
     this.comparedClusters = Math.max(this.comparedClusters, last + 1);
-    for (let c = Math.floor(offset / clusterBytes); c <= last; c++) {
+    for (let c = clusterOfHostOffset(hostOffset(offset), clusterBytes); c <= last; c++) {
       const over = this.clusters.add(c, LANE.references, times, this.#refcountMax);
       if (over > 0) {
         const limit = `${this.shape.refcountBits} bits can count`;
@@ -122,13 +127,13 @@ export class CheckState {
   /** Whether the refcount of the cluster at a host offset can be known. */
   hasRefcount(offset: number): boolean {
     if (this.unreadableBlocks.size === 0) return true;
-    const cluster = Math.floor(offset / this.shape.clusterBytes);
+    const cluster = clusterOfHostOffset(hostOffset(offset), this.shape.clusterBytes);
     return !this.unreadableBlocks.has(Math.floor(cluster / this.blockEntries));
   }
 
   /** Counts entries of the active tables by their COPIED flag. */
   countCopied(offset: number, isCopied: boolean, times: number): void {
-    const cluster = Math.floor(offset / this.shape.clusterBytes);
+    const cluster = clusterOfHostOffset(hostOffset(offset), this.shape.clusterBytes);
     this.clusters.add(cluster, isCopied ? LANE.copied : LANE.notCopied, times);
   }
 

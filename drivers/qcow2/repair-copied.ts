@@ -3,7 +3,7 @@
  * where the cluster has one reference. Compressed entries never have it.
  */
 import { viewOf } from '../../src/base/byte-order.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, hostCluster } from '../../src/base/units.ts';
 import type { ReferenceWalk } from './check-references.ts';
 import { type CheckState, LANE } from './check-state.ts';
 
@@ -81,7 +81,7 @@ const correctTable = async (
 };
 
 const referencesAt = (state: CheckState, offset: number): number =>
-  state.clusters.get(offset / state.shape.clusterBytes, LANE.references);
+  state.clusters.get(hostCluster(offset / state.shape.clusterBytes), LANE.references);
 
 /** What lies past the file's end has no references, so it loses its flag as well. */
 const isUsable = (state: CheckState, offset: number): boolean =>

@@ -3,7 +3,7 @@
  * blocks that the image has.
  */
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, type HostCluster, hostCluster } from '../../src/base/units.ts';
 import { type BlockPlace, isReadable, refcountReader } from './check-refcounts.ts';
 import { type CheckState, LANE } from './check-state.ts';
 
@@ -17,7 +17,7 @@ export type RefcountDirection = 'raise' | 'lower';
 export const areBlocksSound = (state: CheckState, blocks: readonly BlockPlace[]): boolean =>
   blocks.every((block) => {
     if (!isReadable(block) || block.hasReservedBits) return false;
-    const cluster = block.offset / state.shape.clusterBytes;
+    const cluster = hostCluster(block.offset / state.shape.clusterBytes);
     if (block.offset === 0 || cluster >= state.fileClusters) return false;
     return state.clusters.get(cluster, LANE.references) === 1;
   });
@@ -31,7 +31,7 @@ export const correctRefcounts = async (
   const bytes = new Uint8Array(state.shape.clusterBytes);
   let changed = 0;
   for (const block of blocks) {
-    const first = block.index * state.blockEntries;
+    const first = hostCluster(block.index * state.blockEntries);
     if (first >= state.comparedClusters) continue;
     if (!(await state.readTable(block.offset, bytes))) bytes.fill(0);
     const count = correctBlock(state, bytes, first, direction);
@@ -44,7 +44,7 @@ export const correctRefcounts = async (
 const correctBlock = (
   state: CheckState,
   bytes: Uint8Array,
-  first: number,
+  first: HostCluster,
   direction: RefcountDirection,
 ): number => {
   const { refcountBits } = state.shape;
@@ -52,7 +52,7 @@ const correctBlock = (
   const entries = Math.min(state.blockEntries, state.comparedClusters - first);
   let changed = 0;
   for (let at = 0; at < entries; at++) {
-    const references = state.clusters.get(first + at, LANE.references);
+    const references = state.clusters.get(hostCluster(first + at), LANE.references);
     const stored = read(at);
     if (direction === 'raise' ? stored >= references : stored <= references) continue;
     writeRefcount(bytes, { bits: refcountBits, at, value: references });

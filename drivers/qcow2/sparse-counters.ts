@@ -34,7 +34,7 @@ const COUNTER_MAX = 0xffff_ffff;
 /** One chunk: a counter array per lane. */
 export type Chunk = readonly Uint32Array[];
 
-export class SparseCounters {
+export class SparseCounters<Index extends number = number> {
   readonly chunkEntries: number;
   readonly #lanes: number;
   readonly #budget: Budget;
@@ -53,7 +53,7 @@ export class SparseCounters {
   /**
    * Adds to a counter, which stops at `limit` (at most 2^32 - 1); how much did not fit. Errors: the budget's.
    */
-  add(index: number, lane: number, amount: number, limit: number = COUNTER_MAX): number {
+  add(index: Index, lane: number, amount: number, limit: number = COUNTER_MAX): number {
     const at = index % this.chunkEntries;
     const counters = this.#chunkFor((index - at) / this.chunkEntries)[lane];
     if (counters === undefined) return 0;
@@ -62,7 +62,7 @@ export class SparseCounters {
     return Math.max(0, wanted - limit);
   }
 
-  get(index: number, lane: number): number {
+  get(index: Index, lane: number): number {
     const at = index % this.chunkEntries;
     return this.#chunks.get((index - at) / this.chunkEntries)?.[lane]?.[at] ?? 0;
   }
