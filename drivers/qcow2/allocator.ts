@@ -9,7 +9,12 @@ import { assert } from '../../src/base/assert.ts';
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { divideUp } from '../../src/base/range.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import {
+  guestOffset,
+  type HostCluster,
+  hostCluster,
+  hostOffsetOfCluster,
+} from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
 import { corruption } from './corruption.ts';
 import { hex } from './entry.ts';
@@ -19,7 +24,7 @@ import type { MetadataClusters } from './metadata-clusters.ts';
 import type { Refcounts } from './refcounts.ts';
 
 export interface ClusterRun {
-  readonly first: number;
+  readonly first: HostCluster;
   readonly count: number;
 }
 
@@ -52,12 +57,12 @@ const FREED_LOOKS = 16;
 export class Allocator {
   readonly #options: AllocatorOptions;
   /** No cluster below it is free but those in `#freed`. */
-  #cursor = 0;
+  #cursor = hostCluster(0);
   #freed: ClusterRun[] = [];
   #growing: Promise<void> | null = null;
   /** Nothing is taken until it resolves. */
   #pause: Promise<void> | null = null;
-  #top = 0;
+  #top = hostCluster(0);
 
   constructor(options: AllocatorOptions) {
     this.#options = options;
@@ -97,7 +102,7 @@ export class Allocator {
   }
 
   /** No cluster from this one on was ever taken. */
-  get top(): number {
+  get top(): HostCluster {
     return this.#top;
   }
 
@@ -141,7 +146,7 @@ export class Allocator {
 
   // Told of at once, not with the allocation that comes upon it: another one, which takes what was given back, may come to its
   // end before. And free at once: the cursor may pass it before the next cluster's block is loaded.
-  #uncount(cluster: number): void {
+  #uncount(cluster: HostCluster): void {
     const { refcounts, tell } = this.#options;
     const block = refcounts.residentBlock(cluster);
     assert(block !== null && block !== 'none', 'a counted cluster has its block in memory');
@@ -161,7 +166,7 @@ export class Allocator {
   }
 
   /** The allocation, a cluster whose refcount block must be loaded first, or that the table must grow. */
-  #take(want: number): Allocation | number | 'grow' {
+  #take(want: number): Allocation | HostCluster | 'grow' {
     const reused = this.#takeFreed(want);
     if (reused !== null) return reused;
     for (;;) {
@@ -171,12 +176,12 @@ export class Allocator {
       if (run.count === 0) continue;
       // What is corrupt there stays in the way.
       const allocation = this.#count(run);
-      this.#cursor = run.first + run.count;
+      this.#cursor = hostCluster(run.first + run.count);
       return allocation;
     }
   }
 
-  #blockAt(cluster: number): 'resident' | number | 'grow' {
+  #blockAt(cluster: HostCluster): 'resident' | HostCluster | 'grow' {
     const { refcounts } = this.#options;
     const block = refcounts.residentBlock(cluster);
     if (block === null) return cluster;
@@ -191,9 +196,9 @@ export class Allocator {
   // allocations that count in it, the later may come to its end first.
   #makeBlock(index: number): void {
     const { refcounts, clusterBytes, metadata, tell } = this.#options;
-    const first = index * refcounts.blockEntries;
+    const first = hostCluster(index * refcounts.blockEntries);
     this.#refuseMetadata(first);
-    const made = refcounts.addBlock(index, first * clusterBytes);
+    const made = refcounts.addBlock(index, hostOffsetOfCluster(first, clusterBytes));
     metadata.add(first, 'other');
     tell([...made.changes, refcounts.set(made.block, first, 1)]);
   }
@@ -209,7 +214,7 @@ export class Allocator {
     return { first: this.#cursor, count };
   }
 
-  #takeFreed(want: number): Allocation | number | null {
+  #takeFreed(want: number): Allocation | HostCluster | null {
     const { refcounts } = this.#options;
     const from = Math.max(0, this.#freed.length - FREED_LOOKS);
     let best = -1;
@@ -226,11 +231,12 @@ export class Allocator {
     const count = Math.min(want, run.count, blockEnd - run.first);
     const allocation = this.#count({ first: run.first, count });
     this.#freed.splice(best, 1);
-    if (count < run.count) this.#freed.push({ first: run.first + count, count: run.count - count });
+    if (count < run.count)
+      this.#freed.push({ first: hostCluster(run.first + count), count: run.count - count });
     return allocation;
   }
 
-  #takeContiguous(count: number): Allocation | number | 'grow' {
+  #takeContiguous(count: number): Allocation | HostCluster | 'grow' {
     const { refcounts } = this.#options;
     let first = this.#cursor;
     for (let at = first; at < first + count; at++) {
@@ -238,7 +244,7 @@ export class Allocator {
       if (found !== 'resident') return found;
       const block = refcounts.residentBlock(at);
       assert(block !== null && block !== 'none', 'it was just seen');
-      if (refcounts.read(block, at) !== 0) first = at + 1;
+      if (refcounts.read(block, at) !== 0) first = hostCluster(at + 1);
     }
     // The cursor stays: what it has not passed it finds later.
     return this.#count({ first, count });
@@ -248,7 +254,7 @@ export class Allocator {
     const { refcounts, file, clusterBytes } = this.#options;
     const { first, count } = run;
     const changes: Change[] = [];
-    const end = first + count;
+    const end = hostCluster(first + count);
     for (let at = first; at < end; at++) this.#refuseMetadata(at);
     for (let at = first; at < end; ) {
       const block = refcounts.residentBlock(at);
@@ -258,22 +264,23 @@ export class Allocator {
       );
       const inBlock = Math.min(end - at, refcounts.blockEntries - (at % refcounts.blockEntries));
       changes.push(refcounts.take(block, at, inBlock));
-      at += inBlock;
+      at = hostCluster(at + inBlock);
     }
     // What was taken once may have been written, also by a write that has failed.
-    const isFresh = first >= this.#top && first * clusterBytes >= file.lengthBytes;
-    this.#top = Math.max(this.#top, end);
+    const isFresh =
+      first >= this.#top && hostOffsetOfCluster(first, clusterBytes) >= file.lengthBytes;
+    this.#top = hostCluster(Math.max(this.#top, end));
     // Field by field: spreading an object costs several times what the rest of this does.
     return { first, count, isFresh, changes };
   }
 
-  #refuseMetadata(cluster: number): void {
+  #refuseMetadata(cluster: HostCluster): void {
     const { metadata, path, clusterBytes } = this.#options;
     if (!metadata.isAny(cluster)) return;
     const message = `refcount of host cluster ${cluster} is 0, but it holds metadata`;
     throw corruption(message, {
       path,
-      offset: cluster * clusterBytes,
+      offset: hostOffsetOfCluster(cluster, clusterBytes),
       hint: 'repair it: qemu-img check -r all',
     });
   }
@@ -296,12 +303,15 @@ export class Allocator {
       this.#options;
     const { metadata } = this.#options;
     await checkpoint();
-    const oldFirst = refcounts.tableOffset / clusterBytes;
+    const oldFirst = hostCluster(refcounts.tableOffset / clusterBytes);
     const oldClusters = divideUp(refcounts.tableEntries * ENTRY_BYTES, clusterBytes);
     const plan = this.#planTable(oldClusters);
     const table = refcounts.enlargedTable((plan.tableClusters * clusterBytes) / ENTRY_BYTES);
     for (let i = 0; i < plan.blocks; i++) {
-      table[plan.firstBlockIndex + i] = (plan.first + i) * clusterBytes;
+      table[plan.firstBlockIndex + i] = hostOffsetOfCluster(
+        hostCluster(plan.first + i),
+        clusterBytes,
+      );
     }
     const bytes = new Uint8Array(plan.tableClusters * clusterBytes);
     const view = viewOf(bytes);
@@ -309,40 +319,40 @@ export class Allocator {
     // The blocks count themselves and the table. They are written before the table that names them.
     for (let i = 0; i < plan.blocks; i++) {
       const block = refcounts.cache.put(
-        (plan.first + i) * clusterBytes,
+        hostOffsetOfCluster(hostCluster(plan.first + i), clusterBytes),
         new Uint8Array(clusterBytes),
       );
-      metadata.add(plan.first + i, 'other');
+      metadata.add(hostCluster(plan.first + i), 'other');
       const from = (plan.firstBlockIndex + i) * refcounts.blockEntries;
       const end = Math.min(
         from + refcounts.blockEntries,
         plan.first + plan.blocks + plan.tableClusters,
       );
-      for (let cluster = Math.max(from, plan.first); cluster < end; cluster++)
+      for (let cluster = hostCluster(Math.max(from, plan.first)); cluster < end; cluster++)
         refcounts.set(block, cluster, 1);
       await file.write(guestOffset(block.key), block.bytes);
     }
-    const tableOffset = (plan.first + plan.blocks) * clusterBytes;
-    for (let i = 0; i < plan.tableClusters; i++)
-      metadata.add(plan.first + plan.blocks + i, 'other');
+    const tableFirst = hostCluster(plan.first + plan.blocks);
+    const tableOffset = hostOffsetOfCluster(tableFirst, clusterBytes);
+    for (let i = 0; i < plan.tableClusters; i++) metadata.add(hostCluster(tableFirst + i), 'other');
     await file.write(guestOffset(tableOffset), bytes);
     await file.flush();
     await moveRefcountTable(tableOffset, plan.tableClusters);
     refcounts.moveTable(tableOffset, table);
-    for (let i = 0; i < oldClusters; i++) metadata.remove(oldFirst + i);
+    for (let i = 0; i < oldClusters; i++) metadata.remove(hostCluster(oldFirst + i));
     unmapped({ first: oldFirst, count: oldClusters });
   }
 
   /** The new table begins where the old one has no more room: nothing lies there, for nothing could be counted there. */
   #planTable(oldClusters: number): {
-    first: number;
+    first: HostCluster;
     firstBlockIndex: number;
     blocks: number;
     tableClusters: number;
   } {
     const { refcounts, clusterBytes, path } = this.#options;
     const firstBlockIndex = refcounts.tableEntries;
-    const first = firstBlockIndex * refcounts.blockEntries;
+    const first = hostCluster(firstBlockIndex * refcounts.blockEntries);
     const tableClusters = oldClusters + Math.max(1, Math.ceil(oldClusters / 2));
     if (tableClusters * clusterBytes > MAX_REFCOUNT_TABLE_BYTES) {
       const message = `the image cannot grow: its refcount table would pass ${hex(MAX_REFCOUNT_TABLE_BYTES)} bytes`;

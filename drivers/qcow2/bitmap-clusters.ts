@@ -1,6 +1,7 @@
 /** Which host clusters the bitmaps of an image take, and that nothing else lies there. */
 import { invalidImage } from '../../src/base/block-error.ts';
 import { divideUp } from '../../src/base/range.ts';
+import { type HostCluster, hostCluster, hostOffsetOfCluster } from '../../src/base/units.ts';
 import type { ClusterRun } from './allocator.ts';
 import type { BitmapExtension, StoredBitmap } from './bitmap-directory.ts';
 import { ALL_ONES, type BitmapTable } from './bitmap-table.ts';
@@ -24,7 +25,7 @@ export class BitmapClusters {
     const { clusterBytes } = this.#state;
     const runs = [this.#run(stored.tableOffset, stored.tableEntries * ENTRY_BYTES)];
     for (const entry of table) {
-      if (entry > ALL_ONES) runs.push({ first: entry / clusterBytes, count: 1 });
+      if (entry > ALL_ONES) runs.push({ first: hostCluster(entry / clusterBytes), count: 1 });
     }
     return runs;
   }
@@ -33,7 +34,7 @@ export class BitmapClusters {
   claim(runs: readonly ClusterRun[], what: string): void {
     const taken = this.overlap(runs);
     if (taken !== null) {
-      const offset = taken * this.#state.clusterBytes;
+      const offset = hostOffsetOfCluster(taken, this.#state.clusterBytes);
       const message = `${what} lies where other metadata does, or twice in one place`;
       throw invalidImage(message, { path: this.#state.request.path, offset });
     }
@@ -41,8 +42,8 @@ export class BitmapClusters {
   }
 
   /** The first cluster that holds metadata, or that the runs name twice; null for none. */
-  overlap(runs: readonly ClusterRun[]): number | null {
-    const own = new Set<number>();
+  overlap(runs: readonly ClusterRun[]): HostCluster | null {
+    const own = new Set<HostCluster>();
     for (const { first, count } of runs) {
       for (let cluster = first; cluster < first + count; cluster++) {
         if (this.#state.metadata.isAny(cluster) || own.has(cluster)) return cluster;
@@ -55,7 +56,7 @@ export class BitmapClusters {
   /** Nothing on disk names them any more: they are given back after the next checkpoint. */
   retire(runs: readonly ClusterRun[]): void {
     for (const run of runs) {
-      for (let i = 0; i < run.count; i++) this.#state.metadata.remove(run.first + i);
+      for (let i = 0; i < run.count; i++) this.#state.metadata.remove(hostCluster(run.first + i));
       this.#state.unmapped.push(run);
     }
     if (runs.length > 0) this.#state.schedule.changed();
@@ -63,6 +64,9 @@ export class BitmapClusters {
 
   #run(offset: number, lengthBytes: number): ClusterRun {
     const { clusterBytes } = this.#state;
-    return { first: offset / clusterBytes, count: divideUp(lengthBytes, clusterBytes) };
+    return {
+      first: hostCluster(offset / clusterBytes),
+      count: divideUp(lengthBytes, clusterBytes),
+    };
   }
 }

@@ -2,7 +2,7 @@
 import { present } from '../../src/base/assert.ts';
 import { toBlockError } from '../../src/base/block-error.ts';
 import { divideUp } from '../../src/base/range.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, hostOffsetOfCluster } from '../../src/base/units.ts';
 import type { TrackedBitmap } from '../../src/block/dirty-tracking.ts';
 import type { Allocation, Allocator } from './allocator.ts';
 import {
@@ -91,7 +91,7 @@ export class BitmapWriter {
         ? await this.#allocator.allocate(1)
         : await this.#allocator.allocateContiguous(clusters);
     this.#made.push(allocation);
-    const hostOffset = allocation.first * clusterBytes;
+    const hostOffset = hostOffsetOfCluster(allocation.first, clusterBytes);
     const padded = new Uint8Array(clusters * clusterBytes);
     padded.set(bytes);
     await file.write(guestOffset(hostOffset), padded);

@@ -8,7 +8,7 @@
 
 import { invalidImage } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, hostCluster } from '../../src/base/units.ts';
 import { readAtOnce } from '../../src/block/at-once.ts';
 import type { Node } from '../../src/block/node.ts';
 import { type CachedTable, TableCache } from '../../src/block/table-cache.ts';
@@ -129,7 +129,11 @@ export class ClusterMap {
     if (this.newTables.has(offset)) return offset;
     const cluster = offset / this.#clusterBytes;
     const isPastEnd = offset >= file.lengthBytes;
-    if (Number.isInteger(cluster) && !isPastEnd && metadata.kindOf(cluster) !== 'other')
+    if (
+      Number.isInteger(cluster) &&
+      !isPastEnd &&
+      metadata.kindOf(hostCluster(cluster)) !== 'other'
+    )
       return offset;
     const entry = `L1 entry ${l1Index} is ${entryHex(high, low)}`;
     const context = { path, offset: this.#l1Offset + l1Index * ENTRY_BYTES };

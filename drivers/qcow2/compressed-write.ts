@@ -9,7 +9,7 @@
  */
 import { assert } from '../../src/base/assert.ts';
 import { BlockError } from '../../src/base/block-error.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, type HostCluster, hostOffsetOfCluster } from '../../src/base/units.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocator } from './allocator.ts';
 import { type Compression, compressionOf } from './compression.ts';
@@ -38,7 +38,7 @@ export class CompressedWriter {
   readonly #allocator: Allocator;
   readonly #compression: Compression;
   /** The host cluster that is being filled, and its bytes in use. */
-  #tail: { readonly cluster: number; used: number } | null = null;
+  #tail: { readonly cluster: HostCluster; used: number } | null = null;
   #placing: Promise<unknown> = Promise.resolve();
 
   constructor({ state, lookup, tables, allocator }: CompressedWriterParts) {
@@ -105,7 +105,7 @@ export class CompressedWriter {
   }
 
   /** Something of a host cluster was unmapped. */
-  #forget(first: number, last: number): void {
+  #forget(first: HostCluster, last: HostCluster): void {
     if (this.#tail !== null && this.#tail.cluster >= first && this.#tail.cluster <= last)
       this.#tail = null;
   }
@@ -118,13 +118,13 @@ export class CompressedWriter {
     const count = tail === null || block === null ? 0 : refcounts.read(block, tail.cluster);
     const mayShare = this.#tail === tail && count > 0 && count < refcounts.max;
     if (tail !== null && block !== null && mayShare && packedBytes <= left) {
-      const hostOffset = tail.cluster * clusterBytes + tail.used;
+      const hostOffset = hostOffsetOfCluster(tail.cluster, clusterBytes) + tail.used;
       tail.used += packedBytes;
       this.#state.tell([refcounts.set(block, tail.cluster, count + 1)]);
       return { hostOffset, entry: compressedEntry(hostOffset, packedBytes, header.clusterBits) };
     }
     const allocation = await this.#allocator.allocate(1);
-    const hostOffset = allocation.first * clusterBytes;
+    const hostOffset = hostOffsetOfCluster(allocation.first, clusterBytes);
     const entry = compressedEntry(hostOffset, packedBytes, header.clusterBits);
     try {
       await this.#reserve(hostOffset + clusterBytes);
@@ -144,7 +144,7 @@ export class CompressedWriter {
     if (file.lengthBytes < end) await file.write(guestOffset(end - 1), new Uint8Array(1));
   }
 
-  async #blockOf(cluster: number): Promise<CachedTable | null> {
+  async #blockOf(cluster: HostCluster): Promise<CachedTable | null> {
     const { refcounts } = this.#state;
     for (;;) {
       const block = refcounts.residentBlock(cluster);

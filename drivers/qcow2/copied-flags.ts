@@ -3,7 +3,7 @@
  * request runs; tables are written where they lie, without a sync, and forgotten in memory.
  */
 import { viewOf } from '../../src/base/byte-order.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, hostCluster } from '../../src/base/units.ts';
 import { COPIED_HIGH, entryOffset, isCompressed, isCopied } from './entry.ts';
 import { ENTRY_BYTES } from './layout.ts';
 import type { SharedRefcounts } from './shared-refcounts.ts';
@@ -33,7 +33,7 @@ export class CopiedFlags {
   async correct(l1: L1Table): Promise<void> {
     const { clusterBytes } = this.#state;
     const isAlone = (offset: number): boolean | Promise<boolean> => {
-      const count = this.#refcounts.count(offset / clusterBytes);
+      const count = this.#refcounts.count(hostCluster(offset / clusterBytes));
       return typeof count === 'number' ? count === 1 : count.then((found) => found === 1);
     };
     for (const table of this.#walk.tables(l1)) {

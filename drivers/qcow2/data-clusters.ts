@@ -3,6 +3,7 @@
  * (specification: "External data file bit"). Clusters there are not counted, never shared and never moved.
  */
 import { BlockError, invalidImage } from '../../src/base/block-error.ts';
+import { hostCluster } from '../../src/base/units.ts';
 import type { OpenRequest } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
 import type { Allocation, Allocator } from './allocator.ts';
@@ -66,7 +67,8 @@ export class DataClusters {
   #inDataFile(dataFile: Node, start: number, count: number): Allocation {
     // What lies there from an earlier life of the cluster is to be written over.
     const isFresh = start >= dataFile.lengthBytes;
-    return { first: start / this.#state.clusterBytes, count, isFresh, changes: [] };
+    const first = hostCluster(start / this.#state.clusterBytes);
+    return { first, count, isFresh, changes: [] };
   }
 
   /** Runs a step of an allocating write. What it throws comes after the clusters were given back, see `Allocator.giveBack`. */

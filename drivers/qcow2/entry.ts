@@ -8,6 +8,7 @@
  * In an image with subclusters an L2 entry is 128 bits (specification: "Extended L2 Entries"): these two words, then one
  * with a bit for each subcluster that reads as zeros, and one with a bit for each that is allocated.
  */
+import { type HostOffset, hostOffset } from '../../src/base/units.ts';
 
 const TWO_32 = 2 ** 32;
 const HIGH_OFFSET_MASK = 0x00ff_ffff;
@@ -62,7 +63,7 @@ export const ZERO_ENTRY: L2Entry = { ...NO_ENTRY, low: ZERO_LOW };
 
 /** Where a compressed cluster lies: any byte offset, and at most so many bytes (whole sectors of the host). */
 export interface CompressedPlace {
-  readonly hostOffset: number;
+  readonly hostOffset: HostOffset;
   readonly maxBytes: number;
 }
 
@@ -74,9 +75,9 @@ export const compressedPlace = (
 ): CompressedPlace => {
   const offsetHighBits = 62 - (clusterBits - 8) - 32;
   const offsetHigh = high & (2 ** offsetHighBits - 1);
-  const hostOffset = offsetHigh * TWO_32 + (low >>> 0);
+  const start = hostOffset(offsetHigh * TWO_32 + (low >>> 0));
   const sectors = ((high & 0x3fff_ffff) >>> offsetHighBits) + 1;
-  return { hostOffset, maxBytes: sectors * 512 - (hostOffset % 512) };
+  return { hostOffset: start, maxBytes: sectors * 512 - (start % 512) };
 };
 
 /** The entry of `packedBytes` (1 or more) compressed bytes at a host offset. */

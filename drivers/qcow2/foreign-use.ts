@@ -10,7 +10,7 @@
  */
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, type HostCluster, hostOffsetOfCluster } from '../../src/base/units.ts';
 import { entryHex, hex, isSameEntry, type L2Entry } from './entry.ts';
 import { readSnapshotTable } from './snapshot-table.ts';
 import type { ImageState } from './state.ts';
@@ -21,7 +21,7 @@ export interface LeftChanges {
   /** Values that a table entry at a host offset had in turn. */
   readonly entries: ReadonlyMap<number, readonly { readonly now: L2Entry }[]>;
   /** Host clusters that were free at some time: nobody names them but who took them then. */
-  readonly taken: ReadonlySet<number>;
+  readonly taken: ReadonlySet<HostCluster>;
   /** New tables by offset, and what they were copied from; 0 for zeros. */
   readonly tables: ReadonlyMap<number, number>;
 }
@@ -35,7 +35,7 @@ export const findForeignUse = async (
 ): Promise<string | null> => {
   const { clusterBytes, metadata } = state;
   for (const cluster of left.taken) {
-    if (metadata.isAny(cluster) && !left.tables.has(cluster * clusterBytes))
+    if (metadata.isAny(cluster) && !left.tables.has(hostOffsetOfCluster(cluster, clusterBytes)))
       return `host cluster ${cluster} holds its metadata`;
   }
   const walk = new TableWalk(state);
@@ -100,7 +100,7 @@ const foreignEntry = async (
   if (bytes === null) return null;
   const source = tables.get(table.offset);
   // The entries of an image with a data file name no cluster of its own.
-  const isTaken = (clusters: readonly number[]): boolean =>
+  const isTaken = (clusters: readonly HostCluster[]): boolean =>
     dataFile === null && clusters.some((c) => taken.has(c));
   const ignore = (): void => undefined;
   if (source === undefined && !isTaken(walk.clustersOf(table, bytes, ignore))) return null;

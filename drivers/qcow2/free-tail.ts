@@ -5,6 +5,7 @@
  * of 0 to the disk: nothing that is on disk names or counts them. While the file is cut nothing is allocated.
  */
 import { toBlockError } from '../../src/base/block-error.ts';
+import { type HostCluster, hostCluster, hostOffsetOfCluster } from '../../src/base/units.ts';
 import type { Allocator } from './allocator.ts';
 import type { ImageState } from './state.ts';
 
@@ -15,11 +16,11 @@ export class FreeTail {
   readonly #state: ImageState;
   readonly #allocator: Allocator;
   /** Freed since the last checkpoint began. */
-  #fresh = new Set<number>();
+  #fresh = new Set<HostCluster>();
   /** Freed, and the running checkpoint writes it. */
-  #covered = new Set<number>();
+  #covered = new Set<HostCluster>();
   /** Freed on disk. Some may be in use again. */
-  readonly #ready = new Set<number>();
+  readonly #ready = new Set<HostCluster>();
   #isOff = false;
 
   constructor(state: ImageState, allocator: Allocator) {
@@ -28,7 +29,7 @@ export class FreeTail {
   }
 
   /** Its refcount became 0 in memory in this turn. */
-  freed(cluster: number): void {
+  freed(cluster: HostCluster): void {
     this.#ready.delete(cluster);
     this.#covered.delete(cluster);
     if (this.#fresh.size < MAX_CLUSTERS) this.#fresh.add(cluster);
@@ -63,12 +64,12 @@ export class FreeTail {
     // A refcount table that moves is written past the end, and is not counted before it is in force.
     while (!this.#allocator.isTableMoving) {
       file.driver.noticeGrowth?.();
-      const end = Math.ceil(file.lengthBytes / clusterBytes);
+      const end = hostCluster(Math.ceil(file.lengthBytes / clusterBytes));
       const found = this.#startOfTail(end);
       if (typeof found !== 'number') await refcounts.loadBlockOf(found.load);
       else {
         if (found === end) return;
-        await this.#allocator.paused(() => file.resize(found * clusterBytes));
+        await this.#allocator.paused(() => file.resize(hostOffsetOfCluster(found, clusterBytes)));
         for (const cluster of this.#ready) if (cluster >= found) this.#ready.delete(cluster);
         return;
       }
@@ -79,7 +80,7 @@ export class FreeTail {
    * The first cluster of the file's free end, or one whose refcount block has to be loaded to tell. What was taken and not
    * written yet lies past the end: a worker may be about to write it, and then nothing is cut.
    */
-  #startOfTail(end: number): number | { readonly load: number } {
+  #startOfTail(end: HostCluster): HostCluster | { readonly load: HostCluster } {
     const { refcounts, metadata } = this.#state;
     const { blockEntries } = refcounts;
     const top = Math.ceil(Math.max(end, this.#allocator.top) / blockEntries) * blockEntries;
@@ -90,7 +91,7 @@ export class FreeTail {
     }
     let first = end;
     while (first > 0) {
-      const cluster = first - 1;
+      const cluster = hostCluster(first - 1);
       if (!this.#ready.has(cluster) || metadata.has(cluster)) break;
       const block = refcounts.residentBlock(cluster);
       if (block === null) return { load: cluster };

@@ -2,7 +2,13 @@
 
 import { invalidImage } from '../../src/base/block-error.ts';
 import { isAligned } from '../../src/base/range.ts';
-import { type GuestOffset, hostOffset } from '../../src/base/units.ts';
+import {
+  clusterOfHostOffset,
+  type GuestOffset,
+  type HostCluster,
+  hostCluster,
+  hostOffset,
+} from '../../src/base/units.ts';
 import type { Mapping } from '../../src/block/driver.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import { corruption } from './corruption.ts';
@@ -74,7 +80,7 @@ export class EntryLookup {
     const isSaved =
       kind === 'compressed'
         ? this.#isPackedIn(high, low, (cluster) => metadata.isSaved(cluster))
-        : metadata.isSaved(entryOffset(high, low) / clusterBytes);
+        : metadata.isSaved(hostCluster(entryOffset(high, low) / clusterBytes));
     if (isSaved) throw this.#bad(slice, index, "points to a snapshot's metadata");
     return kind;
   }
@@ -117,15 +123,15 @@ export class EntryLookup {
     if (offset === 0) return allocated === 0 ? null : 'has allocated subclusters, but no cluster';
     if (!isAligned(offset, clusterBytes)) return 'is not a multiple of the cluster size';
     if (offset >= file.lengthBytes && !this.#isAllocatedHere(offset)) return PAST_END;
-    return metadata.has(offset / clusterBytes) ? 'points to metadata' : null;
+    return metadata.has(hostCluster(offset / clusterBytes)) ? 'points to metadata' : null;
   }
 
   /** Whether one of the host clusters that a compressed cluster touches is such a one. */
-  #isPackedIn(high: number, low: number, isSuch: (cluster: number) => boolean): boolean {
+  #isPackedIn(high: number, low: number, isSuch: (cluster: HostCluster) => boolean): boolean {
     const { header, clusterBytes } = this.#state;
     const { hostOffset: at, maxBytes } = compressedPlace(high, low, header.clusterBits);
-    const last = Math.floor((at + maxBytes - 1) / clusterBytes);
-    for (let cluster = Math.floor(at / clusterBytes); cluster <= last; cluster++)
+    const last = clusterOfHostOffset(hostOffset(at + maxBytes - 1), clusterBytes);
+    for (let cluster = clusterOfHostOffset(at, clusterBytes); cluster <= last; cluster++)
       if (isSuch(cluster)) return true;
     return false;
   }
@@ -179,7 +185,7 @@ export class EntryLookup {
     const run = { lengthBytes: Math.min(lengthBytes, runEnd - inCluster) };
     const at = hostOffset(first + inCluster);
     const mayChange =
-      this.inPlace && (dataFile !== null || !metadata.isSaved(first / clusterBytes));
+      this.inPlace && (dataFile !== null || !metadata.isSaved(hostCluster(first / clusterBytes)));
     switch (kind) {
       case 'unallocated':
         return { kind: 'unallocated', ...run };
@@ -212,7 +218,12 @@ export class EntryLookup {
       if (entryOffset(next.high, next.low) !== expected) break;
       if (isCopied(next.high) !== isCopied(entry.high)) break;
       if (this.#problemOf(next) !== null || this.#kind(next, 0) !== kind) break;
-      if (place !== null && dataFile === null && metadata.isSaved(expected / clusterBytes)) break;
+      if (
+        place !== null &&
+        dataFile === null &&
+        metadata.isSaved(hostCluster(expected / clusterBytes))
+      )
+        break;
       end += equalSubclusters(next, 0);
     }
     return end * subclusterBytes;
@@ -227,7 +238,7 @@ export class EntryLookup {
     const clusters = map.contiguousRun(slice, index, limit);
     if (dataFile !== null) return clusters;
     // A bad entry ends the run before it: only the request that reaches it fails.
-    const alike = 1 + metadata.freeOf(first / clusterBytes + 1, clusters - 1);
+    const alike = 1 + metadata.freeOf(hostCluster(first / clusterBytes + 1), clusters - 1);
     const inFile = Math.ceil((file.lengthBytes - first) / clusterBytes);
     for (let i = Math.max(1, inFile); i < alike; i++)
       if (!this.#isAllocatedHere(first + i * clusterBytes)) return i;
@@ -248,8 +259,9 @@ export class EntryLookup {
   /** A cluster that was taken without being written lies past the end of the file until the file grows. */
   #isAllocatedHere(offset: number): boolean {
     const { refcounts, clusterBytes } = this.#state;
-    const block = refcounts.residentBlock(offset / clusterBytes);
-    return block !== null && block !== 'none' && refcounts.read(block, offset / clusterBytes) > 0;
+    const cluster = hostCluster(offset / clusterBytes);
+    const block = refcounts.residentBlock(cluster);
+    return block !== null && block !== 'none' && refcounts.read(block, cluster) > 0;
   }
 
   #bad(slice: CachedTable, index: number, what: string): Error {

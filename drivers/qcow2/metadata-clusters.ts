@@ -5,6 +5,7 @@
  * What the image uses now and what its snapshots keep are told apart: a snapshot may share an L2 table with the active L1
  * table, and goes on keeping it when that one gets a copy.
  */
+import { type HostCluster, hostCluster } from '../../src/base/units.ts';
 
 /**
  * `table`: an L2 table. `other`: header, L1 tables, refcount table, refcount blocks, snapshot table, and all that bitmaps
@@ -28,23 +29,23 @@ export class MetadataClusters {
   readonly #blocks = new Map<number, Uint8Array>();
   #count = 0;
   #savedCount = 0;
-  #claimedTwice: number | null = null;
+  #claimedTwice: HostCluster | null = null;
   #lastIndex = -1;
   #lastBlock: Uint8Array | undefined;
 
-  add(cluster: number, kind: MetadataKind): void {
+  add(cluster: HostCluster, kind: MetadataKind): void {
     const bits = this.#at(cluster);
     if (bits === 0 && this.#count >= MAX_CLUSTERS) return;
     this.#put(cluster, (bits & SAVED) | (kind === 'table' ? TABLE : OTHER));
   }
 
   /** `first` to `first + count - 1`. */
-  addRun(first: number, count: number, kind: MetadataKind): void {
-    for (let i = 0; i < count; i++) this.add(first + i, kind);
+  addRun(first: HostCluster, count: number, kind: MetadataKind): void {
+    for (let i = 0; i < count; i++) this.add(hostCluster(first + i), kind);
   }
 
   /** As `addRun`, of tables that are read from the image: what lies there already is remembered as a conflict. */
-  claimRun(first: number, count: number): void {
+  claimRun(first: HostCluster, count: number): void {
     for (let cluster = first; cluster < first + count; cluster++) {
       if (this.has(cluster)) this.#claimedTwice ??= cluster;
       this.add(cluster, 'other');
@@ -52,25 +53,25 @@ export class MetadataClusters {
   }
 
   /** It is none of the active metadata any more. */
-  remove(cluster: number): void {
+  remove(cluster: HostCluster): void {
     const bits = this.#at(cluster);
     if ((bits & ACTIVE) !== 0) this.#put(cluster, bits & SAVED);
   }
 
   /** Active metadata. */
-  has(cluster: number): boolean {
+  has(cluster: HostCluster): boolean {
     return (this.#at(cluster) & ACTIVE) !== 0;
   }
 
   /** Of active metadata; null for none. */
-  kindOf(cluster: number): MetadataKind | null {
+  kindOf(cluster: HostCluster): MetadataKind | null {
     const bits = this.#at(cluster);
     if ((bits & ACTIVE) === 0) return null;
     return (bits & TABLE) !== 0 ? 'table' : 'other';
   }
 
   /** A snapshot keeps it. */
-  addSaved(cluster: number, kind: MetadataKind): void {
+  addSaved(cluster: HostCluster, kind: MetadataKind): void {
     const bits = this.#at(cluster);
     if (bits === 0 && this.#count >= MAX_CLUSTERS) return;
     if ((bits & SAVED) === 0) this.#savedCount++;
@@ -83,24 +84,24 @@ export class MetadataClusters {
     this.#savedCount = 0;
     for (const [index, block] of this.#blocks) {
       for (const [i, bits] of block.entries())
-        if ((bits & SAVED) !== 0) this.#put(index * BLOCK_CLUSTERS + i, bits & ACTIVE);
+        if ((bits & SAVED) !== 0) this.#put(hostCluster(index * BLOCK_CLUSTERS + i), bits & ACTIVE);
     }
   }
 
   /** Kept by a snapshot: nothing may be written there. */
-  isSaved(cluster: number): boolean {
+  isSaved(cluster: HostCluster): boolean {
     return this.#savedCount > 0 && (this.#at(cluster) & SAVED) !== 0;
   }
 
   /** Active or kept by a snapshot. */
-  isAny(cluster: number): boolean {
+  isAny(cluster: HostCluster): boolean {
     return this.#at(cluster) !== 0;
   }
 
   /** How many clusters from `first` on, `count` at most, are no metadata of either kind. */
-  freeOf(first: number, count: number): number {
+  freeOf(first: HostCluster, count: number): number {
     const end = first + count;
-    for (let at = first; at < end; ) {
+    for (let at: number = first; at < end; ) {
       const inBlock = at % BLOCK_CLUSTERS;
       const next = Math.min(end, at - inBlock + BLOCK_CLUSTERS);
       const block = this.#blocks.get((at - inBlock) / BLOCK_CLUSTERS);
@@ -115,19 +116,19 @@ export class MetadataClusters {
    * A cluster that two structures lie in, both of the active metadata, or one of a snapshot's; null for none. L2 tables may be
    * shared with snapshots.
    */
-  conflict(): number | null {
+  conflict(): HostCluster | null {
     if (this.#claimedTwice !== null || this.#savedCount === 0) return this.#claimedTwice;
     for (const [index, block] of this.#blocks) {
       for (const [i, bits] of block.entries()) {
         const isOwn = (bits & OTHER) !== 0 && (bits & SAVED) !== 0;
         if (isOwn || (bits & (TABLE | SAVED_OTHER)) === (TABLE | SAVED_OTHER))
-          return index * BLOCK_CLUSTERS + i;
+          return hostCluster(index * BLOCK_CLUSTERS + i);
       }
     }
     return null;
   }
 
-  #put(cluster: number, bits: number): void {
+  #put(cluster: HostCluster, bits: number): void {
     const index = Math.floor(cluster / BLOCK_CLUSTERS);
     let block = this.#blocks.get(index);
     if (block === undefined) {
@@ -141,7 +142,7 @@ export class MetadataClusters {
     block[at] = bits;
   }
 
-  #at(cluster: number): number {
+  #at(cluster: HostCluster): number {
     const index = Math.floor(cluster / BLOCK_CLUSTERS);
     if (index !== this.#lastIndex) {
       this.#lastIndex = index;

@@ -9,7 +9,7 @@ import { assert } from '../../src/base/assert.ts';
 import { BlockError } from '../../src/base/block-error.ts';
 import { readU64BE, viewOf } from '../../src/base/byte-order.ts';
 import { isAligned } from '../../src/base/range.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, type HostCluster, hostCluster } from '../../src/base/units.ts';
 import type { OpenRequest } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
 import { type CachedTable, TableCache } from '../../src/block/table-cache.ts';
@@ -103,23 +103,23 @@ export class Refcounts {
     return this.#table[blockIndex] ?? 0;
   }
 
-  blockIndexOf(cluster: number): number {
+  blockIndexOf(cluster: HostCluster): number {
     return Math.floor(cluster / this.blockEntries);
   }
 
   /** The block that counts a cluster, when it is in memory; null when it has to be loaded; 'none' when there is none. */
-  residentBlock(cluster: number): CachedTable | null | 'none' {
+  residentBlock(cluster: HostCluster): CachedTable | null | 'none' {
     const offset = this.blockOffset(this.blockIndexOf(cluster));
     return offset === 0 ? 'none' : (this.cache.peek(offset) ?? null);
   }
 
-  async loadBlockOf(cluster: number): Promise<void> {
+  async loadBlockOf(cluster: HostCluster): Promise<void> {
     const offset = this.blockOffset(this.blockIndexOf(cluster));
     if (offset !== 0) await this.cache.get(offset);
   }
 
   /** From a block that `residentBlock` gave in this turn. */
-  read(block: CachedTable, cluster: number): number {
+  read(block: CachedTable, cluster: HostCluster): number {
     const index = cluster % this.blockEntries;
     const { view, bytes } = block;
     switch (this.#bits) {
@@ -140,19 +140,19 @@ export class Refcounts {
   }
 
   /** How many clusters from this one on are free: `limit` at most, and no further than the block. */
-  freeRun(block: CachedTable, cluster: number, limit: number): number {
+  freeRun(block: CachedTable, cluster: HostCluster, limit: number): number {
     const index = cluster % this.blockEntries;
     const most = Math.min(limit, this.blockEntries - index);
     let count = 0;
     if (this.#bits === 16) {
       const { view } = block;
       while (count < most && view.getUint16((index + count) * 2) === 0) count++;
-    } else while (count < most && this.read(block, cluster + count) === 0) count++;
+    } else while (count < most && this.read(block, hostCluster(cluster + count)) === 0) count++;
     return count;
   }
 
   /** Counts neighbouring free clusters of one block once; says so, for the journal. */
-  take(block: CachedTable, first: number, count: number): Change {
+  take(block: CachedTable, first: HostCluster, count: number): Change {
     assert(this.freeRun(block, first, count) === count, 'only free clusters are taken');
     const index = first % this.blockEntries;
     for (let i = 0; i < count; i++) this.#write(block, index + i, 1);
@@ -161,7 +161,7 @@ export class Refcounts {
   }
 
   /** Changes one refcount in memory; says what it did, for the journal. Errors: EFBIG kind invalid-image past the width. */
-  set(block: CachedTable, cluster: number, now: number): Change {
+  set(block: CachedTable, cluster: HostCluster, now: number): Change {
     const old = this.read(block, cluster);
     if (now < 0 || now > this.max) {
       const message = `refcount of host cluster ${cluster} would be ${now}, outside 0 to ${this.max}`;

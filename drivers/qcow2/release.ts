@@ -5,7 +5,7 @@
  * It runs beside everything else; `close` waits for it.
  */
 import { invalidImage, toBlockError } from '../../src/base/block-error.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, type HostCluster, hostOffsetOfCluster } from '../../src/base/units.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocator, ClusterRun } from './allocator.ts';
 import type { CompressedClusters } from './compressed.ts';
@@ -89,14 +89,14 @@ export class Releases {
 
   async #punch(run: ClusterRun): Promise<void> {
     const { clusterBytes, file } = this.#state;
-    const start = run.first * clusterBytes;
+    const start = hostOffsetOfCluster(run.first, clusterBytes);
     // Past the end of the file there is nothing to punch.
     const bytes = Math.min(run.count * clusterBytes, file.lengthBytes - start);
     if (bytes > 0) await file.discard(guestOffset(start), bytes);
   }
 
   /** The block that counts a cluster; it may be used in the turn of the event loop in which this resolves. */
-  async #blockOf(cluster: number): Promise<CachedTable> {
+  async #blockOf(cluster: HostCluster): Promise<CachedTable> {
     const { refcounts, request } = this.#state;
     for (;;) {
       const block = refcounts.residentBlock(cluster);
@@ -111,13 +111,13 @@ export class Releases {
 }
 
 interface Counted {
-  readonly cluster: number;
+  readonly cluster: HostCluster;
   /** References that are gone. */
   readonly gone: number;
 }
 
 const byBlock = (
-  references: ReadonlyMap<number, number>,
+  references: ReadonlyMap<HostCluster, number>,
   refcounts: Refcounts,
 ): ReadonlyMap<number, readonly Counted[]> => {
   const groups = new Map<number, Counted[]>();
@@ -131,8 +131,8 @@ const byBlock = (
 };
 
 /** References that are gone, by cluster: several compressed clusters may have shared one. */
-const countReferences = (runs: readonly ClusterRun[]): ReadonlyMap<number, number> => {
-  const references = new Map<number, number>();
+const countReferences = (runs: readonly ClusterRun[]): ReadonlyMap<HostCluster, number> => {
+  const references = new Map<HostCluster, number>();
   for (const run of runs) {
     for (let cluster = run.first; cluster < run.first + run.count; cluster++) {
       references.set(cluster, (references.get(cluster) ?? 0) + 1);

@@ -13,7 +13,7 @@
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import { alignDown } from '../../src/base/range.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, type HostCluster, hostCluster } from '../../src/base/units.ts';
 import { isPutBack, type OwedHeader } from '../../src/block/header-changes.ts';
 import {
   entryHex,
@@ -43,7 +43,7 @@ interface Folded {
   /** owed-header.ts has put it back, unless another program was at the header. */
   readonly owed: readonly OwedHeader[];
   readonly words: ReadonlyMap<number, readonly WordChange[]>;
-  readonly refcounts: ReadonlyMap<number, readonly RefcountChange[]>;
+  readonly refcounts: ReadonlyMap<HostCluster, readonly RefcountChange[]>;
   /** New tables by offset, and what they were copied from. */
   readonly tables: ReadonlyMap<number, number>;
 }
@@ -73,7 +73,7 @@ export const replayJournal = async (state: ImageState): Promise<boolean> => {
 
 const fold = (changes: readonly SingleChange[]): Folded => {
   const words = new Map<number, WordChange[]>();
-  const refcounts = new Map<number, RefcountChange[]>();
+  const refcounts = new Map<HostCluster, RefcountChange[]>();
   const tables = new Map<number, number>();
   const owed: OwedHeader[] = [];
   for (const c of changes) {
@@ -82,7 +82,7 @@ const fold = (changes: readonly SingleChange[]): Folded => {
     else if (c.kind === 'word') append(words, c.at, wordChange(c));
     else if (c.kind === 'extended')
       append(words, c.at, { ...c, lengthBytes: EXTENDED_ENTRY_BYTES });
-    else append(refcounts, c.cluster, c);
+    else append(refcounts, hostCluster(c.cluster), c);
   }
   return { owed, words, refcounts, tables };
 };
@@ -97,7 +97,7 @@ const foreignUse = async (state: ImageState, folded: Folded): Promise<string | n
 };
 
 const leftChanges = ({ words, refcounts, tables }: Folded): LeftChanges => {
-  const taken = new Set<number>();
+  const taken = new Set<HostCluster>();
   for (const [cluster, changes] of refcounts)
     if (changes.some(({ old, now }) => old === 0 || now === 0)) taken.add(cluster);
   return { entries: words, taken, tables };
@@ -170,7 +170,7 @@ const apply = async (state: ImageState, folded: Folded): Promise<void> => {
     const index = (at - refcounts.tableOffset) / ENTRY_BYTES;
     if (refcounts.blockOffset(index) === offset) continue;
     refcounts.addBlock(index, offset);
-    metadata.add(offset / clusterBytes, 'other');
+    metadata.add(hostCluster(offset / clusterBytes), 'other');
   }
   for (const [cluster, changes] of folded.refcounts)
     await setRefcount(state, cluster, lastOf(changes).now);
@@ -199,7 +199,7 @@ const lastOf = <T>(changes: readonly T[]): T => {
   return last;
 };
 
-const setRefcount = async (state: ImageState, cluster: number, now: number): Promise<void> => {
+const setRefcount = async (state: ImageState, cluster: HostCluster, now: number): Promise<void> => {
   const { refcounts, request } = state;
   await refcounts.loadBlockOf(cluster);
   const block = refcounts.residentBlock(cluster);
@@ -219,10 +219,10 @@ const makeTables = async (state: ImageState, folded: Folded): Promise<void> => {
     if (source !== 0) {
       content = new Uint8Array(clusterBytes);
       await file.readClipped(guestOffset(source), content);
-      metadata.remove(source / clusterBytes);
+      metadata.remove(hostCluster(source / clusterBytes));
     }
     map.addTable(offset, content);
-    metadata.add(offset / clusterBytes, 'table');
+    metadata.add(hostCluster(offset / clusterBytes), 'table');
   }
 };
 

@@ -8,7 +8,12 @@
 import { BlockError } from '../../src/base/block-error.ts';
 import { writeU64BE } from '../../src/base/byte-order.ts';
 import { alignUp, divideUp } from '../../src/base/range.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import {
+  guestOffset,
+  type HostCluster,
+  hostCluster,
+  hostOffsetOfCluster,
+} from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
 import type { Allocator } from './allocator.ts';
 import { bytesPerL1Entry } from './header.ts';
@@ -113,12 +118,12 @@ export class Resizer {
     const clusters = divideUp(entries * ENTRY_BYTES, clusterBytes);
     const { first, changes } = await this.#allocator.allocateContiguous(clusters);
     const old = {
-      first: map.l1Offset / clusterBytes,
+      first: hostCluster(map.l1Offset / clusterBytes),
       count: divideUp(map.l1Entries * ENTRY_BYTES, clusterBytes),
     };
     try {
       await state.record(changes);
-      await this.#moveL1(entries, first * clusterBytes);
+      await this.#moveL1(entries, hostOffsetOfCluster(first, clusterBytes));
     } catch (error) {
       state.unmapped.push({ first, count: clusters });
       // Whoever takes over has put the header back. Too much for the journal is leaked then.
@@ -126,7 +131,7 @@ export class Resizer {
       throw error;
     }
     metadata.addRun(first, clusters, 'other');
-    for (let i = 0; i < old.count; i++) metadata.remove(old.first + i);
+    for (let i = 0; i < old.count; i++) metadata.remove(hostCluster(old.first + i));
     if (old.count > 0) state.unmapped.push(old);
   }
 
@@ -153,7 +158,7 @@ export class Resizer {
   }
 }
 
-const countedDown = (first: number, count: number): readonly Change[] =>
+const countedDown = (first: HostCluster, count: number): readonly Change[] =>
   Array.from({ length: count }, (_, i) => {
     return { kind: 'refcount', cluster: first + i, old: 1, now: 0 };
   });

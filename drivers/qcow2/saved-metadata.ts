@@ -5,7 +5,13 @@
 import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import { divideUp, isAligned } from '../../src/base/range.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import {
+  clusterOfHostOffset,
+  guestOffset,
+  hostCluster,
+  hostOffset,
+  hostOffsetOfCluster,
+} from '../../src/base/units.ts';
 import { corruption } from './corruption.ts';
 import { entryOffset } from './entry.ts';
 import { ENTRY_BYTES } from './layout.ts';
@@ -50,7 +56,10 @@ export const refuseConflict = ({ metadata, clusterBytes, request }: Image): void
   const cluster = metadata.conflict();
   if (cluster === null) return;
   const text = `two structures of its metadata lie in host cluster ${cluster}`;
-  throw corruption(text, { path: request.path, offset: cluster * clusterBytes });
+  throw corruption(text, {
+    path: request.path,
+    offset: hostOffsetOfCluster(cluster, clusterBytes),
+  });
 };
 
 const readTable = async (image: Image): Promise<readonly Snapshot[]> => {
@@ -73,13 +82,13 @@ const readL1 = async (image: Image, snapshot: Snapshot, most: number): Promise<n
   for (let at = 0; at < bytes.length; at += ENTRY_BYTES) {
     const table = entryOffset(view.getUint32(at), view.getUint32(at + 4));
     if (table === 0 || !isAligned(table, clusterBytes) || table >= file.lengthBytes) continue;
-    metadata.addSaved(table / clusterBytes, 'table');
+    metadata.addSaved(hostCluster(table / clusterBytes), 'table');
   }
   return bytes.length;
 };
 
 const addRun = ({ metadata, clusterBytes }: Image, offset: number, lengthBytes: number): void => {
   const clusters = divideUp(lengthBytes, clusterBytes);
-  for (let i = 0; i < clusters; i++)
-    metadata.addSaved(Math.floor(offset / clusterBytes) + i, 'other');
+  const first = clusterOfHostOffset(hostOffset(offset), clusterBytes);
+  for (let i = 0; i < clusters; i++) metadata.addSaved(hostCluster(first + i), 'other');
 };

@@ -4,7 +4,12 @@
  * there is one, is set: blocks are written as the memory needs it, in any order and without a sync.
  */
 import { BlockError, invalidImage } from '../../src/base/block-error.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import {
+  guestOffset,
+  type HostCluster,
+  hostCluster,
+  hostOffsetOfCluster,
+} from '../../src/base/units.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocator, ClusterRun } from './allocator.ts';
 import { writeRefcountBlocks } from './checkpoint.ts';
@@ -57,11 +62,11 @@ export class SharedRefcounts {
 
   /** The same for a table's own clusters, which nothing names any more. */
   async lowerRun({ first, count }: ClusterRun): Promise<void> {
-    await this.#lowerAll(Array.from({ length: count }, (_, i) => first + i));
+    await this.#lowerAll(Array.from({ length: count }, (_, i) => hostCluster(first + i)));
   }
 
   /** What a cluster's refcount is: at once when its block is in memory. */
-  count(cluster: number): number | Promise<number> {
+  count(cluster: HostCluster): number | Promise<number> {
     const { refcounts } = this.#state;
     const block = refcounts.residentBlock(cluster);
     if (block === 'none') return 0;
@@ -70,17 +75,20 @@ export class SharedRefcounts {
   }
 
   /** The table's own cluster, and those of its entries. */
-  async #named(table: NamedTable, skip?: (problem: string) => void): Promise<readonly number[]> {
+  async #named(
+    table: NamedTable,
+    skip?: (problem: string) => void,
+  ): Promise<readonly HostCluster[]> {
     const bytes = await this.#walk.read(table);
-    const own = table.offset / this.#state.clusterBytes;
+    const own = hostCluster(table.offset / this.#state.clusterBytes);
     return bytes === null ? [own] : [own, ...this.#walk.clustersOf(table, bytes, skip)];
   }
 
-  async #raiseOne(cluster: number): Promise<void> {
+  async #raiseOne(cluster: HostCluster): Promise<void> {
     const { refcounts, request, clusterBytes } = this.#state;
     const block = refcounts.residentBlock(cluster) ?? (await this.#blockOf(cluster));
     const count = block === null || block === 'none' ? 0 : refcounts.read(block, cluster);
-    const context = { path: request.path, offset: cluster * clusterBytes };
+    const context = { path: request.path, offset: hostOffsetOfCluster(cluster, clusterBytes) };
     if (block === null || block === 'none' || count === 0) {
       throw invalidImage(`host cluster ${cluster} is in use, but its refcount is 0`, {
         ...context,
@@ -109,8 +117,8 @@ export class SharedRefcounts {
     }
   }
 
-  async #lowerAll(clusters: readonly number[]): Promise<void> {
-    const free: number[] = [];
+  async #lowerAll(clusters: readonly HostCluster[]): Promise<void> {
+    const free: HostCluster[] = [];
     for (const cluster of clusters) {
       const { refcounts, metadata } = this.#state;
       const block = refcounts.residentBlock(cluster) ?? (await this.#blockOf(cluster));
@@ -133,14 +141,14 @@ export class SharedRefcounts {
   // Nothing on disk names it any more, and no request runs: it is punched and free at once.
   async #free(run: ClusterRun): Promise<void> {
     const { clusterBytes, file, request } = this.#state;
-    const start = run.first * clusterBytes;
+    const start = hostOffsetOfCluster(run.first, clusterBytes);
     const bytes = Math.min(run.count * clusterBytes, file.lengthBytes - start);
     if (request.discard === 'unmap' && bytes > 0) await file.discard(guestOffset(start), bytes);
     this.#allocator.free(run);
   }
 
   /** The block that counts a cluster, to be used in the turn of the event loop in which this resolves. */
-  async #blockOf(cluster: number): Promise<CachedTable | null> {
+  async #blockOf(cluster: HostCluster): Promise<CachedTable | null> {
     const { refcounts } = this.#state;
     for (;;) {
       const block = refcounts.residentBlock(cluster);
@@ -155,7 +163,7 @@ export class SharedRefcounts {
   }
 }
 
-const runsOf = (clusters: readonly number[]): readonly ClusterRun[] => {
+const runsOf = (clusters: readonly HostCluster[]): readonly ClusterRun[] => {
   const runs: ClusterRun[] = [];
   for (const cluster of [...clusters].sort((a, b) => a - b)) {
     const last = runs.at(-1);

@@ -24,7 +24,7 @@
  */
 import { toBlockError } from '../../src/base/block-error.ts';
 import { divideUp } from '../../src/base/range.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, hostCluster, hostOffsetOfCluster } from '../../src/base/units.ts';
 import type { Allocation, Allocator } from './allocator.ts';
 import { writeRefcountBlocks } from './checkpoint.ts';
 import { writeDirtyBit } from './dirty-bit.ts';
@@ -76,7 +76,7 @@ export class SnapshotChange {
       throw error;
     }
     // Nothing is packed any more into a host cluster that a snapshot names, or that is free then.
-    state.compressedUnmapped(0, Number.POSITIVE_INFINITY);
+    state.compressedUnmapped(hostCluster(0), hostCluster(Number.POSITIVE_INFINITY));
     await this.#commit(steps, taken);
     try {
       await steps.finish();
@@ -153,7 +153,7 @@ export class SnapshotChange {
     if (allocation === null) return;
     const whole = new Uint8Array(allocation.count * clusterBytes);
     whole.set(bytes);
-    await file.write(guestOffset(allocation.first * clusterBytes), whole);
+    await file.write(guestOffset(hostOffsetOfCluster(allocation.first, clusterBytes)), whole);
   }
 
   /** What the refcounts are now, and everything that was written, is on disk. */

@@ -8,7 +8,12 @@ import { present } from '../../src/base/assert.ts';
 import { BlockError, invalidImage } from '../../src/base/block-error.ts';
 import { viewOf, writeU64BE } from '../../src/base/byte-order.ts';
 import { divideUp } from '../../src/base/range.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import {
+  guestOffset,
+  type HostCluster,
+  hostCluster,
+  hostOffsetOfCluster,
+} from '../../src/base/units.ts';
 import type { SnapshotDescription } from '../../src/block/image-description.ts';
 import type { InternalSnapshots, SnapshotRequest } from '../../src/block/internal-snapshots.ts';
 import type { Allocation } from './allocator.ts';
@@ -93,7 +98,7 @@ export class Snapshots implements InternalSnapshots {
     await this.#change.run({
       lengths: [active.view.byteLength, carried.length + entryBytes],
       prepare: async ([copy = null, table = null]) => {
-        const l1Offset = copy === null ? 0 : copy.first * state.clusterBytes;
+        const l1Offset = copy === null ? 0 : hostOffsetOfCluster(copy.first, state.clusterBytes);
         await tools.refcounts.raise(active);
         isShared = true;
         await tools.flags.clear(active);
@@ -249,12 +254,13 @@ export class Snapshots implements InternalSnapshots {
   async #free(tools: Tools, offset: number, lengthBytes: number): Promise<void> {
     const { clusterBytes } = this.#options.state;
     const count = divideUp(lengthBytes, clusterBytes);
-    await tools.refcounts.lowerRun({ first: offset / clusterBytes, count });
+    await tools.refcounts.lowerRun({ first: hostCluster(offset / clusterBytes), count });
   }
 
   async #nameTable(allocation: Allocation | null, snapshots: number): Promise<void> {
     const { state } = this.#options;
-    const snapshotsOffset = allocation === null ? 0 : allocation.first * state.clusterBytes;
+    const snapshotsOffset =
+      allocation === null ? 0 : hostOffsetOfCluster(allocation.first, state.clusterBytes);
     await state.writeHeaderRange(
       HEADER.snapshots,
       (view) => {
@@ -271,7 +277,8 @@ export class Snapshots implements InternalSnapshots {
     const { state } = this.#options;
     const { map, metadata, clusterBytes } = state;
     const at = HEADER.size;
-    const offset = allocation === null ? map.l1Offset : allocation.first * clusterBytes;
+    const offset =
+      allocation === null ? map.l1Offset : hostOffsetOfCluster(allocation.first, clusterBytes);
     await state.writeHeaderRange(
       at,
       (view) => {
@@ -286,7 +293,7 @@ export class Snapshots implements InternalSnapshots {
     for (const cluster of tablesIn(viewOf(map.enlargedL1(map.l1Entries)), clusterBytes))
       metadata.remove(cluster);
     for (let done = 0; done < old.lengthBytes; done += clusterBytes)
-      metadata.remove((old.offset + done) / clusterBytes);
+      metadata.remove(hostCluster((old.offset + done) / clusterBytes));
     if (allocation !== null) metadata.addRun(allocation.first, allocation.count, 'other');
     for (const cluster of tablesIn(viewOf(l1), clusterBytes)) metadata.add(cluster, 'table');
     map.slices.clear();
@@ -313,9 +320,9 @@ export class Snapshots implements InternalSnapshots {
 const bytesOf = ({ view }: L1Table): Uint8Array =>
   new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice();
 
-function* tablesIn(l1: DataView, clusterBytes: number): Generator<number> {
+function* tablesIn(l1: DataView, clusterBytes: number): Generator<HostCluster> {
   for (let at = 0; at < l1.byteLength; at += ENTRY_BYTES) {
     const offset = entryOffset(l1.getUint32(at), l1.getUint32(at + 4));
-    if (offset !== 0) yield offset / clusterBytes;
+    if (offset !== 0) yield hostCluster(offset / clusterBytes);
   }
 }

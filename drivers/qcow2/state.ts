@@ -3,6 +3,12 @@
  */
 import { toBlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
+import {
+  clusterOfHostOffset,
+  type HostCluster,
+  hostCluster,
+  hostOffset,
+} from '../../src/base/units.ts';
 import { CheckpointSchedule } from '../../src/block/checkpoint-schedule.ts';
 import type { OpenRequest } from '../../src/block/driver.ts';
 import { HeaderChanges, type HeaderWriteOptions } from '../../src/block/header-changes.ts';
@@ -59,7 +65,7 @@ export class ImageState {
   /** The data file was handed out (`flatFile`): what lies past its known end is the guest's. Changed by flat-file.ts alone. */
   isFlat = false;
   /** Called with the first and last host cluster of a compressed cluster that is unmapped; compressed-write.ts sets it. */
-  compressedUnmapped: (first: number, last: number) => void = () => undefined;
+  compressedUnmapped: (first: HostCluster, last: HostCluster) => void = () => undefined;
   /** Unmapped since the last checkpoint began; checkpoint.ts takes it. */
   unmapped: ClusterRun[] = [];
   readonly #maxDirtyBytes: number;
@@ -126,7 +132,7 @@ export class ImageState {
     const map = await ClusterMap.open({ file, path, header, cacheBytes: share, metadata });
     const { clusterBytes } = header;
     const addTable = (offset: number, lengthBytes: number): void =>
-      metadata.claimRun(offset / clusterBytes, Math.ceil(lengthBytes / clusterBytes));
+      metadata.claimRun(hostCluster(offset / clusterBytes), Math.ceil(lengthBytes / clusterBytes));
     addTable(0, clusterBytes);
     addTable(header.l1Offset, header.l1Entries * 8);
     addTable(header.refcountTableOffset, header.refcountTableClusters * clusterBytes);
@@ -135,7 +141,7 @@ export class ImageState {
     for (const offset of refcounts.blockOffsets()) addTable(offset, clusterBytes);
     for (let i = 0; i < map.l1Entries; i++) {
       const { high, low } = map.l1Entry(i);
-      const cluster = entryOffset(high, low) / clusterBytes;
+      const cluster = hostCluster(entryOffset(high, low) / clusterBytes);
       if (cluster > 0 && Number.isInteger(cluster) && !metadata.has(cluster))
         metadata.add(cluster, 'table');
     }
@@ -238,16 +244,20 @@ export class ImageState {
     // A data file's clusters are counted nowhere.
     if (this.dataFile !== null) return;
     if (isCompressed(old.high)) {
-      const { hostOffset, maxBytes } = compressedPlace(old.high, old.low, this.header.clusterBits);
-      const first = Math.floor(hostOffset / this.clusterBytes);
-      const last = Math.floor((hostOffset + maxBytes - 1) / this.clusterBytes);
+      const { hostOffset: start, maxBytes } = compressedPlace(
+        old.high,
+        old.low,
+        this.header.clusterBits,
+      );
+      const first = clusterOfHostOffset(start, this.clusterBytes);
+      const last = clusterOfHostOffset(hostOffset(start + maxBytes - 1), this.clusterBytes);
       this.unmapped.push({ first, count: last - first + 1 });
       this.compressedUnmapped(first, last);
       return;
     }
     const offset = entryOffset(old.high, old.low);
     if (offset === 0) return;
-    const first = offset / this.clusterBytes;
+    const first = hostCluster(offset / this.clusterBytes);
     const before = this.unmapped.at(-1);
     if (before !== undefined && before.first + before.count === first) {
       this.unmapped[this.unmapped.length - 1] = { first: before.first, count: before.count + 1 };

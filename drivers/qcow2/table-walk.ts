@@ -9,7 +9,13 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { invalidImage } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import { type ByteRange, isAligned } from '../../src/base/range.ts';
-import { guestOffset, hostOffset } from '../../src/base/units.ts';
+import {
+  clusterOfHostOffset,
+  guestOffset,
+  type HostCluster,
+  hostCluster,
+  hostOffset,
+} from '../../src/base/units.ts';
 import { compressedPlace, entryHex, entryOffset, hex, isCompressed } from './entry.ts';
 import { ENTRY_BYTES, MAX_L1_BYTES } from './layout.ts';
 import type { Snapshot } from './snapshot-table.ts';
@@ -129,9 +135,9 @@ export class TableWalk {
     table: NamedTable,
     bytes: Uint8Array,
     skip?: (problem: string) => void,
-  ): readonly number[] {
+  ): readonly HostCluster[] {
     const view = viewOf(bytes);
-    const clusters: number[] = [];
+    const clusters: HostCluster[] = [];
     for (let at = 0; at < bytes.length; at += this.#state.map.entryBytes) {
       const [high, low] = [view.getUint32(at), view.getUint32(at + 4)];
       if (high === 0 && low === 0) continue;
@@ -148,20 +154,21 @@ export class TableWalk {
     return clusters;
   }
 
-  #addClusters(high: number, low: number, clusters: number[]): string | null {
+  #addClusters(high: number, low: number, clusters: HostCluster[]): string | null {
     const { clusterBytes, header, file, metadata } = this.#state;
     if (isCompressed(high)) {
       const { hostOffset: start, maxBytes } = compressedPlace(high, low, header.clusterBits);
       if (start >= file.lengthBytes) return 'lies past the end of the file';
-      const last = Math.floor((start + maxBytes - 1) / clusterBytes);
-      for (let c = Math.floor(start / clusterBytes); c <= last; c++) clusters.push(c);
+      const last = clusterOfHostOffset(hostOffset(start + maxBytes - 1), clusterBytes);
+      for (let c = clusterOfHostOffset(start, clusterBytes); c <= last; c++) clusters.push(c);
       return null;
     }
     const offset = entryOffset(high, low);
     if (offset === 0) return null;
     if (!isAligned(offset, clusterBytes)) return 'is not a multiple of the cluster size';
-    if (metadata.has(offset / clusterBytes)) return 'points to metadata';
-    clusters.push(offset / clusterBytes);
+    const cluster = hostCluster(offset / clusterBytes);
+    if (metadata.has(cluster)) return 'points to metadata';
+    clusters.push(cluster);
     return null;
   }
 
@@ -180,7 +187,8 @@ export class TableWalk {
       );
     if (!isAligned(offset, clusterBytes)) throw bad('not a multiple of the cluster size');
     if (offset >= file.lengthBytes) throw bad('past the end of the file');
-    if (metadata.kindOf(offset / clusterBytes) === 'other') throw bad('where other metadata lies');
+    if (metadata.kindOf(hostCluster(offset / clusterBytes)) === 'other')
+      throw bad('where other metadata lies');
     return offset;
   }
 

@@ -1,5 +1,5 @@
 /** L2 tables that may be changed: makes one where there is none, and copies one that a snapshot shares. */
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, hostCluster, hostOffsetOfCluster } from '../../src/base/units.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocator } from './allocator.ts';
 import type { EntryPlace } from './cluster-map.ts';
@@ -49,7 +49,7 @@ export class OwnTables {
   /** What a snapshot keeps may be copied, when it is a table, and never be written. */
   #refuseSaved(l1Index: number, table: number): void {
     const { map, metadata, clusterBytes, request } = this.#state;
-    if (!map.isTableOwned(l1Index) || !metadata.isSaved(table / clusterBytes)) return;
+    if (!map.isTableOwned(l1Index) || !metadata.isSaved(hostCluster(table / clusterBytes))) return;
     const { high, low } = map.l1Entry(l1Index);
     const text = `L1 entry ${l1Index} is ${entryHex(high, low)}, as if no snapshot kept that table`;
     throw corruption(text, { path: request.path, offset: map.l1Offset + l1Index * ENTRY_BYTES });
@@ -71,7 +71,7 @@ export class OwnTables {
       await file.readClipped(guestOffset(shared), content);
     }
     const allocation = await this.#allocator.allocate(1);
-    const offset = allocation.first * clusterBytes;
+    const offset = hostOffsetOfCluster(allocation.first, clusterBytes);
     metadata.add(allocation.first, 'table');
     map.addTable(offset, content);
     const changes = [
@@ -80,8 +80,9 @@ export class OwnTables {
       map.setL1(l1Index, copiedEntry(offset)),
     ];
     if (shared !== 0) {
-      metadata.remove(shared / clusterBytes);
-      this.#state.unmapped.push({ first: shared / clusterBytes, count: 1 });
+      const first = hostCluster(shared / clusterBytes);
+      metadata.remove(first);
+      this.#state.unmapped.push({ first, count: 1 });
     }
     await this.#state.record(changes);
   }

@@ -5,7 +5,7 @@
  * subclusters that stay what they are. The order is that of write.ts, with space in the place of data.
  */
 import { alignDown, alignUp } from '../../src/base/range.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, hostOffsetOfCluster } from '../../src/base/units.ts';
 import type { Allocation } from './allocator.ts';
 import type { DataClusters } from './data-clusters.ts';
 import { type EntryLookup, hasPlace } from './lookup.ts';
@@ -136,8 +136,10 @@ export class UnwrittenClusters {
   /** Of the host; without, the file only has to reach so far: entries point nowhere past its end. */
   async #takeSpace({ first, count }: Allocation, { space }: PlacementOptions): Promise<void> {
     const { clusterBytes, clusterFile } = this.#state;
-    const end = (first + count) * clusterBytes;
-    if (space) await clusterFile.allocate(guestOffset(first * clusterBytes), count * clusterBytes);
+    const start = hostOffsetOfCluster(first, clusterBytes);
+    const bytes = count * clusterBytes;
+    const end = start + bytes;
+    if (space) await clusterFile.allocate(guestOffset(start), bytes);
     else if (clusterFile.lengthBytes < end) await clusterFile.resize(end);
   }
 }

@@ -6,7 +6,7 @@
  */
 import { assert } from '../../src/base/assert.ts';
 import { alignDown, alignUp, isAligned } from '../../src/base/range.ts';
-import { guestOffset } from '../../src/base/units.ts';
+import { guestOffset, hostOffsetOfCluster } from '../../src/base/units.ts';
 import { writeAtOnce } from '../../src/block/at-once.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocation } from './allocator.ts';
@@ -98,7 +98,7 @@ export class WriterAtOnce {
     const allocation = empty < 2 ? null : clusters.allocateAtOnce(offset, empty);
     if (allocation === null) return 0;
     const { count } = allocation;
-    const host = allocation.first * clusterBytes;
+    const host = hostOffsetOfCluster(allocation.first, clusterBytes);
     const bytes = count * clusterBytes;
     const isWritten = (): boolean => writeAtOnce(clusterFile, host, buffer.subarray(0, bytes));
     const changes = [...allocation.changes, map.runChange(slice, place.index, count, host)];
@@ -135,7 +135,7 @@ export class WriterAtOnce {
     if (this.#readsZero(write) && !arePages(write.offset, write.buffer.length)) return false;
     const allocation = clusters.allocateAtOnce(write.start, 1);
     if (allocation === null) return false;
-    const host = allocation.first * state.clusterBytes;
+    const host = hostOffsetOfCluster(allocation.first, state.clusterBytes);
     const isFilled = (): boolean => this.#fill(write, host, allocation.isFresh);
     const isDone =
       this.#orGivenBack(allocation, isFilled) && this.#map(write, host, allocation.changes);

@@ -1,5 +1,6 @@
 /** What an allocating write maps anew: clusters, and which part of them it fills. */
 import { alignDown, alignUp } from '../../src/base/range.ts';
+import { hostOffsetOfCluster } from '../../src/base/units.ts';
 import type { CachedTable } from '../../src/block/table-cache.ts';
 import type { Allocation } from './allocator.ts';
 import { copiedEntry, isCompressed, type L2Entry, NO_ENTRY, plainEntry } from './entry.ts';
@@ -70,7 +71,7 @@ export const targetOf = (
   return {
     start,
     clusters: allocation.count,
-    hostOffset: allocation.first * clusterBytes,
+    hostOffset: hostOffsetOfCluster(allocation.first, clusterBytes),
     isFresh: allocation.isFresh,
     filled: { from, to },
   };
@@ -88,7 +89,7 @@ export const wholeTarget = (
 ): Target => ({
   start,
   clusters: allocation.count,
-  hostOffset: allocation.first * clusterBytes,
+  hostOffset: hostOffsetOfCluster(allocation.first, clusterBytes),
   isFresh: allocation.isFresh,
   filled: { from: start, to: start + allocation.count * clusterBytes },
 });

@@ -53,8 +53,8 @@ export const AT_ONCE_MUTATIONS: readonly Mutation[] = [
     step: 'a corrupt refcount that was met at once is met again',
     file: 'drivers/qcow2/allocator.js',
     find: `            const allocation = this.#count(run);
-            this.#cursor = run.first + run.count;`,
-    replace: `            this.#cursor = run.first + run.count;
+            this.#cursor = hostCluster(run.first + run.count);`,
+    replace: `            this.#cursor = hostCluster(run.first + run.count);
             const allocation = this.#count(run);`,
     tests: CORRUPTION,
   },

@@ -90,7 +90,7 @@ export const CLUSTER_MUTATIONS: readonly Mutation[] = [
   {
     step: 'no L2 table is changed that a snapshot keeps',
     file: 'drivers/qcow2/tables.js',
-    find: 'if (!map.isTableOwned(l1Index) || !metadata.isSaved(table / clusterBytes))',
+    find: 'if (!map.isTableOwned(l1Index) || !metadata.isSaved(hostCluster(table / clusterBytes)))',
     replace: 'if (true)',
     tests: OVERLAP,
   },

@@ -4,6 +4,7 @@ import { test } from 'node:test';
 import { FreeTail } from '../../../../drivers/qcow2/free-tail.ts';
 import { MetadataClusters } from '../../../../drivers/qcow2/metadata-clusters.ts';
 import { silentLog } from '../../../../src/base/log.ts';
+import { hostCluster } from '../../../../src/base/units.ts';
 
 const CLUSTER = 512;
 
@@ -26,7 +27,7 @@ const lengthAfter = async (isTableMoving: boolean): Promise<number> => {
   const state = { file, refcounts, request, metadata, clusterBytes: CLUSTER };
   const allocator = { isTableMoving, top: 0, paused: (change: () => Promise<void>) => change() };
   const tail = new FreeTail(state as never, allocator as never);
-  tail.freed(9);
+  tail.freed(hostCluster(9));
   tail.begin();
   await tail.end();
   return file.lengthBytes;
