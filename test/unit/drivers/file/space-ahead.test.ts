@@ -148,7 +148,12 @@ test('a full file system gives writers what was taken ahead', async (t) => {
   const first = await open(growing);
   const second = await open(other, { growsHereAlone: false });
   await grow(first, 0, 24 * MIB);
-  assert.ok((await aheadOf(growing)) >= MIB / 2);
+  let size = 24 * MIB;
+  // On a busy machine the writer may just have used up what there was.
+  for (; (await aheadOf(growing)) < MIB / 2; size += MIB) {
+    assert.ok(size < 40 * MIB, 'some is taken ahead');
+    await grow(first, size, size + MIB);
+  }
   let length = 0;
   const fill = async (): Promise<void> => {
     // Not in step with what is free.
@@ -161,8 +166,8 @@ test('a full file system gives writers what was taken ahead', async (t) => {
   await second.close();
   await first.close();
   const content = await readFile(growing);
-  assert.equal(content.length, 24 * MIB);
-  for (let i = 0; i < 24; i++) {
+  assert.equal(content.length, size);
+  for (let i = 0; i < size / MIB; i++) {
     const piece = content.subarray(i * MIB, (i + 1) * MIB);
     assert.ok(piece.every((byte) => byte === 1 + i));
   }
