@@ -14,32 +14,20 @@
  *
  * While 0 fails nothing follows it: the header on disk may name other tables than those that are written here.
  * A crash before 3 leaves the old mapping and leaks; inside 3, each entry is old or new, and what it names is on disk.
+ *
+ * Where the journal has changes, and could not be told later ones, 0 to 4 are done twice: without the later ones first
+ * (covered.ts), so that none of them is on disk as long as the journal has an earlier one; then, in the turn in which it has
+ * forgotten those, with all. Nothing is given back or cut off in between.
  */
 import { viewOf } from '../../src/base/byte-order.ts';
 import { allOf } from '../../src/base/parts.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import type { OwedHeader } from '../../src/block/header-changes.ts';
-import type { TableSnapshot } from '../../src/block/table-cache.ts';
 import type { ClusterRun } from './allocator.ts';
-import type { L1Word } from './cluster-map.ts';
+import { type Covered, leaveOut } from './covered.ts';
 import type { FreeTail } from './free-tail.ts';
 import type { ImageState } from './state.ts';
 
 const WRITES_IN_FLIGHT = 32;
-
-interface Covered {
-  readonly owed: OwedHeader | null;
-  readonly blocks: readonly TableSnapshot[];
-  readonly words: readonly {
-    readonly index: number;
-    readonly at: number;
-    readonly value: number;
-  }[];
-  readonly tables: readonly (readonly [number, Uint8Array | null])[];
-  readonly slices: readonly TableSnapshot[];
-  readonly l1: readonly L1Word[];
-  readonly unmapped: readonly ClusterRun[];
-}
 
 /** Runs one checkpoint; the runs that were unmapped go to `next.release`. Errors: EIO, ENOSPC; all that was dirty stays so. */
 export const runCheckpoint = async (
@@ -49,10 +37,26 @@ export const runCheckpoint = async (
     readonly release: (runs: readonly ClusterRun[]) => void;
   },
 ): Promise<void> => {
-  const { journaled, file, headerChanges } = state;
+  const { journaled } = state;
+  const untold = journaled.beginTold();
+  if (untold !== null) {
+    const told = leaveOut(state, collect(state), untold);
+    await write(state, told);
+    state.unmapped = [...told.unmapped, ...state.unmapped];
+    end(state, told);
+  }
+  // In the same turn: nothing is told in between.
   journaled.begin();
   const covered = collect(state);
   next.tail.begin();
+  await write(state, covered);
+  end(state, covered);
+  if (covered.unmapped.length > 0) next.release(covered.unmapped);
+  await next.tail.end();
+};
+
+const write = async (state: ImageState, covered: Covered): Promise<void> => {
+  const { journaled, file, headerChanges } = state;
   try {
     await headerChanges.putBack(covered.owed);
     await writeRefcounts(state, covered);
@@ -67,11 +71,12 @@ export const runCheckpoint = async (
     journaled.fail();
     throw error;
   }
+};
+
+const end = (state: ImageState, covered: Covered): void => {
   settle(state, covered);
-  journaled.end();
-  headerChanges.forget(covered.owed);
-  if (covered.unmapped.length > 0) next.release(covered.unmapped);
-  await next.tail.end();
+  state.journaled.end();
+  state.headerChanges.forget(covered.owed);
 };
 
 /**

@@ -172,6 +172,11 @@ export class Refcounts {
     return { kind: 'refcount', cluster, old, now };
   }
 
+  /** In a copy of the bytes of a block: a count that the cluster has had before. */
+  setIn(bytes: Uint8Array, cluster: HostCluster, now: number): void {
+    this.#write({ bytes, view: viewOf(bytes) }, cluster % this.blockEntries, now);
+  }
+
   /** A new block for its range of clusters, at a cluster of that range or elsewhere; counted by the caller. */
   addBlock(blockIndex: number, offset: number): { block: CachedTable; changes: Change[] } {
     assert(this.#table[blockIndex] === 0, 'a range of clusters gets its refcount block once');
@@ -230,8 +235,7 @@ export class Refcounts {
     return high < 0x20_0000 ? high * TWO_32 + low : Number.MAX_SAFE_INTEGER;
   }
 
-  #write(block: CachedTable, index: number, value: number): void {
-    const { view, bytes } = block;
+  #write({ view, bytes }: Pick<CachedTable, 'view' | 'bytes'>, index: number, value: number): void {
     switch (this.#bits) {
       case 64:
         view.setUint32(index * 8, Math.floor(value / TWO_32));

@@ -30,8 +30,6 @@ import { Refcounts } from './refcounts.ts';
 /** A change reaches the image within this time, or with this much of the journal, by itself. */
 const CHECKPOINT_DELAY_MS = 5000;
 const CHECKPOINT_JOURNAL_BYTES = 16 << 20;
-/** Changes of one journal record. */
-const CHANGES_PER_RECORD = 4096;
 
 export interface HeaderRangeOptions extends HeaderWriteOptions {
   readonly lengthBytes: number;
@@ -100,7 +98,6 @@ export class ImageState {
       journal,
       log,
       path,
-      changesPerRecord: CHANGES_PER_RECORD,
       encode: encodeChanges,
     });
     this.schedule = new CheckpointSchedule({

@@ -6,6 +6,10 @@
  * While a checkpoint brings such a change to the disk nothing is told: what comes after the change could not be taken up without it,
  * and the change itself, told then, would be done a second time when what it freed is another's.
  *
+ * Nor may such a change be on the disk while the journal has one from before it. Who takes up the journal goes by the values on
+ * disk, and would undo it or find a value that is none of the journal's. So a checkpoint brings first what is told, and all of it
+ * only when the journal has forgotten that (`beginTold`).
+ *
  * Concurrency: every call is one turn of the event loop. One checkpoint at a time.
  */
 import { toBlockError } from '../base/block-error.ts';
@@ -15,8 +19,8 @@ import type { RestartJournal } from './restart-journal.ts';
 export interface JournaledChangesOptions<T> {
   /** Null for offline tools: then everything counts as told. */
   readonly journal: RestartJournal | null;
-  /** At most. */
-  readonly changesPerRecord: number;
+  /** At most. What waits is told by records then, and the journal may take a part of it; else all of it, or nothing. */
+  readonly changesPerRecord?: number;
   /** One record. */
   readonly encode: (changes: readonly T[]) => Uint8Array;
   readonly log: Log;
@@ -30,10 +34,16 @@ export class JournaledChanges<T> {
   #untold: T[] = [];
   /** Not taken, and covered by the running checkpoint. */
   #covered: T[] = [];
+  /** A checkpoint runs that leaves out what is not told. */
+  #isLeftOut = false;
   #hasFailed = false;
 
   constructor(options: JournaledChangesOptions<T>) {
     this.#options = options;
+  }
+
+  get #perRecord(): number {
+    return this.#options.changesPerRecord ?? Number.POSITIVE_INFINITY;
   }
 
   /**
@@ -49,25 +59,37 @@ export class JournaledChanges<T> {
     if (this.offer(changes)) return true;
     for (const change of changes) this.#untold.push(change);
     // More than one record takes.
-    return changes.length > this.#options.changesPerRecord && this.catchUp();
+    return changes.length > this.#perRecord && this.catchUp();
   }
 
   /** Changes that are made in this turn if the journal takes them. False: it has taken nothing of them. */
   offer(changes: readonly T[]): boolean {
     if (this.#options.journal === null) return true;
-    if (changes.length > this.#options.changesPerRecord || !this.catchUp()) return false;
+    if (changes.length > this.#perRecord || !this.catchUp()) return false;
     return changes.length === 0 || this.#append(changes);
   }
 
   /** Tells what was not told. False: the image is still behind. */
   catchUp(): boolean {
-    if (this.#covered.length > 0) return false;
+    if (this.#covered.length > 0 || this.#isLeftOut) return false;
     while (this.#untold.length > 0) {
-      const part = this.#untold.slice(0, this.#options.changesPerRecord);
+      const part = this.#untold.slice(0, this.#perRecord);
       if (!this.#append(part)) return false;
       this.#untold = this.#untold.slice(part.length);
     }
     return true;
+  }
+
+  /**
+   * A checkpoint begins, and takes up in this turn what is changed and told: the changes that it leaves out, oldest first. When it has
+   * ended, one of all that is changed begins in the same turn. Null, and none has begun: nothing has to be left out.
+   */
+  beginTold(): readonly T[] | null {
+    const { journal } = this.#options;
+    if (journal === null || journal.pendingBytes === 0 || this.#untold.length === 0) return null;
+    journal.begin();
+    this.#isLeftOut = true;
+    return this.#untold.slice();
   }
 
   /** A checkpoint begins, and takes up in this turn all that is changed. */
@@ -79,15 +101,19 @@ export class JournaledChanges<T> {
 
   /** What was taken up is on disk. */
   end(): void {
+    const isLeftOut = this.#isLeftOut;
+    this.#isLeftOut = false;
     this.#covered = [];
     this.#options.journal?.end();
-    this.catchUp();
+    // What was left out is not told now: the checkpoint that begins in this turn covers it.
+    if (!isLeftOut) this.catchUp();
   }
 
   /** The checkpoint has failed: what was taken up may be on disk, or not. */
   fail(): void {
     this.#untold = [...this.#covered, ...this.#untold];
     this.#covered = [];
+    this.#isLeftOut = false;
   }
 
   #append(changes: readonly T[]): boolean {

@@ -1,7 +1,8 @@
 /**
  * Crashes while many requests are under way, over a file whose operations are done in an order that the seed decides, with
  * checkpoints of every kind beside them: a power cut at any moment, with any part of what was not synced, leaves a sound image with
- * all synced data; a kill at any moment loses no answered write. In every other run some writes and reads of the host fail.
+ * all synced data; a kill at any moment loses no answered write. In every other run some writes and reads of the host fail; in some the
+ * restart journal is full now and then.
  */
 import assert from 'node:assert/strict';
 import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -13,6 +14,7 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { type Random, seededRandom } from '../../src/base/random.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import { Lane, type LaneWork } from '../support/crash-lanes.ts';
+import { fullJournal } from '../support/full-journal.ts';
 import { GuestHistory } from '../support/guest-history.ts';
 import { imageAfterCut } from '../support/power-cut.ts';
 import {
@@ -146,12 +148,23 @@ const lookForKill = ({ random, log, logs, files, journals, kills }: Run): void =
   });
 };
 
+/** In one run of two; else never. */
+const nowAndThen = (random: Random): (() => boolean) => {
+  const isEver = random.below(2) === 0;
+  let is = false;
+  return () => {
+    if (isEver && random.below(12) === 0) is = !is;
+    return is;
+  };
+};
+
 const work = async (run: Run, content: Uint8Array): Promise<LaneWork> => {
   const { c, directory, journals, random, log, logs, files, what } = run;
   const graph = await testGraph({
     directory,
     file: logs.reduce((below, recorded) => recordingFile(recorded, below), files.descriptor),
     journalDirectory: journals,
+    journal: (made) => fullJournal(made, nowAndThen(random)),
     cacheBytes: random.pick([1, 16 << 10, 256 << 10]),
   });
   const node = await graph.open({ path: pathOf(run), format: formatOf(c), readOnly: false });

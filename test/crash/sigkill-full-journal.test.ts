@@ -15,6 +15,7 @@ import type { Node } from '../../src/block/node.ts';
 import type { RestartJournal } from '../../src/block/restart-journal.ts';
 import { writeAddCow } from '../support/add-cow-file.ts';
 import { delayedFile } from '../support/delayed-file.ts';
+import { fullJournal } from '../support/full-journal.ts';
 import { qemuImg } from '../support/qemu-img.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
 import { scratchDirectory } from '../support/scratch.ts';
@@ -66,20 +67,6 @@ const sceneOf = async (t: TestContext, format: Format): Promise<Scene> => {
   const never = new Promise<void>(() => undefined);
   let isKilled = false;
   const scene = { isFull: false, onFlush: async (): Promise<void> => undefined };
-  const full = (made: RestartJournal): RestartJournal => ({
-    leftover: made.leftover,
-    isContinued: made.isContinued,
-    get pendingBytes() {
-      return made.pendingBytes;
-    },
-    append: (record) => {
-      if (scene.isFull) throw new BlockError({ kind: 'no-space', message: 'of this test' });
-      made.append(record);
-    },
-    begin: () => made.begin(),
-    end: () => made.end(),
-    close: () => made.close(),
-  });
   const file = delayedFile(null, {
     before: async (operation) => {
       if (operation === 'flush') await scene.onFlush();
@@ -88,7 +75,8 @@ const sceneOf = async (t: TestContext, format: Format): Promise<Scene> => {
     atOnce: () => !isKilled,
   });
   const journalDirectory = join(directory, 'journals');
-  const graph = await testGraph({ directory, file, journalDirectory, journal: full });
+  const journal = (made: RestartJournal): RestartJournal => fullJournal(made, () => scene.isFull);
+  const graph = await testGraph({ directory, file, journalDirectory, journal });
   const node = await graph.open({ path, format, readOnly: false });
   const kill: Scene['kill'] = async (judge) => {
     isKilled = true;

@@ -2,6 +2,7 @@
 import type { Mutation } from './mutations.ts';
 
 const FULL_JOURNAL = ['test/crash/sigkill-full-journal.test.js'];
+const FILLING_JOURNAL = ['test/crash/sigkill-filling-journal.test.js'];
 const SIGKILL = ['test/crash/sigkill.test.js'];
 const JOURNAL = ['test/crash/sigkill-journal.test.js'];
 
@@ -42,6 +43,34 @@ export const JOURNAL_MUTATIONS: readonly Mutation[] = [
     tests: JOURNAL,
   },
   {
+    step: 'what the journal has not taken is on disk only when it has forgotten all that came before',
+    file: 'src/block/journaled-changes.js',
+    find: 'if (journal === null || journal.pendingBytes === 0 || this.#untold.length === 0)',
+    replace: 'if (true)',
+    tests: FILLING_JOURNAL,
+  },
+  {
+    step: 'a refcount that the journal has not taken is left out of the checkpoint of what it has',
+    file: 'drivers/qcow2/covered.js',
+    find: "if (change.kind === 'refcount')",
+    replace: 'if (false)',
+    tests: FILLING_JOURNAL,
+  },
+  {
+    step: 'what a checkpoint has left out stays dirty',
+    file: 'drivers/qcow2/covered.js',
+    find: 'changes: NO_CHANGES',
+    replace: 'changes: copy.changes',
+    tests: FILLING_JOURNAL,
+  },
+  {
+    step: 'what was unmapped before a checkpoint that leaves out something is given back after the next one',
+    file: 'drivers/qcow2/checkpoint.js',
+    find: 'state.unmapped = [...told.unmapped, ...state.unmapped];',
+    replace: '',
+    tests: FILLING_JOURNAL,
+  },
+  {
     step: 'a journal that does not fit the image is forgotten',
     file: 'drivers/qcow2/replay.js',
     find: `        journal?.begin();
@@ -80,9 +109,8 @@ export const JOURNAL_MUTATIONS: readonly Mutation[] = [
   {
     step: 'nothing is told to the journal while a checkpoint covers what it has not taken',
     file: 'src/block/journaled-changes.js',
-    find: `        if (this.#covered.length > 0)
-            return false;`,
-    replace: '',
+    find: 'this.#covered.length > 0 || this.#isLeftOut',
+    replace: 'this.#isLeftOut',
     tests: FULL_JOURNAL,
   },
   {
