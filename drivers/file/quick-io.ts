@@ -10,10 +10,10 @@ import { readSync, writeSync } from 'node:fs';
 import { BlockError } from '../../src/base/block-error.ts';
 import { QuickPace } from '../../src/base/quick-pace.ts';
 import { SHORT_BYTES } from '../../src/block/at-once.ts';
-import { addressOf, readCached } from '../../src/os/linux.ts';
+import { addressOf, readCached, timesWaited } from '../../src/os/linux.ts';
 import { isMemoryFileSystem } from '../../src/os/local-file-systems.ts';
 
-const RESTS = { firstRestMs: 100, lastRestMs: 10_000 } as const;
+const PACE = { firstRestMs: 100, lastRestMs: 10_000, timesWaited } as const;
 const PAGE_BYTES = 4096;
 /** Of what somebody asks to have done at once: as long as a request can be. */
 const MAX_ASKED_BYTES = 1 << 20;
@@ -39,7 +39,7 @@ const steadyAddressOf = (bytes: Uint8Array): number | null => {
 export class QuickIo {
   readonly #fd: number;
   readonly #isMemory: boolean;
-  readonly #pace = new QuickPace(RESTS);
+  readonly #pace = new QuickPace(PACE);
 
   /** `fileSystem`: the type of a local one. */
   constructor(fd: number, fileSystem: number) {

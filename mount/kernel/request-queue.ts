@@ -73,14 +73,13 @@ export class RequestQueue {
     this.#options.start(request);
   }
 
-  /** `detach` has moved it out of its slot. */
+  /** A request has left its slot: `detach` has moved it, or its answer is written. */
   leftSlot(): void {
     this.#inSlots--;
   }
 
   /** A served request has been answered: the next one of its view starts. */
   ended(request: FuseRequest): void {
-    if (request.slot >= 0) this.#inSlots--;
     const view = this.#viewOf(request.nodeId);
     view.serving--;
     const next = view.waiting.shift();

@@ -261,7 +261,10 @@ export class KernelSession implements Backend {
       mountpoint,
       log,
       latencies: this.#latencies,
-      release: (slot) => this.#receiver.release(slot),
+      release: (slot) => {
+        this.#receiver.release(slot);
+        this.#queue.leftSlot();
+      },
       // A careful engine has told of nothing before it is told itself.
       mayWait: () => this.#arrivals.isTaking && this.#turns === null,
     });

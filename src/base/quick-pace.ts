@@ -3,28 +3,30 @@
  * does. The event loop must not wait for a disk: after calls that were slow the long way is taken for a while.
  *
  * A call may also be slow because other threads had the core meanwhile. On a busy machine that happens to one call in some hundred, and
- * a rest after each of those would send a tenth of all requests the long way. A disk that is slow is slow again at once: so one slow
- * call is passed over when the ones before it were quick.
+ * a rest after each of those would send a tenth of all requests the long way. So a call counts as slow when its thread has waited for something.
  */
 
 const SLOW_MS = 2;
-/** A call as slow as this waited for no core. */
+/** A call as slow as this counts, whatever it did. */
 const VERY_SLOW_MS = 50;
-/** So many quick calls in a row, and a slow one is passed over. */
-const QUICK_CALLS = 16;
+/** Between two calls a thread has not waited in less. */
+const NO_WAIT_MS = 0.02;
 
 export interface QuickPaceOptions {
   /** After the first slow call, in ms; twice as long after each that follows. */
   readonly firstRestMs: number;
   readonly lastRestMs: number;
+  /** How often this thread has waited, for whatever. */
+  readonly timesWaited: () => number;
 }
 
 export class QuickPace {
   readonly #options: QuickPaceOptions;
   #restMs: number;
   #restsUntilMs = 0;
-  /** Since the last slow one. */
-  #quickCalls = QUICK_CALLS;
+  /** When the last call ended, and how often the thread had waited by then, or when the next one began. */
+  #endedMs = Number.NEGATIVE_INFINITY;
+  #timesWaited = 0;
 
   constructor(options: QuickPaceOptions) {
     this.#options = options;
@@ -38,27 +40,30 @@ export class QuickPace {
 
   /** Makes a call, and learns how long it takes. Errors: those of the call. */
   timed<T>(call: () => T): T {
-    const begun = performance.now();
+    const begunMs = performance.now();
+    if (begunMs - this.#endedMs > NO_WAIT_MS) this.#timesWaited = this.#options.timesWaited();
     try {
       return call();
     } finally {
-      this.#ended(begun, performance.now());
+      this.#ended(begunMs, performance.now());
     }
   }
 
   #ended(begunMs: number, endedMs: number): void {
+    this.#endedMs = endedMs;
     const tookMs = endedMs - begunMs;
-    if (tookMs <= SLOW_MS) {
-      this.#quickCalls++;
-      if (this.#restsUntilMs === 0) return;
+    if (tookMs > SLOW_MS && (this.#hasWaited() || tookMs > VERY_SLOW_MS)) {
+      this.#restsUntilMs = endedMs + this.#restMs;
+      this.#restMs = Math.min(2 * this.#restMs, this.#options.lastRestMs);
+    } else if (this.#restsUntilMs !== 0) {
       this.#restsUntilMs = 0;
       this.#restMs = this.#options.firstRestMs;
-      return;
     }
-    const isPassedOver = this.#quickCalls >= QUICK_CALLS && tookMs <= VERY_SLOW_MS;
-    this.#quickCalls = 0;
-    if (isPassedOver) return;
-    this.#restsUntilMs = endedMs + this.#restMs;
-    this.#restMs = Math.min(2 * this.#restMs, this.#options.lastRestMs);
+  }
+
+  #hasWaited(): boolean {
+    const before = this.#timesWaited;
+    this.#timesWaited = this.#options.timesWaited();
+    return this.#timesWaited !== before;
   }
 }

@@ -75,6 +75,7 @@ export interface QemuLocksOptions {
 export class QemuLocks implements ImageLocks {
   readonly #options: QemuLocksOptions;
   readonly #held = new Map<string, Held>();
+  #isClosed = false;
 
   constructor(options: QemuLocksOptions) {
     this.#options = options;
@@ -91,8 +92,9 @@ export class QemuLocks implements ImageLocks {
         this.#settle(key, held);
         // Who had the file before we came keeps it; who came while we kept others out is refused, and gone in a moment.
         if (left === 0 || !this.#held.has(key) || !isLocked(error)) throw error;
+        await sleep(BETWEEN_TRIES_MS);
+        if (this.#isClosed) throw error;
       }
-      await sleep(BETWEEN_TRIES_MS);
     }
   }
 
@@ -141,6 +143,7 @@ export class QemuLocks implements ImageLocks {
 
   /** Gives everything back at once: the process is ending. */
   close(): void {
+    this.#isClosed = true;
     for (const held of this.#held.values()) closeSync(held.fd);
     this.#held.clear();
   }

@@ -125,13 +125,16 @@ export class Mirror implements JobWork {
   async #keepRemaining(): Promise<void> {
     const { root, bitmap, bitmapMode } = this.#options;
     if (bitmap === null) return;
-    bitmap.user = null;
-    const remaining = this.#bitmap;
-    if (this.#succeeded || bitmapMode !== 'always' || remaining === null) return;
-    this.#copy?.keepOpen();
-    await root.dirtyBitmaps.clearAll(bitmap);
-    // What the guest has written since is in both.
-    await root.dirtyBitmaps.merge(bitmap, remaining.content);
+    try {
+      const remaining = this.#bitmap;
+      if (this.#succeeded || bitmapMode !== 'always' || remaining === null) return;
+      this.#copy?.keepOpen();
+      await root.dirtyBitmaps.clearAll(bitmap);
+      // What the guest has written since is in both.
+      await root.dirtyBitmaps.merge(bitmap, remaining.content);
+    } finally {
+      bitmap.user = null;
+    }
   }
 
   checkComplete(): void {

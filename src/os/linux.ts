@@ -215,6 +215,20 @@ export const readAheadOf = (fd: number, offset: number, lengthBytes: number): Pr
     fadviseCall.async(fd, offset, lengthBytes, FADV_WILLNEED, () => resolve());
   });
 
+const rusageCall = libc.func('int getrusage(int who, uintptr_t usage)');
+const RUSAGE_THREAD = 1;
+const RUSAGE_BYTES = 144;
+const VOLUNTARY_SWITCHES_AT = 128;
+/** struct rusage, in memory that does not move. */
+const rusage = new DataView(new SharedArrayBuffer(RUSAGE_BYTES));
+const rusageAddress = Number(koffi.address(new Uint8Array(rusage.buffer)));
+
+/** getrusage(2): how often the calling thread has given its core away because it had to wait, modulo 2^32. Not counted: when it was taken away. */
+export const timesWaited = (): number => {
+  rusageCall(RUSAGE_THREAD, rusageAddress);
+  return rusage.getUint32(VOLUNTARY_SWITCHES_AT, true);
+};
+
 const yieldCall = libc.func('int sched_yield()');
 
 /** Lets another thread that waits for this core have it. */

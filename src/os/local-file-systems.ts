@@ -1,5 +1,6 @@
 /** File systems that live on this machine: what is cached of them is had in microseconds. */
 import { QuickPace } from '../base/quick-pace.ts';
+import { timesWaited } from './linux.ts';
 
 /** Types of statfs(2). */
 const TMPFS = 0x01021994;
@@ -13,4 +14,4 @@ export const isLocalFileSystem = (type: number): boolean => LOCAL_FILE_SYSTEMS.h
 export const isMemoryFileSystem = (type: number): boolean => type >>> 0 === TMPFS;
 
 /** Of calls that look at many files of such file systems: stat, open, access, close. A busy machine is no slow disk: short rests. */
-export const looks = new QuickPace({ firstRestMs: 10, lastRestMs: 1000 });
+export const looks = new QuickPace({ firstRestMs: 10, lastRestMs: 1000, timesWaited });

@@ -22,6 +22,7 @@ import {
   slotWord,
   TAG_REFERENCED,
   TAG_SLICE,
+  TAG_VERSION,
   TAG_VIEW,
   type TableLayout,
   tagWord,
@@ -186,8 +187,11 @@ export class Lookup {
       const slot = Atomics.load(words, directoryWord(layout, start, probe)) - 1;
       if (slot < 0) continue;
       const tag = tagWord(layout, slot);
+      // A slot of another view, or slice, may come to be used anew between two loads: only its own slice's workers are waited for.
+      const version = Atomics.load(words, tag + TAG_VERSION);
       if (Atomics.load(words, tag + TAG_SLICE) !== slice) continue;
       if (Atomics.load(words, tag + TAG_VIEW) !== view) continue;
+      if ((version & 1) !== 0 || Atomics.load(words, tag + TAG_VERSION) !== version) continue;
       // Loaded first: a store to a line that all workers read would make them all miss it.
       if (Atomics.load(words, tag + TAG_REFERENCED) === 0) {
         Atomics.store(words, tag + TAG_REFERENCED, 1);

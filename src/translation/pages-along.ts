@@ -7,9 +7,10 @@
  *
  * The worker reads it as it reads for a guest: inside of the hazard record, by an entry that is in force. It says by which entry, and in
  * which opening of the view. The control plane uses the page only while both are so still (`TranslationTable.isInForce`). That is enough:
- * an entry with COPY names a place that nobody writes as long as some page is there, in one opening of the view (jobs that write what lies below
- * change the view's chain in a drained section, which closes the view here, and write only below what guests see).
- * The look and the copy are one turn of the event loop.
+ * a place whose content a write copies is not written while some page lies there, in one opening of the view (jobs that write what lies below
+ * change the view's chain in a drained section, which closes the view here, and write only below what guests see). Where an entry has COPY
+ * and the write turns out to be one in place (not prepared, or not journaled yet, when the entry was made), the page is of no use and not
+ * used. The look and the copy are one turn of the event loop.
  *
  *     slot                                                                  (slots.ts)
  *     0    bytes of the page, 0 for none   4 word of the view   8, 12 the two words of the entry

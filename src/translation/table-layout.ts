@@ -19,7 +19,7 @@
  *     ├──────────────┤ directory
  *     │ directory    │ open-addressed hash of (view, slice): slot + 1, 0 for none; a lookup reads PROBES places
  *     ├──────────────┤ tags
- *     │ slot tags    │ 4 words a slot: 0 view  1 slice  2 referenced by a worker since the last look
+ *     │ slot tags    │ 4 words a slot: 0 view  1 slice  2 referenced by a worker since the last look  3 version (odd: being changed)
  *     ├──────────────┤ firstSlot
  *     │ slots        │ 512 entries of 2 words: the translations of 512 neighbouring pages
  *     └──────────────┘
@@ -90,6 +90,7 @@ export const TAG_WORDS = 4;
 export const TAG_VIEW = 0;
 export const TAG_SLICE = 1;
 export const TAG_REFERENCED = 2;
+export const TAG_VERSION = 3;
 
 /** Word offsets of the parts. The same numbers are derived on both sides from `TableShape`. */
 export interface TableLayout {

@@ -8,7 +8,8 @@
  *    lookup of a worker an entry is one translation or none: it can go, and no other comes. One that cannot be filled is filled after a later fault.
  * 2. What an entry stood for (a host cluster, a host file, a length) is given up only after `quiesce`.
  * 3. A slot whose slice was evicted is used again only after `quiesce` of that slice's pages.
- * 4. A slice is in the directory last when it comes, and leaves the directory first.
+ * 4. A slice is in the directory last when it comes, and leaves the directory first. A worker that has found the slot before looks at the
+ *    version of its tag before and after the rest: it never has the view of one slice and the number of another.
  */
 import { LRUCache } from 'lru-cache';
 import { assert } from '../base/assert.ts';
@@ -36,6 +37,7 @@ import {
   slotWord,
   TAG_REFERENCED,
   TAG_SLICE,
+  TAG_VERSION,
   TAG_VIEW,
   type TableLayout,
   tagWord,
@@ -62,6 +64,23 @@ export interface Translation {
 }
 
 const NO_TRANSLATION: Translation = { permissions: 0, file: 0, hostOffset: 0 };
+
+/** Of a fill, by its place in it. */
+interface ChangedEntry {
+  readonly index: number;
+  readonly word0: number;
+  readonly word1: number;
+}
+
+/** word0 and word1 of a page; `inRun`: bytes from the translation's first one. Both 0 where it has no entry. */
+const entryWords = (
+  { permissions, file, hostOffset: first }: Translation,
+  inRun: number,
+): readonly [number, number] => {
+  const hostOffset = (permissions & ZERO) === 0 ? first + inRun : 0;
+  if (permissions === 0 || hostOffset >= HOST_OFFSET_LIMIT) return [0, 0];
+  return [entryWord0(permissions, file, hostOffset), hostOffset | 0];
+};
 
 interface OpenView {
   readonly pageBits: number;
@@ -239,20 +258,39 @@ export class TranslationTable {
     translations: readonly (Translation | null)[],
     pageBytes: number,
   ): void {
-    const { words } = this.#layout;
-    const { view, firstPage, lastPage } = range;
-    for (let page = firstPage; page <= lastPage; page++)
-      Atomics.store(words, at + (page - firstPage) * 2, 0);
+    const { view, firstPage } = range;
+    const changed = this.#takeAwayOthers(at, translations, pageBytes);
+    if (changed.length === 0) return;
     // Whoever begins after this look loads no entry that is still to be stored, or all of it.
     const isUsed = this.#watch.isUsed(range);
-    let page = firstPage;
+    for (const { index, word0, word1 } of changed) {
+      const page = firstPage + index;
+      if (isUsed && this.#watch.isUsed({ view, firstPage: page, lastPage: page })) continue;
+      this.#store(at + index * 2, word0, word1);
+    }
+  }
+
+  /** Empties the entries that are to be others, and says what they are to be; what is right stays, whoever uses it. */
+  #takeAwayOthers(
+    at: number,
+    translations: readonly (Translation | null)[],
+    pageBytes: number,
+  ): readonly ChangedEntry[] {
+    const { words } = this.#layout;
+    const changed: ChangedEntry[] = [];
+    let index = 0;
     for (const translation of translations) {
       const run = translation ?? NO_TRANSLATION;
-      for (let i = 0; i < (run.pages ?? 1); i++, page++) {
-        if (isUsed && this.#watch.isUsed({ view, firstPage: page, lastPage: page })) continue;
-        this.#store(at + (page - firstPage) * 2, run, i * pageBytes);
+      for (let inRun = 0; inRun < (run.pages ?? 1); inRun++, index++) {
+        const [word0, word1] = entryWords(run, inRun * pageBytes);
+        const word = at + index * 2;
+        const before = Atomics.load(words, word);
+        if (before === word0 && (before === 0 || Atomics.load(words, word + 1) === word1)) continue;
+        Atomics.store(words, word, 0);
+        if (word0 !== 0) changed.push({ index, word0, word1 });
       }
     }
+    return changed;
   }
 
   /** All workers use its page, and word1 is 0 whichever file it lies in: where that does not change, no two translations make a third. */
@@ -260,9 +298,10 @@ export class TranslationTable {
     const { words } = this.#layout;
     const at = viewWord(this.#layout, view) + VIEW_ENTRY;
     Atomics.store(words, at, 0);
-    const isSame = Atomics.load(words, at + 1) === (translation.hostOffset | 0);
+    const [word0, word1] = entryWords(translation, 0);
+    const isSame = Atomics.load(words, at + 1) === word1;
     if (isSame || !this.#watch.isUsed({ view, firstPage: 0, lastPage: 0 }))
-      this.#store(at, translation, 0);
+      this.#store(at, word0, word1);
   }
 
   /**
@@ -338,14 +377,11 @@ export class TranslationTable {
     if (from === 0 && to === ENTRIES_PER_SLICE - 1) this.#evict(range.view, slice, slot);
   }
 
-  /** In an entry whose word0 is 0. `inRun`: bytes from the translation's first page. */
-  #store(at: number, translation: Translation, inRun: number): void {
+  /** In an entry whose word0 is 0. */
+  #store(at: number, word0: number, word1: number): void {
     const { words } = this.#layout;
-    const { permissions, file } = translation;
-    const hostOffset = (permissions & ZERO) === 0 ? translation.hostOffset + inRun : 0;
-    if (permissions === 0 || hostOffset >= HOST_OFFSET_LIMIT) return;
-    Atomics.store(words, at + 1, hostOffset | 0);
-    Atomics.store(words, at, entryWord0(permissions, file, hostOffset));
+    Atomics.store(words, at + 1, word1);
+    Atomics.store(words, at, word0);
   }
 
   #link(open: OpenView, view: number, slice: number, slot: number): void {
@@ -356,8 +392,10 @@ export class TranslationTable {
       const at = directoryWord(layout, start, probe);
       if (Atomics.load(words, at) !== 0) continue;
       const tag = tagWord(layout, slot);
+      Atomics.add(words, tag + TAG_VERSION, 1);
       Atomics.store(words, tag + TAG_VIEW, view);
       Atomics.store(words, tag + TAG_SLICE, slice);
+      Atomics.add(words, tag + TAG_VERSION, 1);
       Atomics.store(words, tag + TAG_REFERENCED, 0);
       this.#used[slot] = 0;
       open.slots.set(slice, slot);

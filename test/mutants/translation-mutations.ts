@@ -6,6 +6,7 @@ const PROTOCOL = [
   'test/reference/translation-views.test.js',
 ];
 
+const SLOTS = ['test/reference/translation-slots.test.js'];
 const ALONG = ['test/reference/translation-pages-along.test.js'];
 
 export const TRANSLATION_MUTATIONS: readonly Mutation[] = [
@@ -55,9 +56,28 @@ export const TRANSLATION_MUTATIONS: readonly Mutation[] = [
   {
     step: 'an entry is taken away before it is filled anew',
     file: 'src/translation/translation-table.js',
-    find: 'Atomics.store(words, at + (page - firstPage) * 2, 0);',
+    find: 'Atomics.store(words, word, 0);',
     replace: ';',
     tests: PROTOCOL,
+  },
+  {
+    step: 'a worker looks at the version of a slot again',
+    file: 'src/translation/lookup.js',
+    find: '(version & 1) !== 0 || Atomics.load(words, tag + TAG_VERSION) !== version',
+    replace: '(version & 1) !== 0',
+    tests: SLOTS,
+  },
+  {
+    step: 'the version of a slot is odd while its numbers change',
+    file: 'src/translation/translation-table.js',
+    find: `            Atomics.add(words, tag + TAG_VERSION, 1);
+            Atomics.store(words, tag + TAG_VIEW, view);
+            Atomics.store(words, tag + TAG_SLICE, slice);
+            Atomics.add(words, tag + TAG_VERSION, 1);`,
+    replace: `            Atomics.store(words, tag + TAG_VIEW, view);
+            Atomics.store(words, tag + TAG_SLICE, slice);
+            Atomics.add(words, tag + TAG_VERSION, 2);`,
+    tests: SLOTS,
   },
   {
     step: 'a closed view waits for the workers',

@@ -2,56 +2,85 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { QuickPace } from '../../../src/base/quick-pace.ts';
+import { timesWaited } from '../../../src/os/linux.ts';
 
 const REST_MS = 40;
 
-const slowly = (pace: QuickPace, ms = 4): void => {
-  pace.timed(() => {
-    for (const end = performance.now() + ms; performance.now() < end; );
-  });
-};
+/** A thread, and what waits on it. */
+class Thread {
+  readonly pace: QuickPace;
+  #waited = 0;
 
-const quickly = (pace: QuickPace, times: number): void => {
-  for (let i = 0; i < times; i++) pace.timed(() => undefined);
-};
+  constructor(firstRestMs: number, lastRestMs: number) {
+    this.pace = new QuickPace({ firstRestMs, lastRestMs, timesWaited: () => this.#waited });
+  }
 
-test('after a second slow call the long way is taken for a while, and longer after the next', async () => {
-  const pace = new QuickPace({ firstRestMs: REST_MS, lastRestMs: 1e6 });
+  /** A call that takes so long: it waits, or other threads have the core. */
+  call(ms: number, waits: boolean): void {
+    this.pace.timed(() => {
+      if (waits) this.#waited++;
+      for (const end = performance.now() + ms; performance.now() < end; );
+    });
+  }
+
+  /** Between two calls. */
+  wait(): void {
+    this.#waited++;
+  }
+}
+
+test('after a slow call the long way is taken for a while, and longer after the next', async () => {
+  const thread = new Thread(REST_MS, 1e6);
+  const { pace } = thread;
   assert.equal(pace.mayTry(), true);
-  slowly(pace);
-  assert.equal(pace.mayTry(), true);
-  quickly(pace, 5);
-  slowly(pace);
+  thread.call(4, true);
   assert.equal(pace.mayTry(), false);
   await sleep(REST_MS + 5);
   assert.equal(pace.mayTry(), true);
-  slowly(pace);
+  thread.call(4, true);
   const begun = performance.now();
   while (!pace.mayTry()) await sleep(1);
   assert.ok(performance.now() - begun > REST_MS, 'twice as long');
 });
 
-test('slow calls with many quick ones before each do not count, unless they are very slow', () => {
-  const pace = new QuickPace({ firstRestMs: REST_MS, lastRestMs: 1e6 });
+test('a thread that was not let run has not waited, unless for very long; what it waits for between two calls does not count', async () => {
+  const thread = new Thread(REST_MS, 1e6);
   for (let i = 0; i < 5; i++) {
-    slowly(pace);
-    quickly(pace, 30);
-    assert.equal(pace.mayTry(), true);
+    thread.call(4, false);
+    assert.equal(thread.pace.mayTry(), true);
+    thread.wait();
+    await sleep(1);
   }
-  slowly(pace, 60);
-  assert.equal(pace.mayTry(), false);
+  thread.call(60, false);
+  assert.equal(thread.pace.mayTry(), false);
+});
+
+test('a slow call after a quick one, in which a disk is waited for, counts', () => {
+  const thread = new Thread(REST_MS, 1e6);
+  for (let i = 0; i < 31; i++) thread.call(0, false);
+  thread.call(12, true);
+  assert.equal(thread.pace.mayTry(), false);
 });
 
 test('rests do not get longer than the longest, and errors are those of the call', async () => {
-  const pace = new QuickPace({ firstRestMs: 1, lastRestMs: 2 });
-  for (let i = 0; i < 12; i++) slowly(pace);
+  const thread = new Thread(1, 2);
+  for (let i = 0; i < 12; i++) thread.call(4, true);
   await sleep(5);
-  assert.equal(pace.mayTry(), true);
+  assert.equal(thread.pace.mayTry(), true);
   assert.throws(
     () =>
-      pace.timed(() => {
+      thread.pace.timed(() => {
         throw new RangeError('of the call');
       }),
     RangeError,
   );
+});
+
+test('the kernel tells a thread that waits from one that works', () => {
+  const before = timesWaited();
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);
+  const waited = timesWaited();
+  assert.ok(waited > before);
+  for (const end = performance.now() + 5; performance.now() < end; );
+  assert.equal(timesWaited(), waited);
 });

@@ -118,3 +118,26 @@ test('a slot goes from worker to control plane and back, and the sleeper is rung
   receiver.release(a);
   assert.equal(taker.take(), a, 'the lowest free slot is taken');
 });
+
+test('a page that a worker uses keeps what is right, and is left empty where another translation was to come', () => {
+  const shared = createSharedTable({ workers: 2, slots: 4 });
+  const table = new TranslationTable(shared, WAIT);
+  const file = table.addFile(70) ?? -1;
+  table.openView(VIEW, 16, 1 << 30);
+  table.fill(VIEW, 0, [{ permissions: READ, file, hostOffset: 0, pages: 512 }]);
+  const slow = new Lookup(layoutOf(shared), 0);
+  const quick = new Lookup(layoutOf(shared), 1);
+  const has = (page: number): boolean => {
+    const found = quick.begin(VIEW, page * PAGE, 4096, READ);
+    if (found) quick.end();
+    return found;
+  };
+  assert.ok(slow.begin(VIEW, 0, PAGE + 1, READ));
+  table.fill(VIEW, 0, [{ permissions: READ, file, hostOffset: 0, pages: 3 }]);
+  assert.deepEqual([0, 1, 2].map(has), [true, true, true]);
+  table.fill(VIEW, 0, [{ permissions: READ, file, hostOffset: 9 * PAGE, pages: 3 }]);
+  assert.deepEqual([0, 1, 2].map(has), [false, false, true]);
+  slow.end();
+  table.fill(VIEW, 0, [{ permissions: READ, file, hostOffset: 9 * PAGE, pages: 3 }]);
+  assert.deepEqual([0, 1, 2].map(has), [true, true, true]);
+});

@@ -61,6 +61,13 @@ test('requests never hold more slots than are to spare', () => {
   for (let i = 0; i < 6; i++) queue.add(requestOf(i, i));
   assert.equal(started.length, 6, 'they are served all the same');
   assert.equal(detached.length, 3);
+  // One whose answer waits lies in its slot still.
+  queue.ended(started[0] as FuseRequest);
+  queue.add(requestOf(10, 10));
+  assert.equal(detached.length, 4);
+  queue.leftSlot();
+  queue.add(requestOf(11, 11));
+  assert.equal(detached.length, 4);
 });
 
 test('a waiting request is found by both halves of its unique, once', () => {
