@@ -3,12 +3,16 @@
  * does. The event loop must not wait for a disk: after calls that were slow the long way is taken for a while.
  *
  * A call may also be slow because other threads had the core meanwhile. On a busy machine that happens to one call in some hundred, and
- * a rest after each of those would send a tenth of all requests the long way. So a call counts as slow when its thread has waited for something.
+ * a rest after each of those would send a tenth of all requests the long way. So a call counts as slow when its thread has waited for something,
+ * and a little waiting is passed over: for a lock, say, whose holder was not let run.
  */
 
 const SLOW_MS = 2;
 /** A call as slow as this counts, whatever it did. */
 const VERY_SLOW_MS = 50;
+/** So much waiting in slow calls is passed over, in ms, and so much more in each ms. */
+const PASSED_OVER_MS = 25;
+const PASSED_OVER_EACH_MS = 0.025;
 /** Between two calls a thread has not waited in less. */
 const NO_WAIT_MS = 0.02;
 
@@ -27,6 +31,9 @@ export class QuickPace {
   /** When the last call ended, and how often the thread had waited by then, or when the next one began. */
   #endedMs = Number.NEGATIVE_INFINITY;
   #timesWaited = 0;
+  /** Of PASSED_OVER_MS, since the last slow call that waited. */
+  #leftMs = PASSED_OVER_MS;
+  #leftSinceMs = 0;
 
   constructor(options: QuickPaceOptions) {
     this.#options = options;
@@ -52,7 +59,7 @@ export class QuickPace {
   #ended(begunMs: number, endedMs: number): void {
     this.#endedMs = endedMs;
     const tookMs = endedMs - begunMs;
-    if (tookMs > SLOW_MS && (this.#hasWaited() || tookMs > VERY_SLOW_MS)) {
+    if (tookMs > SLOW_MS && this.#counts(tookMs)) {
       this.#restsUntilMs = endedMs + this.#restMs;
       this.#restMs = Math.min(2 * this.#restMs, this.#options.lastRestMs);
     } else if (this.#restsUntilMs !== 0) {
@@ -61,9 +68,15 @@ export class QuickPace {
     }
   }
 
-  #hasWaited(): boolean {
+  #counts(tookMs: number): boolean {
     const before = this.#timesWaited;
     this.#timesWaited = this.#options.timesWaited();
-    return this.#timesWaited !== before;
+    if (this.#timesWaited === before) return tookMs > VERY_SLOW_MS;
+    const more = (this.#endedMs - this.#leftSinceMs) * PASSED_OVER_EACH_MS;
+    this.#leftMs = Math.min(PASSED_OVER_MS, this.#leftMs + more);
+    this.#leftSinceMs = this.#endedMs;
+    if (tookMs > this.#leftMs) return true;
+    this.#leftMs -= tookMs;
+    return false;
   }
 }
