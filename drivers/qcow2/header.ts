@@ -63,10 +63,8 @@ export interface Qcow2Header {
   readonly incompatibleHigh: number;
   readonly compatible: number;
   readonly autoclear: number;
-  /** The upper 32: none of them is known. */
+  /** The upper 32: the mark of a restart journal (journal-mark.ts), or nothing that is known. */
   readonly autoclearHigh: number;
-  /** Some autoclear bit is set, also one above the lowest 32. */
-  readonly hasAutoclear: boolean;
   readonly headerBytes: number;
   readonly compressionType: number;
   readonly backing: BackingLink | null;
@@ -174,7 +172,6 @@ export const parseHeader = (cluster: Uint8Array, fileBytes: number, path: string
     compatible: v3.compatible,
     autoclear: v3.autoclear,
     autoclearHigh: v3.autoclearHigh,
-    hasAutoclear: v3.hasAutoclear,
     compressionType: v3.compressionType,
     version: version as 2 | 3,
     clusterBits,
@@ -227,7 +224,6 @@ const V2_DEFAULTS = {
   compatible: 0,
   autoclear: 0,
   autoclearHigh: 0,
-  hasAutoclear: false,
   headerBytes: HEADER_V2_BYTES,
   compressionType: 0,
 };
@@ -249,7 +245,6 @@ const readV3 = (view: DataView, clusterBytes: number, bad: Bad): typeof V2_DEFAU
     compatible: low(HEADER.compatible),
     autoclear: low(HEADER.autoclear),
     autoclearHigh: view.getUint32(HEADER.autoclear),
-    hasAutoclear: low(HEADER.autoclear) !== 0 || view.getUint32(HEADER.autoclear) !== 0,
     compressionType:
       headerBytes > HEADER.compressionType ? view.getUint8(HEADER.compressionType) : 0,
   };

@@ -78,9 +78,7 @@ export class Qcow2Image implements DriverInstance {
       moveRefcountTable: (offset, clusters) => this.#moveRefcountTable(offset, clusters),
       unmapped: (run) => state.unmapped.push(run),
     });
-    this.#bitmaps = new PersistentBitmaps(state, allocator, () =>
-      this.#preparation.clearAutoclear(),
-    );
+    this.#bitmaps = new PersistentBitmaps(state, allocator, () => this.#preparation.setAutoclear());
     this.#preparation = new Preparation(state, this.#bitmaps, () => this.#allowInPlace(true));
     this.#tail = new FreeTail(state, allocator);
     this.#releases = new Releases(state, allocator, {
@@ -303,6 +301,7 @@ export class Qcow2Image implements DriverInstance {
     await this.#settle();
     await Promise.all([this.#state.file.flush(), this.#state.flushClusters()]);
     request.journal?.close();
+    await this.#preparation.takeMarkAway();
   }
 
   /** Everything is in the image. What is given back after one checkpoint is counted down on disk by the next. */

@@ -9,6 +9,7 @@ import { checkImageFile } from './check-image.ts';
 import { runCheckpoint } from './checkpoint.ts';
 import { type Qcow2Header, readHeader, refuseUnsupported } from './header.ts';
 import { Qcow2Image } from './image.ts';
+import { dropForeignJournal } from './journal-mark.ts';
 import { AES_READ_ONLY, CRYPT_METHOD, INCOMPATIBLE } from './layout.ts';
 import { takeUpOwedHeader } from './owed-header.ts';
 import { replayJournal } from './replay.ts';
@@ -19,7 +20,10 @@ import { ImageState } from './state.ts';
 /** Errors: kind invalid-image, unsupported; EROFS for one that must be repaired before it is written. */
 export const openQcow2 = async (asked: OpenRequest): Promise<DriverInstance> => {
   const request = withOneDataFile(asked);
-  if (!request.readOnly) await takeUpOwedHeader(request);
+  if (!request.readOnly) {
+    await dropForeignJournal(request);
+    await takeUpOwedHeader(request);
+  }
   let header = await readHeader(request.file, request.path);
   refuseUnsupported(header, request.path);
   if (!request.readOnly && header.cryptMethod === CRYPT_METHOD.aes)
@@ -61,6 +65,7 @@ const takeUpBeforeRepair = async (request: OpenRequest, header: Qcow2Header): Pr
     runCheckpoint(state, { tail: NO_TAIL, release: () => undefined }),
   );
   try {
+    await readSavedMetadata(state);
     await takeUpJournal(state);
   } finally {
     state.data.close();

@@ -62,19 +62,19 @@ export class PersistentBitmaps implements BitmapStore {
   readonly #state: ImageState;
   readonly #allocator: Allocator;
   readonly #clusters: BitmapClusters;
-  readonly #clearAutoclear: () => Promise<void>;
+  readonly #setAutoclear: () => Promise<void>;
   #extension: BitmapExtension | null = null;
   /** In the order of the directory. */
   #entries = new Map<TrackedBitmap, Entry>();
   /** Marking runs one at a time. */
   #marking: Promise<void> = Promise.resolve();
 
-  /** `clearAutoclear`: clears what else the image's autoclear bits say, before anything is written. */
-  constructor(state: ImageState, allocator: Allocator, clearAutoclear: () => Promise<void>) {
+  /** `setAutoclear`: sees to what else the image's autoclear bits say, before anything is written. */
+  constructor(state: ImageState, allocator: Allocator, setAutoclear: () => Promise<void>) {
     this.#state = state;
     this.#allocator = allocator;
     this.#clusters = new BitmapClusters(state);
-    this.#clearAutoclear = clearAutoclear;
+    this.#setAutoclear = setAutoclear;
   }
 
   /** The image has a directory that its autoclear bit calls valid. */
@@ -150,7 +150,7 @@ export class PersistentBitmaps implements BitmapStore {
 
   async #saveAll(kept: readonly TrackedBitmap[]): Promise<void> {
     const { headerChanges, request } = this.#state;
-    await this.#clearAutoclear();
+    await this.#setAutoclear();
     const writer = new BitmapWriter(this.#state, this.#allocator);
     const entries = new Map<TrackedBitmap, Entry>();
     let extension: BitmapExtension | null = null;
@@ -196,7 +196,7 @@ export class PersistentBitmaps implements BitmapStore {
   async #mark(entries: readonly Entry[]): Promise<void> {
     const wanted = new Set(entries.filter(({ stored }) => !isInUse(stored)));
     if (wanted.size === 0) return;
-    await this.#clearAutoclear();
+    await this.#setAutoclear();
     const { file } = this.#state;
     const { directoryOffset } = present(this.#extension, 'a bitmap on disk has a directory');
     let at = directoryOffset;

@@ -17,7 +17,7 @@ import { type CheckTargets, checkTables, countReferences } from './check.ts';
 import { compareRefcounts, readRefcountTable } from './check-refcounts.ts';
 import { ReferenceWalk } from './check-references.ts';
 import { type CheckShape, CheckState } from './check-state.ts';
-import { HEADER, INCOMPATIBLE } from './layout.ts';
+import { AUTOCLEAR, HEADER, INCOMPATIBLE } from './layout.ts';
 import { correctCopiedFlags } from './repair-copied.ts';
 import { areBlocksSound, correctRefcounts } from './repair-refcounts.ts';
 
@@ -53,13 +53,15 @@ interface Fixed {
   readonly leaks: number;
 }
 
-const correct = async ({ file, shape, targets, mode }: RepairRequest): Promise<Fixed> => {
+const correct = async (request: RepairRequest): Promise<Fixed> => {
+  const { file, shape, targets, mode, version } = request;
   const state = new CheckState(file, shape, await file.driver.allocatedBytes());
   const blocks = await readRefcountTable(state);
   const walk = new ReferenceWalk(state);
   const isComplete = await countReferences(state, walk, targets);
   await compareRefcounts(state, blocks);
   if (!isComplete || !areBlocksSound(state, blocks)) return { corruptions: 0, leaks: 0 };
+  if (version === 3) await clearUnknownAutoclear(file);
   let corruptions = 0;
   if (mode === 'all') {
     corruptions += await correctRefcounts(state, blocks, 'raise');
@@ -77,6 +79,20 @@ const correct = async ({ file, shape, targets, mode }: RepairRequest): Promise<F
   return { corruptions, leaks };
 };
 
+/** Durably, before anything is changed: what they say, and the mark of a restart journal, is not true afterwards. */
+const clearUnknownAutoclear = async (file: Node): Promise<void> => {
+  const field = new Uint8Array(8);
+  await file.readClipped(guestOffset(HEADER.autoclear), field);
+  const view = viewOf(field);
+  const [high, low] = [view.getUint32(0), view.getUint32(4)];
+  const kept = low & (AUTOCLEAR.bitmaps | AUTOCLEAR.rawDataFile);
+  if (high === 0 && kept === low) return;
+  view.setUint32(0, 0);
+  view.setUint32(4, kept);
+  await file.write(guestOffset(HEADER.autoclear), field);
+  await file.flush();
+};
+
 /** The low word of the incompatible features, in one write, durably. */
 const clearDamageBits = async (file: Node): Promise<void> => {
   const word = new Uint8Array(4);
@@ -85,6 +101,7 @@ const clearDamageBits = async (file: Node): Promise<void> => {
   const bits = view.getUint32(0);
   const kept = (bits & ~(INCOMPATIBLE.dirty | INCOMPATIBLE.corrupt)) >>> 0;
   if (kept === bits) return;
+  await clearUnknownAutoclear(file);
   view.setUint32(0, kept);
   await file.flush();
   await file.write(guestOffset(HEADER.incompatible + 4), word);

@@ -14,106 +14,38 @@ import { BlockError } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import { alignDown } from '../../src/base/range.ts';
 import { guestOffset, type HostCluster, hostCluster } from '../../src/base/units.ts';
-import { isPutBack, type OwedHeader } from '../../src/block/header-changes.ts';
-import {
-  entryHex,
-  entryOffset,
-  hex,
-  isCompressed,
-  isSameEntry,
-  type L2Entry,
-  plainEntry,
-  type TableEntry,
-} from './entry.ts';
-import { findForeignUse, type LeftChanges } from './foreign-use.ts';
-import { decodeChanges, type SingleChange } from './journal-records.ts';
+import { isPutBack } from '../../src/block/header-changes.ts';
+import { entryHex, hex, isSameEntry, type L2Entry, type TableEntry } from './entry.ts';
+import { findForeignUse } from './foreign-use.ts';
+import { forgetLeftover } from './journal-mark.ts';
+import { decodeChanges } from './journal-records.ts';
 import { ENTRY_BYTES, EXTENDED_ENTRY_BYTES, INCOMPATIBLE } from './layout.ts';
+import { foldChanges, isSamePlace, type LeftChanges, lastOf } from './left-changes.ts';
 import type { ImageState } from './state.ts';
-
-/** Of an L1 word, a word of the refcount table, or an L2 entry of 8 or 16 bytes. */
-interface WordChange {
-  readonly at: number;
-  readonly old: L2Entry;
-  readonly now: L2Entry;
-  readonly lengthBytes: number;
-}
-type RefcountChange = SingleChange & { kind: 'refcount' };
-
-interface Folded {
-  /** owed-header.ts has put it back, unless another program was at the header. */
-  readonly owed: readonly OwedHeader[];
-  readonly words: ReadonlyMap<number, readonly WordChange[]>;
-  readonly refcounts: ReadonlyMap<HostCluster, readonly RefcountChange[]>;
-  /** New tables by offset, and what they were copied from. */
-  readonly tables: ReadonlyMap<number, number>;
-}
 
 /** True when something was applied. Errors: EIO for a journal that cannot be read, or an image that cannot. */
 export const replayJournal = async (state: ImageState): Promise<boolean> => {
   const { journal, log, path } = state.request;
   const records = journal?.leftover ?? [];
   if (records.length === 0) return false;
-  const folded = fold(records.flatMap((record) => decodeChanges(record)));
-  const conflict = (await findConflict(state, folded)) ?? (await foreignUse(state, folded));
+  const left = foldChanges(records.flatMap((record) => decodeChanges(record)));
+  const conflict = (await findConflict(state, left)) ?? (await foreignUse(state, left));
   if (conflict !== null) {
-    log.error(
-      path,
-      `another program has changed this image since vdiskfs was killed (${conflict}): ` +
-        `${records.length} changes that were answered then and never synced are lost`,
-    );
-    // Before there are new ones: whoever takes those up must not meet the lost ones again.
-    journal?.begin();
-    journal?.end();
+    forgetLeftover(state.request, conflict);
     return false;
   }
-  await apply(state, folded);
+  await apply(state, left);
   log.info(path, `${records.length} changes taken up from the restart journal`);
   return true;
 };
 
-const fold = (changes: readonly SingleChange[]): Folded => {
-  const words = new Map<number, WordChange[]>();
-  const refcounts = new Map<HostCluster, RefcountChange[]>();
-  const tables = new Map<number, number>();
-  const owed: OwedHeader[] = [];
-  for (const c of changes) {
-    if (c.kind === 'header') owed.push(c.owed);
-    else if (c.kind === 'table') tables.set(c.at, c.source);
-    else if (c.kind === 'word') append(words, c.at, wordChange(c));
-    else if (c.kind === 'extended')
-      append(words, c.at, { ...c, lengthBytes: EXTENDED_ENTRY_BYTES });
-    else append(refcounts, hostCluster(c.cluster), c);
-  }
-  return { owed, words, refcounts, tables };
-};
-
 /** Of an image that has not stayed locked. One whose tables nobody can follow is no longer as we left it. */
-const foreignUse = async (state: ImageState, folded: Folded): Promise<string | null> => {
+const foreignUse = async (state: ImageState, left: LeftChanges): Promise<string | null> => {
   if (state.request.journal?.isContinued !== false) return null;
-  return findForeignUse(state, leftChanges(folded)).catch((error: unknown) => {
+  return findForeignUse(state, left).catch((error: unknown) => {
     if (error instanceof BlockError && error.kind === 'invalid-image') return error.message;
     throw error;
   });
-};
-
-const leftChanges = ({ words, refcounts, tables }: Folded): LeftChanges => {
-  const taken = new Set<HostCluster>();
-  for (const [cluster, changes] of refcounts)
-    if (changes.some(({ old, now }) => old === 0 || now === 0)) taken.add(cluster);
-  return { entries: words, taken, tables };
-};
-
-const wordChange = ({ at, old, now }: SingleChange & { kind: 'word' }): WordChange => ({
-  at,
-  old: plainEntry(old),
-  now: plainEntry(now),
-  lengthBytes: ENTRY_BYTES,
-});
-
-const append = <K, V>(map: Map<K, V[]>, key: K, value: V): void => {
-  const known = map.get(key);
-  if (known === undefined) map.set(key, [value]);
-  else known.push(value);
 };
 
 const readWord = async (
@@ -129,13 +61,13 @@ const readWord = async (
 };
 
 /** What on disk is neither old nor new; null when all is. Entries of tables that are new are not on disk yet. */
-const findConflict = async (state: ImageState, folded: Folded): Promise<string | null> => {
+const findConflict = async (state: ImageState, left: LeftChanges): Promise<string | null> => {
   const { clusterBytes, refcounts } = state;
-  for (const owed of folded.owed)
+  for (const owed of left.owed)
     if (!(await isPutBack(state.file, owed))) return `its header has changed at ${hex(owed.at)}`;
-  for (const [at, changes] of folded.words) {
+  for (const [at, changes] of left.words) {
     const first = changes[0];
-    if (first === undefined || folded.tables.has(alignDown(at, clusterBytes))) continue;
+    if (first === undefined || left.tables.has(alignDown(at, clusterBytes))) continue;
     const found = await readWord(state, at, first.lengthBytes);
     if (isSameEntry(first.old, found) || changes.some((c) => isSameEntry(c.now, found))) continue;
     const bitmap =
@@ -144,9 +76,9 @@ const findConflict = async (state: ImageState, folded: Folded): Promise<string |
   }
   // A snapshot changes them without telling the journal, under the dirty bit. The repair that follows then looks at what refers to what.
   if ((state.header.incompatible & INCOMPATIBLE.dirty) !== 0) return null;
-  for (const [cluster, changes] of folded.refcounts) {
+  for (const [cluster, changes] of left.refcounts) {
     const offset = refcounts.blockOffset(refcounts.blockIndexOf(cluster));
-    if (offset === 0 || folded.tables.has(offset)) continue;
+    if (offset === 0 || left.tables.has(offset)) continue;
     await refcounts.loadBlockOf(cluster);
     const block = refcounts.residentBlock(cluster);
     const found = block === null || block === 'none' ? 0 : refcounts.read(block, cluster);
@@ -157,9 +89,9 @@ const findConflict = async (state: ImageState, folded: Folded): Promise<string |
 };
 
 // Refcount table words, then blocks and refcounts, then L1 words, then L2 entries: each needs the one before.
-const apply = async (state: ImageState, folded: Folded): Promise<void> => {
+const apply = async (state: ImageState, left: LeftChanges): Promise<void> => {
   const { map, refcounts, metadata, clusterBytes } = state;
-  const words = [...folded.words].map(([at, changes]) => ({ at, now: lastOf(changes).now }));
+  const words = [...left.words].map(([at, changes]) => ({ at, now: lastOf(changes).now }));
   const tableEnd = refcounts.tableOffset + refcounts.tableEntries * ENTRY_BYTES;
   const l1End = map.l1Offset + map.l1Entries * ENTRY_BYTES;
   const isIn = (start: number, end: number) => (w: { at: number }) => w.at >= start && w.at < end;
@@ -172,15 +104,15 @@ const apply = async (state: ImageState, folded: Folded): Promise<void> => {
     refcounts.addBlock(index, offset);
     metadata.add(hostCluster(offset / clusterBytes), 'other');
   }
-  for (const [cluster, changes] of folded.refcounts)
+  for (const [cluster, changes] of left.refcounts)
     await setRefcount(state, cluster, lastOf(changes).now);
   for (const { at, now } of words.filter(isL1Word)) {
     map.setL1((at - map.l1Offset) / ENTRY_BYTES, now);
   }
-  await makeTables(state, folded);
+  await makeTables(state, left);
   for (const { at, now } of words.filter((w) => !isTableWord(w) && !isL1Word(w)))
     await setL2(state, at, now);
-  for (const [at, changes] of folded.words) {
+  for (const [at, changes] of left.words) {
     if (isTableWord({ at })) continue;
     for (const change of changes) unmapOld(state, change.old, change.now);
   }
@@ -188,15 +120,7 @@ const apply = async (state: ImageState, folded: Folded): Promise<void> => {
 
 // What the change unmapped was not given back before the process died: that comes after the checkpoint that ends its record.
 const unmapOld = (state: ImageState, old: TableEntry, now: TableEntry): void => {
-  const isKept =
-    !isCompressed(old.high) && entryOffset(old.high, old.low) === entryOffset(now.high, now.low);
-  if (!isKept) state.unmapEntry(old);
-};
-
-const lastOf = <T>(changes: readonly T[]): T => {
-  const last = changes.at(-1);
-  if (last === undefined) throw new RangeError('a folded change has a value');
-  return last;
+  if (!isSamePlace(old, now)) state.unmapEntry(old);
 };
 
 const setRefcount = async (state: ImageState, cluster: HostCluster, now: number): Promise<void> => {
@@ -210,10 +134,10 @@ const setRefcount = async (state: ImageState, cluster: HostCluster, now: number)
   refcounts.set(block, cluster, now);
 };
 
-const makeTables = async (state: ImageState, folded: Folded): Promise<void> => {
+const makeTables = async (state: ImageState, left: LeftChanges): Promise<void> => {
   const { map, file, clusterBytes, metadata, refcounts } = state;
   const blocks = new Set(refcounts.blockOffsets());
-  for (const [offset, source] of folded.tables) {
+  for (const [offset, source] of left.tables) {
     if (blocks.has(offset)) continue;
     let content: Uint8Array | null = null;
     if (source !== 0) {

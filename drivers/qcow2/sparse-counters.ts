@@ -15,6 +15,10 @@ export class Budget {
     this.#left = bytes;
   }
 
+  get isSpent(): boolean {
+    return this.#left < 0;
+  }
+
   /** Errors: kind invalid-image when it is spent. */
   spend(bytes: number): void {
     this.#left -= bytes;

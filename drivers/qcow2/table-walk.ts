@@ -6,7 +6,7 @@
  * the event loop in between.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { invalidImage } from '../../src/base/block-error.ts';
+import { BlockError, invalidImage } from '../../src/base/block-error.ts';
 import { viewOf } from '../../src/base/byte-order.ts';
 import { type ByteRange, isAligned } from '../../src/base/range.ts';
 import {
@@ -18,7 +18,7 @@ import {
 } from '../../src/base/units.ts';
 import { compressedPlace, entryHex, entryOffset, hex, isCompressed } from './entry.ts';
 import { ENTRY_BYTES, MAX_L1_BYTES } from './layout.ts';
-import type { Snapshot } from './snapshot-table.ts';
+import { readSnapshotTable, type Snapshot } from './snapshot-table.ts';
 import { Budget } from './sparse-counters.ts';
 import type { ImageState } from './state.ts';
 
@@ -43,6 +43,13 @@ export interface NamedTable {
   readonly offset: number;
 }
 
+export interface SurveyOptions {
+  /** Offsets of tables that were read before. */
+  readonly known?: ReadonlySet<number>;
+  /** Shared with other tables. */
+  readonly work?: Budget;
+}
+
 export class TableWalk {
   readonly #state: ImageState;
   #turnBegan = performance.now();
@@ -57,14 +64,19 @@ export class TableWalk {
    * Before anything is changed: whether its L2 tables lie where tables can, and can be read with an effort that the image's
    * size explains; without those at `known` offsets. Errors: EIO kind invalid-image.
    */
-  async survey(l1: L1Table, known: ReadonlySet<number> = new Set()): Promise<void> {
-    const { file, clusterBytes } = this.#state;
-    const allocatedBytes = await file.driver.allocatedBytes();
-    const work = new Budget('reading', FIXED_WORK_BYTES + 16 * allocatedBytes);
+  async survey(l1: L1Table, { known, work }: SurveyOptions = {}): Promise<void> {
+    const { clusterBytes } = this.#state;
+    const left = work ?? (await this.readingBudget());
     for (const table of this.tables(l1)) {
-      if (known.has(table.offset)) continue;
-      work.spend((await this.#isHole(table)) ? HOLE_WORK_BYTES : clusterBytes);
+      if (known?.has(table.offset) === true) continue;
+      left.spend((await this.#isHole(table)) ? HOLE_WORK_BYTES : clusterBytes);
     }
+  }
+
+  /** As much reading as the image's size explains. */
+  async readingBudget(): Promise<Budget> {
+    const allocatedBytes = await this.#state.file.driver.allocatedBytes();
+    return new Budget('reading', FIXED_WORK_BYTES + 16 * allocatedBytes);
   }
 
   /** A copy of the active L1 table as it is in memory. */
@@ -82,6 +94,22 @@ export class TableWalk {
     if (bytes.length > 0) await file.readClipped(guestOffset(place.offset), bytes);
     const what = `the L1 table of snapshot '${snapshot.description.name}'`;
     return { what, offset: place.offset, view: viewOf(bytes) };
+  }
+
+  /**
+   * The L1 table of each snapshot that can be followed; one in memory at a time. A snapshot, or a table of them, that was damaged before is
+   * left out. Errors: kind invalid-image when `work` is spent; EIO.
+   */
+  async *snapshotL1Tables(work: Budget): AsyncGenerator<L1Table> {
+    const { file, lengthBytes, request, snapshotTable } = this.#state;
+    const place = { ...snapshotTable, virtualSizeBytes: lengthBytes };
+    const table = await readSnapshotTable(file, place, request.path).catch(orNothingToFollow);
+    for (const snapshot of table?.snapshots ?? []) {
+      const l1 = await this.snapshotL1(snapshot).catch(orNothingToFollow);
+      if (l1 === null) continue;
+      work.spend(l1.view.byteLength);
+      yield l1;
+    }
   }
 
   /**
@@ -196,6 +224,12 @@ export class TableWalk {
     return { path: this.#state.request.path, offset: l1.offset + index * ENTRY_BYTES };
   }
 }
+
+/** For what breaks the format; other errors are thrown. */
+export const orNothingToFollow = (error: unknown): null => {
+  if (error instanceof BlockError && error.kind === 'invalid-image') return null;
+  throw error;
+};
 
 /** Where a snapshot's L1 table is. Errors: EIO kind invalid-image, naming the field. */
 export const checkedL1Place = (

@@ -12,7 +12,7 @@
  *   never holds bytes that a later change has taken the place of.
  *
  * Only the bytes that the change made others are put back: bits beside them (corrupt, autoclear) are their owners', who write them here
- * too (`set`, `edit`). One write of the header at a time, with what was read for it: none undoes another.
+ * too (`set`, `edit`, `note`). One write of the header at a time, with what was read for it: none undoes another.
  */
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { viewOf } from '../base/byte-order.ts';
@@ -114,6 +114,11 @@ export class HeaderChanges {
       fill(viewOf(bytes));
       await this.#write(at, bytes);
     });
+  }
+
+  /** As `set`, without a sync: of bytes that say nothing untrue either when a power cut takes them away. */
+  async note(at: number, bytes: Uint8Array): Promise<void> {
+    await this.#alone(() => this.file.write(guestOffset(at), bytes));
   }
 
   async #write(at: number, bytes: Uint8Array): Promise<void> {

@@ -3,10 +3,11 @@
  * inode, made when the first record is appended. What SIGKILL leaves there is offered to whoever opens that image for
  * writing next, in this boot; after a power cut nothing of it counts.
  *
- *     header  108 bytes: magic, boot id (36 bytes), device f64, inode f64, the file's time of birth in ms f64, tenure of the image's lock
- *             (36 bytes, zeros for none)
+ *     header  112 bytes: magic, boot id (36 bytes), device f64, inode f64, the file's time of birth in ms f64, tenure of the image's lock
+ *             (36 bytes, zeros for none), mark u32
  *     record  length u32, CRC-32 of the content u32, content; a torn or damaged one ends the file
  */
+import { randomInt } from 'node:crypto';
 import {
   closeSync,
   mkdirSync,
@@ -25,14 +26,16 @@ import type { FileIdentity } from './file-identity.ts';
 import type { ImageLock } from './image-locks.ts';
 import type { RestartJournal } from './restart-journal.ts';
 
-const MAGIC = Buffer.from('VDKJRNL3');
-const HEADER_BYTES = 108;
+const MAGIC = Buffer.from('VDKJRNL4');
+const HEADER_BYTES = 112;
 const BOOT_ID_AT = 8;
 const DEVICE_AT = 48;
 const INODE_AT = 56;
 const BIRTH_AT = 64;
 const TENURE_AT = 72;
+const MARK_AT = 108;
 const RECORD_HEAD_BYTES = 8;
+const MARK_LIMIT = 2 ** 31;
 
 export interface JournalFactoryOptions {
   readonly directory: string;
@@ -58,8 +61,8 @@ export type JournalFactory = (
 ) => Promise<RestartJournal>;
 
 class JournalFile implements RestartJournal {
-  readonly leftover: readonly Uint8Array[];
   isContinued: boolean;
+  #leftover: readonly Uint8Array[];
   readonly #options: JournalFactoryOptions;
   readonly #header: Uint8Array;
   readonly #prefix: string;
@@ -80,9 +83,17 @@ class JournalFile implements RestartJournal {
     this.#header = encodeHeader(bootId, file, tenure);
     this.isContinued = tenure !== null;
     const found = this.#filesFound();
-    this.leftover = found.flatMap((generation) => this.#readGeneration(generation, file.path));
+    this.#leftover = found.flatMap((generation) => this.#readGeneration(generation, file.path));
     this.#current = (found.at(-1) ?? 0) + 1;
     this.#oldestKept = this.#current;
+  }
+
+  get leftover(): readonly Uint8Array[] {
+    return this.#leftover;
+  }
+
+  get mark(): number {
+    return viewOf(this.#header).getUint32(MARK_AT);
   }
 
   get pendingBytes(): number {
@@ -124,6 +135,7 @@ class JournalFile implements RestartJournal {
   }
 
   end(): void {
+    this.#leftover = [];
     for (const generation of this.#generations.keys()) {
       if (generation < this.#oldestKept) this.#remove(generation);
     }
@@ -188,8 +200,12 @@ class JournalFile implements RestartJournal {
     const bytes = new Uint8Array(readFileSync(path));
     this.#generations.set(generation, bytes.length);
     const [ours, found] = [this.#header, bytes.subarray(0, HEADER_BYTES)];
-    if (Buffer.compare(found.subarray(0, TENURE_AT), ours.subarray(0, TENURE_AT)) === 0) {
-      if (Buffer.compare(found, ours) !== 0) this.isContinued = false;
+    const isSame = (start: number, end: number): boolean =>
+      Buffer.compare(found.subarray(start, end), ours.subarray(start, end)) === 0;
+    if (found.length === HEADER_BYTES && isSame(0, TENURE_AT)) {
+      if (!isSame(TENURE_AT, MARK_AT)) this.isContinued = false;
+      // Those of all generations are the same.
+      viewOf(ours).setUint32(MARK_AT, viewOf(found).getUint32(MARK_AT));
       return recordsOf(bytes);
     }
     if (bytes.length > HEADER_BYTES) {
@@ -217,7 +233,8 @@ const encodeHeader = (bootId: string, file: FileIdentity, tenure: string | null)
   viewOf(bytes).setFloat64(DEVICE_AT, file.device);
   viewOf(bytes).setFloat64(INODE_AT, file.inode);
   viewOf(bytes).setFloat64(BIRTH_AT, file.birthMs);
-  bytes.set(Buffer.from(tenure ?? '').subarray(0, HEADER_BYTES - TENURE_AT), TENURE_AT);
+  bytes.set(Buffer.from(tenure ?? '').subarray(0, MARK_AT - TENURE_AT), TENURE_AT);
+  viewOf(bytes).setUint32(MARK_AT, randomInt(MARK_LIMIT));
   return bytes;
 };
 

@@ -8,13 +8,18 @@
  *
  * The implementation (restart-journal-file.ts) is one file on tmpfs per image, named by device and inode,
  * carrying the boot id: records of another boot are never offered.
+ *
+ * Between the two another program may have written the image, unless it stayed locked (`isContinued`). A driver whose format has a place
+ * that every other program clears which opens the image for writing puts the journal's `mark` there before its first record.
  */
 
 export interface RestartJournal {
-  /** What a process that died left for this image, oldest first; empty after a clean close. */
+  /** What a process that died left for this image, oldest first; empty after a clean close, and when `end` has forgotten it. */
   readonly leftover: readonly Uint8Array[];
   /** The image stayed locked since those were left: no other program can have written it. */
   readonly isContinued: boolean;
+  /** A random number below 2^31 that names this journal, the same as long as something of it is left. */
+  readonly mark: number;
   /** Synchronous; the record survives SIGKILL when it returns. Errors: ENOSPC, EIO: it is never offered, and hides no other. */
   append(record: Uint8Array): void;
   /** Starts a new generation. One checkpoint at a time. */

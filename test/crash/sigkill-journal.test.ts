@@ -3,39 +3,36 @@ import assert from 'node:assert/strict';
 import { readFile, writeFile } from 'node:fs/promises';
 import { type TestContext, test } from 'node:test';
 import { BlockError } from '../../src/base/block-error.ts';
-import { createLog } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
 import { delayedFile, type Interference } from '../support/delayed-file.ts';
-import { type JournaledImage, journaledImage } from '../support/journaled-image.ts';
+import {
+  type JournaledImage,
+  type JournaledOpening,
+  journaledImage,
+  openJournaled,
+} from '../support/journaled-image.ts';
 import { qemuImg, qemuIo } from '../support/qemu-img.ts';
-import { testGraph } from '../support/test-graph.ts';
 
 const CLUSTER = 4096;
 const DISK_BYTES = 256 << 10;
 
-const made = async (t: TestContext): Promise<JournaledImage> => {
+type Compat = '1.1' | '0.10';
+
+const made = async (t: TestContext, compat: Compat = '1.1'): Promise<JournaledImage> => {
   const place = await journaledImage(t, 'disk.qcow2');
-  const options = ['-f', 'qcow2', '-o', `cluster_size=${CLUSTER}`];
+  const options = ['-f', 'qcow2', '-o', `cluster_size=${CLUSTER},compat=${compat}`];
   await qemuImg(['create', '-q', ...options, place.path, String(DISK_BYTES)]);
   return place;
 };
 
 /** Opens it; nobody closes what is killed. */
-const opened = async (
-  { directory, path, journals }: JournaledImage,
+const opened = (
+  place: JournaledImage,
   host: Interference | null = null,
   tenure: string | null = 'one',
-): Promise<{ node: Node; close: () => Promise<void> }> => {
-  const graph = await testGraph({
-    directory,
-    journalDirectory: journals,
-    tenure,
-    ...(host && { file: delayedFile(path, host) }),
-  });
-  const node = await graph.open({ path, format: 'qcow2', readOnly: false });
-  return { node, close: () => graph.close(node) };
-};
+): Promise<JournaledOpening> =>
+  openJournaled(place, { tenure, ...(host && { file: delayedFile(place.path, host) }) });
 
 const filled = (fill: number): Uint8Array => new Uint8Array(CLUSTER).fill(fill);
 
@@ -50,7 +47,8 @@ const never = new Promise<void>(() => undefined);
 test('packed clusters that share one of the host survive in whatever order they were answered', async (t) => {
   const place = await made(t);
   let held = 0;
-  const isPacked = (lengthBytes: number): boolean => lengthBytes > 1 && lengthBytes < 100;
+  // Not a field of the header.
+  const isPacked = (lengthBytes: number): boolean => lengthBytes > 8 && lengthBytes < 100;
   const host: Interference = {
     before: async (operation, _offset, lengthBytes) => {
       if (operation === 'write' && isPacked(lengthBytes) && held++ === 0) await never;
@@ -180,23 +178,24 @@ const FOREIGN: readonly {
   },
 ];
 
-for (const { what, synced, commands, found } of FOREIGN) {
-  test(`another mount takes up a journal, where QEMU has written in between: ${what}`, async (t) => {
-    const place = await made(t);
-    const lost = await opened(place);
-    for (let i = 0; i < synced; i++) await lost.node.write(guestOffset(i * CLUSTER), filled(1));
-    await lost.node.flush();
-    await lost.node.write(guestOffset(CLUSTER), filled(2));
-    await lost.node.write(guestOffset(2 * CLUSTER), filled(3));
-    if (commands.length > 0) await qemuIo(place.path, commands, ['-f', 'qcow2']);
-    const next = await opened(place, null, 'two');
-    for (const [cluster, fill] of found) await assertFound(next.node, cluster, fill);
-    await next.node.write(guestOffset(3 * CLUSTER), filled(4));
-    for (const [cluster, fill] of found) await assertFound(next.node, cluster, fill);
-    await next.close();
-    await qemuImg(['check', '-q', place.path]);
-  });
-}
+// Of version 3 the header tells that QEMU was there, of version 2 the tables do.
+for (const compat of ['1.1', '0.10'] as const)
+  for (const { what, synced, commands, found } of FOREIGN)
+    test(`another mount takes up a journal, where QEMU has written in between: ${what}, ${compat}`, async (t) => {
+      const place = await made(t, compat);
+      const lost = await opened(place);
+      for (let i = 0; i < synced; i++) await lost.node.write(guestOffset(i * CLUSTER), filled(1));
+      await lost.node.flush();
+      await lost.node.write(guestOffset(CLUSTER), filled(2));
+      await lost.node.write(guestOffset(2 * CLUSTER), filled(3));
+      if (commands.length > 0) await qemuIo(place.path, commands, ['-f', 'qcow2']);
+      const next = await opened(place, null, 'two');
+      for (const [cluster, fill] of found) await assertFound(next.node, cluster, fill);
+      await next.node.write(guestOffset(3 * CLUSTER), filled(4));
+      for (const [cluster, fill] of found) await assertFound(next.node, cluster, fill);
+      await next.close();
+      await qemuImg(['check', '-q', place.path]);
+    });
 
 /** Images of which a journal knows more than clusters that were nowhere. */
 const KINDS: readonly { readonly what: string; readonly options: string }[] = [
@@ -226,25 +225,18 @@ for (const { what, options } of KINDS) {
     if (isPlain && !hasOwnSize)
       await lost.node.writeCompressed(guestOffset(100 * CLUSTER), filled(6));
     await lost.node.write(guestOffset(201 * CLUSTER), filled(8));
-    const lines: string[] = [];
-    const log = createLog({ level: 'info', journald: false, write: (line) => lines.push(line) });
-    const graph = await testGraph({
-      directory: place.directory,
-      journalDirectory: place.journals,
-      log,
-    });
-    const node = await graph.open({ path: place.path, format: 'qcow2', readOnly: false });
+    const { node, lines, close } = await opened(place, null, null);
     for (const cluster of [0, 1, 200, far, far + 1, far * 3]) await assertFound(node, cluster, 7);
     for (const cluster of [2, 3, 8, 9]) await assertFound(node, cluster, 0);
     await assertFound(node, 201, 8);
-    await graph.close(node);
+    await close();
     assert.match(lines.join('\n'), /changes taken up/);
     await qemuImg(['check', '-q', place.path], [0, 3]);
   });
 }
 
 test('a host cluster that was given back stays with the program that has taken it since', async (t) => {
-  const place = await made(t);
+  const place = await made(t, '0.10');
   let fails = false;
   const host: Interference = {
     before: async (operation, _offset, lengthBytes) => {
@@ -278,5 +270,52 @@ test('a snapshot that was damaged before does not take what was answered', async
   await lost.node.write(guestOffset(CLUSTER), filled(2));
   const next = await opened(place, null, 'two');
   await assertFound(next.node, 1, 2);
+  await next.close();
+});
+
+test('snapshots of which nobody knows where they are do not take what was answered', async (t) => {
+  const place = await made(t);
+  await qemuIo(place.path, [`write -P 1 0 ${CLUSTER}`], ['-f', 'qcow2']);
+  await qemuImg(['snapshot', '-c', 'kept', place.path]);
+  const bytes = await readFile(place.path);
+  // The length of its extra data.
+  bytes.writeUInt32BE(2000, Number(bytes.readBigUInt64BE(64)) + 36);
+  await writeFile(place.path, bytes);
+  const lost = await opened(place);
+  await lost.node.write(guestOffset(CLUSTER), filled(2));
+  const next = await opened(place, null, 'two');
+  await assertFound(next.node, 1, 2);
+  await next.close();
+});
+
+/** Where the first L2 table lies that an L1 table names. */
+const firstTable = (image: Buffer, l1Offset: number): number =>
+  Number(image.readBigUInt64BE(l1Offset) & 0xff_ffff_ffff_fe00n);
+
+/** Reads of the cluster there fail. */
+const unreadable = (at: number): Interference => ({
+  before: async (operation, offset) => {
+    if (operation === 'read' && offset >= at && offset < at + CLUSTER)
+      throw new BlockError({ kind: 'io', message: 'the fault of this test' });
+  },
+});
+
+test('a table that cannot be read fails an opening that has to know it, by its name; of a snapshot it does not', async (t) => {
+  const place = await made(t);
+  await qemuIo(place.path, [`write -P 1 0 ${CLUSTER}`], ['-f', 'qcow2']);
+  await qemuImg(['snapshot', '-c', 'kept', place.path]);
+  await qemuIo(place.path, [`write -P 2 0 ${CLUSTER}`], ['-f', 'qcow2']);
+  const image = await readFile(place.path);
+  const active = firstTable(image, Number(image.readBigUInt64BE(40)));
+  const saved = firstTable(image, Number(image.readBigUInt64BE(Number(image.readBigUInt64BE(64)))));
+  assert.notEqual(active, saved);
+  const lost = await opened(place);
+  // Of another table: nothing else is read.
+  await lost.node.resize(8 << 20);
+  await lost.node.write(guestOffset(6 << 20), filled(3));
+  const named = new RegExp(`L2 table at 0x${active.toString(16)} cannot be read`);
+  await assert.rejects(opened(place, unreadable(active), 'two'), named);
+  const next = await opened(place, unreadable(saved), 'two');
+  await assertFound(next.node, (6 << 20) / CLUSTER, 3);
   await next.close();
 });

@@ -5,6 +5,8 @@ const FULL_JOURNAL = ['test/crash/sigkill-full-journal.test.js'];
 const FILLING_JOURNAL = ['test/crash/sigkill-filling-journal.test.js'];
 const SIGKILL = ['test/crash/sigkill.test.js'];
 const JOURNAL = ['test/crash/sigkill-journal.test.js'];
+const MARK = ['test/crash/journal-mark.test.js'];
+const FOREIGN = ['test/crash/foreign-use.test.js'];
 
 export const JOURNAL_MUTATIONS: readonly Mutation[] = [
   {
@@ -12,11 +14,68 @@ export const JOURNAL_MUTATIONS: readonly Mutation[] = [
     file: 'drivers/qcow2/replay.js',
     find: 'if (state.request.journal?.isContinued !== false)',
     replace: 'if (true)',
-    tests: JOURNAL,
+    tests: FOREIGN,
+  },
+  {
+    step: 'the mark of the journal is in the header before the first record',
+    file: 'drivers/qcow2/prepare.js',
+    find: 'await headerChanges.note(HEADER.autoclear, field.subarray(0, 4));',
+    replace: ';',
+    tests: MARK,
+  },
+  {
+    step: 'of an image that has lost the mark of the journal nothing is taken up',
+    file: 'drivers/qcow2/open.js',
+    find: 'await dropForeignJournal(request);',
+    replace: '',
+    tests: MARK,
+  },
+  {
+    step: 'the mark of another journal is none',
+    file: 'drivers/qcow2/journal-mark.js',
+    find: 'if (view.getUint32(HEADER.autoclear) === markOf(journal))',
+    replace: 'if (isMark(view.getUint32(HEADER.autoclear)))',
+    tests: MARK,
+  },
+  {
+    step: 'the mark of the journal goes with a clean close',
+    file: 'drivers/qcow2/image.js',
+    find: 'await this.#preparation.takeMarkAway();',
+    replace: '',
+    tests: MARK,
+  },
+  {
+    step: 'a repair takes the mark of the journal away',
+    file: 'drivers/qcow2/repair.js',
+    find: `    if (version === 3)
+        await clearUnknownAutoclear(file);`,
+    replace: '',
+    tests: MARK,
+  },
+  {
+    step: 'it is looked what lies in the clusters that the journal has taken',
+    file: 'drivers/qcow2/foreign-use.js',
+    find: 'foreignMetadata(search) ??',
+    replace: '',
+    tests: FOREIGN,
+  },
+  {
+    step: 'it is looked whether the words that the journal changes are where they were',
+    file: 'drivers/qcow2/foreign-use.js',
+    find: 'strayWord(search) ??',
+    replace: '',
+    tests: FOREIGN,
+  },
+  {
+    step: 'it is looked whether what the journal has unmapped is counted still',
+    file: 'drivers/qcow2/foreign-use.js',
+    find: 'await findMiscounted(walk, state, left)',
+    replace: 'null',
+    tests: FOREIGN,
   },
   {
     step: 'it is looked who names what the journal has given back, too',
-    file: 'drivers/qcow2/replay.js',
+    file: 'drivers/qcow2/foreign-use.js',
     find: 'old === 0 || now === 0',
     replace: 'old === 0 && now !== 0 && changes.at(-1)?.now !== 0',
     tests: JOURNAL,
@@ -24,7 +83,7 @@ export const JOURNAL_MUTATIONS: readonly Mutation[] = [
   {
     step: 'a journal is continued only under the lock under which it was left',
     file: 'src/block/restart-journal-file.js',
-    find: 'if (Buffer.compare(found, ours) !== 0)',
+    find: 'if (!isSame(TENURE_AT, MARK_AT))',
     replace: 'if (false)',
     tests: ['test/unit/block/restart-journal-file.test.js', ...JOURNAL],
   },
@@ -72,9 +131,9 @@ export const JOURNAL_MUTATIONS: readonly Mutation[] = [
   },
   {
     step: 'a journal that does not fit the image is forgotten',
-    file: 'drivers/qcow2/replay.js',
-    find: `        journal?.begin();
-        journal?.end();`,
+    file: 'drivers/qcow2/journal-mark.js',
+    find: `    journal?.begin();
+    journal?.end();`,
     replace: '',
     tests: JOURNAL,
   },

@@ -4,7 +4,10 @@ import type { RestartJournal } from '../../src/block/restart-journal.ts';
 
 /** `isFull` is asked for each record. */
 export const fullJournal = (made: RestartJournal, isFull: () => boolean): RestartJournal => ({
-  leftover: made.leftover,
+  get leftover() {
+    return made.leftover;
+  },
+  mark: made.mark,
   isContinued: made.isContinued,
   get pendingBytes() {
     return made.pendingBytes;

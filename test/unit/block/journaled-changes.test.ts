@@ -19,6 +19,7 @@ class Stand {
     const journal: RestartJournal = {
       leftover: [],
       isContinued: true,
+      mark: 0,
       get pendingBytes() {
         return pending();
       },

@@ -19,7 +19,7 @@ import {
 import { scratchDirectory } from '../../support/scratch.ts';
 
 const FILE: FileIdentity = { path: '/images/disk.qcow2', device: 5, inode: 77, birthMs: 1.5 };
-const HEADER_BYTES = 108;
+const HEADER_BYTES = 112;
 /** Of images that stay locked. */
 const journalsOf = (options: JournalFactoryOptions) => {
   const make = createJournalFactory(options);
@@ -78,6 +78,29 @@ test('records of a file that is gone are never offered to the one that has its i
   const open = journalsOf({ directory, log: silentLog });
   (await open(FILE)).append(record('of the old file'));
   assert.deepEqual((await open({ ...FILE, birthMs: 1.75 })).leftover, []);
+});
+
+test('a journal has one mark, and no other the same, as long as something of it is left', async (t) => {
+  const directory = await scratchDirectory(t);
+  const open = createJournalFactory({ directory, log: silentLog });
+  const first = await open(FILE, { tenure: 'one' });
+  assert.ok(Number.isInteger(first.mark) && first.mark >= 0 && first.mark < 2 ** 31);
+  const unused = await open(FILE, { tenure: 'one' });
+  assert.notEqual(unused.mark, first.mark, 'nothing of it is left');
+  first.append(record('a'));
+  first.begin();
+  first.append(record('b'));
+  const second = await open(FILE, { tenure: 'two' });
+  assert.equal(second.mark, first.mark);
+  second.begin();
+  second.append(record('c'));
+  second.end();
+  assert.deepEqual(second.leftover, [], 'what is forgotten is not offered any more');
+  const third = await open(FILE, { tenure: null });
+  assert.deepEqual(texts(third.leftover), ['c']);
+  assert.equal(third.mark, first.mark);
+  third.close();
+  assert.notEqual((await open(FILE, { tenure: 'one' })).mark, first.mark);
 });
 
 test('a journal that cannot be written says so, and loses nothing that it had', async (t) => {

@@ -9,6 +9,7 @@ import { type TestContext, test } from 'node:test';
 import { guestOffset } from '../../../../src/base/units.ts';
 import type { Node } from '../../../../src/block/node.ts';
 import type { RestartJournal } from '../../../../src/block/restart-journal.ts';
+import { fullJournal } from '../../../support/full-journal.ts';
 import { FAULT, type HeaderFaultOptions } from '../../../support/header-fault.ts';
 import { type HeaderFaultScene, openUnderFault } from '../../../support/header-fault-scene.ts';
 import { patch } from '../../../support/host-files.ts';
@@ -377,20 +378,7 @@ test('what was put back before a checkpoint failed is not put back once more ove
 test('where the journal does not take what is owed, nothing is answered until it is put back', async (t) => {
   let isFull = false;
   const change = changeOf('a smaller size');
-  const subject = await opened(t, change, 'reached', (made) => ({
-    leftover: made.leftover,
-    isContinued: made.isContinued,
-    get pendingBytes() {
-      return made.pendingBytes;
-    },
-    append: (record) => {
-      if (isFull) throw new Error('full');
-      made.append(record);
-    },
-    begin: () => made.begin(),
-    end: () => made.end(),
-    close: () => made.close(),
-  }));
+  const subject = await opened(t, change, 'reached', (made) => fullJournal(made, () => isFull));
   const { node, graph, path, directory, fault } = subject;
   fault.arm(change.at);
   isFull = true;
