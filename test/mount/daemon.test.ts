@@ -225,6 +225,8 @@ test('SIGKILL of the supervisor ends the engine, and the next mount cleans up wh
   process.kill(supervisor, 'SIGKILL');
   await until('the engine ends', () => !isAlive(pid));
   assert.ok(await isMounted(d.mountpoint), 'the dead mount is still there');
+  // Who only reads takes nothing away.
+  await assertClean(join(d.images, 'disk.qcow2'));
   const again = await vdiskfs(['mount', d.images, d.mountpoint]);
   assert.equal(again.status, 0, again.stderr);
   assert.equal(await readByte(d.disk), 9);
