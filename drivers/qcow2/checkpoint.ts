@@ -51,6 +51,8 @@ export const runCheckpoint = async (
   next.tail.begin();
   await write(state, covered);
   end(state, covered);
+  // Not after the first part: the journal may know of it later than of what that has covered.
+  state.headerChanges.forget(covered.owed);
   if (covered.unmapped.length > 0) next.release(covered.unmapped);
   await next.tail.end();
 };
@@ -76,7 +78,6 @@ const write = async (state: ImageState, covered: Covered): Promise<void> => {
 const end = (state: ImageState, covered: Covered): void => {
   settle(state, covered);
   state.journaled.end();
-  state.headerChanges.forget(covered.owed);
 };
 
 /**

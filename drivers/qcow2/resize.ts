@@ -126,7 +126,7 @@ export class Resizer {
       await this.#moveL1(entries, hostOffsetOfCluster(first, clusterBytes));
     } catch (error) {
       state.unmapped.push({ first, count: clusters });
-      // Whoever takes over has put the header back. Too much for the journal is leaked then.
+      // Whoever takes over has put the header back.
       state.offer(countedDown(first, clusters));
       throw error;
     }
