@@ -7,6 +7,7 @@ import { readdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { HEADER } from '../../drivers/qcow2/layout.ts';
 import { present } from '../../src/base/assert.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { View } from '../../src/block/view.ts';
@@ -55,10 +56,12 @@ const orderScene = async (t: Cleanup, names: readonly string[]): Promise<Scene> 
   const dirty = new Set<string>();
   const scene: { current: Scene | null } = { current: null };
   const file = delayedFile(null, {
-    before: async (operation, offset, _length, path) => {
+    before: async (operation, offset, length, path) => {
       const name = path.slice(images.length + 1).replace('.qcow2', '');
       await scene.current?.watch(name, { operation, offset, dirty: [...dirty] });
-      if (operation === 'write' || operation === 'zero') dirty.add(name);
+      // Of no use after a power cut: see drivers/qcow2/journal-mark.ts.
+      const isMark = offset === HEADER.autoclear && length <= 8;
+      if ((operation === 'write' && !isMark) || operation === 'zero') dirty.add(name);
       if (operation === 'flush') dirty.delete(name);
     },
   });
