@@ -18,11 +18,11 @@ export const BUDGETS: readonly RoomBudget[] = [
   { room: 'unit', seconds: 100, concurrency: 2, soakFactor: 10 },
   { room: 'conformance', seconds: 140, concurrency: 2, soakFactor: 10 },
   { room: 'reference', seconds: 220, concurrency: 2, soakFactor: 20 },
-  { room: 'crash', seconds: 170, concurrency: 2, soakFactor: 20 },
+  { room: 'crash', seconds: 210, concurrency: 2, soakFactor: 20 },
   { room: 'qemu', seconds: 120, concurrency: 2, soakFactor: 5 },
   { room: 'fuzz', seconds: 60, concurrency: 2, soakFactor: 50 },
   { room: 'control', seconds: 260, concurrency: 2, soakFactor: 5 },
-  { room: 'mount', seconds: 700, concurrency: 2, soakFactor: 5 },
+  { room: 'mount', seconds: 660, concurrency: 2, soakFactor: 5 },
   { room: 'timing', seconds: 130, concurrency: 1, soakFactor: 1 },
 ];
 
