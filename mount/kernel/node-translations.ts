@@ -11,6 +11,7 @@ import { isPowerOfTwo } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { MappingChange } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
+import type { Translation } from '../../src/translation/entry-writer.ts';
 import type { PageAlong } from '../../src/translation/pages-along.ts';
 import {
   COPY,
@@ -19,7 +20,7 @@ import {
   ONE_PAGE,
   pageBytesOf,
 } from '../../src/translation/table-layout.ts';
-import type { Translation, TranslationTable } from '../../src/translation/translation-table.ts';
+import type { TranslationTable } from '../../src/translation/translation-table.ts';
 import type { Entry } from '../directory.ts';
 import { walkPages } from './page-walk.ts';
 

@@ -5,8 +5,8 @@
 import { guestOffset, hostOffset } from '../../src/base/units.ts';
 import type { Mapping } from '../../src/block/driver.ts';
 import type { Node } from '../../src/block/node.ts';
+import type { Translation } from '../../src/translation/entry-writer.ts';
 import { READ, WRITE, ZERO } from '../../src/translation/table-layout.ts';
-import type { Translation } from '../../src/translation/translation-table.ts';
 
 export interface PageWalk {
   readonly root: Node;

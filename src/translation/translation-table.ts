@@ -14,6 +14,7 @@
 import { LRUCache } from 'lru-cache';
 import { assert } from '../base/assert.ts';
 import { Admission } from './admission.ts';
+import { EntryWriter, type Translation } from './entry-writer.ts';
 import { HazardWatch, type PageRange, type WaitOptions } from './hazards.ts';
 import type { PageAlong } from './pages-along.ts';
 import {
@@ -21,8 +22,6 @@ import {
   directoryStart,
   directoryWord,
   ENTRIES_PER_SLICE,
-  entryWord0,
-  HOST_OFFSET_LIMIT,
   layoutOf,
   MAX_HOST_FILES,
   MAX_VIEWS,
@@ -49,38 +48,7 @@ import {
   VIEW_SYNC_FILE,
   viewWord,
   WORDS_PER_SLICE,
-  ZERO,
 } from './table-layout.ts';
-
-export interface Translation {
-  /** READ, WRITE, ZERO and COPY of table-layout.ts, added; 0 for none. */
-  readonly permissions: number;
-  /** From `addFile`; 0 with ZERO. */
-  readonly file: number;
-  /** Of the page's first byte. Pages from HOST_OFFSET_LIMIT on are left without a translation. */
-  readonly hostOffset: number;
-  /** Neighbouring pages that lie one after the other in the file; 1 when left out. */
-  readonly pages?: number;
-}
-
-const NO_TRANSLATION: Translation = { permissions: 0, file: 0, hostOffset: 0 };
-
-/** Of a fill, by its place in it. */
-interface ChangedEntry {
-  readonly index: number;
-  readonly word0: number;
-  readonly word1: number;
-}
-
-/** word0 and word1 of a page; `inRun`: bytes from the translation's first one. Both 0 where it has no entry. */
-const entryWords = (
-  { permissions, file, hostOffset: first }: Translation,
-  inRun: number,
-): readonly [number, number] => {
-  const hostOffset = (permissions & ZERO) === 0 ? first + inRun : 0;
-  if (permissions === 0 || hostOffset >= HOST_OFFSET_LIMIT) return [0, 0];
-  return [entryWord0(permissions, file, hostOffset), hostOffset | 0];
-};
 
 interface OpenView {
   readonly pageBits: number;
@@ -98,6 +66,7 @@ const keyOf = (view: number, slice: number): number => view * PAGE_LIMIT + slice
 export class TranslationTable {
   readonly #layout: TableLayout;
   readonly #watch: HazardWatch;
+  readonly #entries: EntryWriter;
   readonly #views = new Map<number, OpenView>();
   readonly #free: number[];
   /** Resident slices, least recently filled or used first; values are slots. */
@@ -112,6 +81,7 @@ export class TranslationTable {
   constructor(shared: SharedTable, wait: WaitOptions) {
     this.#layout = layoutOf(shared);
     this.#watch = new HazardWatch(this.#layout, wait);
+    this.#entries = new EntryWriter(this.#layout, this.#watch);
     this.#free = Array.from({ length: shared.slots }, (_, i) => shared.slots - 1 - i);
     this.#resident = new LRUCache({ max: Math.max(1, shared.slots) });
     this.#admission = new Admission(shared.slots);
@@ -230,7 +200,7 @@ export class TranslationTable {
     if (open === undefined || pages === 0 || lastPage >= PAGE_LIMIT) return;
     if (open.pageBits === ONE_PAGE) {
       assert(firstPage === 0 && pages === 1, 'a one-page view has page 0 alone');
-      this.#fillOnePage(view, translations[0] ?? NO_TRANSLATION);
+      this.#entries.putOnePage(view, translations[0] ?? null);
       return;
     }
     const slice = Math.floor(firstPage / ENTRIES_PER_SLICE);
@@ -242,89 +212,14 @@ export class TranslationTable {
     const at = start + (firstPage % ENTRIES_PER_SLICE) * 2;
     const pageBytes = pageBytesOf(open.pageBits);
     if (known !== undefined) {
-      this.#storeRuns({ view, firstPage, lastPage }, at, translations, pageBytes);
+      this.#entries.put({ view, firstPage, lastPage }, at, translations, pageBytes);
       this.#resident.get(keyOf(view, slice));
       return;
     }
     const { words } = this.#layout;
     words.fill(0, start, start + WORDS_PER_SLICE);
-    this.#storeUnseen(at, translations, pageBytes);
+    this.#entries.putUnseen(at, translations, pageBytes);
     this.#link(open, view, slice, slot);
-  }
-
-  #storeRuns(
-    range: PageRange,
-    at: number,
-    translations: readonly (Translation | null)[],
-    pageBytes: number,
-  ): void {
-    const { view, firstPage } = range;
-    const changed = this.#takeAwayOthers(at, translations, pageBytes);
-    if (changed.length === 0) return;
-    // Whoever begins after this look loads no entry that is still to be stored, or all of it.
-    const isUsed = this.#watch.isUsed(range);
-    for (const { index, word0, word1 } of changed) {
-      const page = firstPage + index;
-      if (isUsed && this.#watch.isUsed({ view, firstPage: page, lastPage: page })) continue;
-      this.#store(at + index * 2, word0, word1);
-    }
-  }
-
-  /** Empties the entries that are to be others, and says what they are to be; what is right stays, whoever uses it. */
-  #takeAwayOthers(
-    at: number,
-    translations: readonly (Translation | null)[],
-    pageBytes: number,
-  ): readonly ChangedEntry[] {
-    const { words } = this.#layout;
-    const changed: ChangedEntry[] = [];
-    let index = 0;
-    for (const translation of translations) {
-      const run = translation ?? NO_TRANSLATION;
-      for (let inRun = 0; inRun < (run.pages ?? 1); inRun++, index++) {
-        const [word0, word1] = entryWords(run, inRun * pageBytes);
-        const word = at + index * 2;
-        const before = Atomics.load(words, word);
-        if (before === word0 && (before === 0 || Atomics.load(words, word + 1) === word1)) continue;
-        Atomics.store(words, word, 0);
-        if (word0 !== 0) changed.push({ index, word0, word1 });
-      }
-    }
-    return changed;
-  }
-
-  /** All workers use its page, and word1 is 0 whichever file it lies in: where that does not change, no two translations make a third. */
-  #fillOnePage(view: number, translation: Translation): void {
-    const { words } = this.#layout;
-    const at = viewWord(this.#layout, view) + VIEW_ENTRY;
-    Atomics.store(words, at, 0);
-    const [word0, word1] = entryWords(translation, 0);
-    const isSame = Atomics.load(words, at + 1) === word1;
-    if (isSame || !this.#watch.isUsed({ view, firstPage: 0, lastPage: 0 }))
-      this.#store(at, word0, word1);
-  }
-
-  /**
-   * As `#storeRuns`, into a slot that is all zeros and that no worker can find: ordinary stores, of which the atomic one that puts the slot
-   * into the directory comes after all.
-   */
-  #storeUnseen(at: number, translations: readonly (Translation | null)[], pageBytes: number): void {
-    const { words } = this.#layout;
-    let word = at;
-    for (const translation of translations) {
-      const { permissions, file, hostOffset: first, pages = 1 } = translation ?? NO_TRANSLATION;
-      if (permissions === 0) {
-        word += 2 * pages;
-        continue;
-      }
-      const step = (permissions & ZERO) === 0 ? pageBytes : 0;
-      let hostOffset = step === 0 ? 0 : first;
-      for (let i = 0; i < pages; i++, word += 2, hostOffset += step) {
-        if (hostOffset >= HOST_OFFSET_LIMIT) continue;
-        words[word + 1] = hostOffset | 0;
-        words[word] = entryWord0(permissions, file, hostOffset);
-      }
-    }
   }
 
   /** Whether a page has the translation by which a worker has read it, in the same opening of the view. */
@@ -375,13 +270,6 @@ export class TranslationTable {
     for (let i = from; i <= to; i++) Atomics.store(this.#layout.words, at + i * 2, 0);
     // When nothing of it is left, the next fault finds the slice gone, and fills all of it.
     if (from === 0 && to === ENTRIES_PER_SLICE - 1) this.#evict(range.view, slice, slot);
-  }
-
-  /** In an entry whose word0 is 0. */
-  #store(at: number, word0: number, word1: number): void {
-    const { words } = this.#layout;
-    Atomics.store(words, at + 1, word1);
-    Atomics.store(words, at, word0);
   }
 
   #link(open: OpenView, view: number, slice: number, slot: number): void {

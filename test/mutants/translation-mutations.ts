@@ -27,7 +27,7 @@ export const TRANSLATION_MUTATIONS: readonly Mutation[] = [
   },
   {
     step: 'an entry is filled only while no worker uses its page',
-    file: 'src/translation/translation-table.js',
+    file: 'src/translation/entry-writer.js',
     find: 'if (isUsed && this.#watch',
     replace: 'if (false && this.#watch',
     tests: ALONG,
@@ -55,7 +55,7 @@ export const TRANSLATION_MUTATIONS: readonly Mutation[] = [
   },
   {
     step: 'an entry is taken away before it is filled anew',
-    file: 'src/translation/translation-table.js',
+    file: 'src/translation/entry-writer.js',
     find: 'Atomics.store(words, word, 0);',
     replace: ';',
     tests: PROTOCOL,

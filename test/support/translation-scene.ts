@@ -5,6 +5,7 @@
  * write must not land in a cluster that was freed, or that was moved after its copy was taken.
  */
 import assert from 'node:assert/strict';
+import type { Translation } from '../../src/translation/entry-writer.ts';
 import { Lookup, ZERO_RUN } from '../../src/translation/lookup.ts';
 import {
   createSharedTable,
@@ -14,7 +15,7 @@ import {
   type SharedTable,
   WRITE,
 } from '../../src/translation/table-layout.ts';
-import { type Translation, TranslationTable } from '../../src/translation/translation-table.ts';
+import { TranslationTable } from '../../src/translation/translation-table.ts';
 import type { Process, Step, World } from './interleavings.ts';
 
 export const VIEW = 2;
