@@ -4,6 +4,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { runtimeDirectory } from '../../src/daemon/runtime-directory.ts';
+import { mountsBelow } from '../support/mounts-below.ts';
 
 /** Set in the environment of every test: processes that carry it are of this run. */
 export const RUN_MARK = 'VDISKFS_TEST_RUN';
@@ -34,15 +35,6 @@ const loopDevices = (): { device: string; file: string }[] =>
       } catch {
         return [];
       }
-    });
-
-const mounts = (): { mountpoint: string; type: string }[] =>
-  readFileSync('/proc/self/mounts', 'utf8')
-    .split('\n')
-    .filter((line) => line !== '')
-    .map((line) => {
-      const [, mountpoint = '', type = ''] = line.split(' ');
-      return { mountpoint: mountpoint.replaceAll('\\040', ' '), type };
     });
 
 /** Makes this run's temporary directory, and takes away those of runs that were killed. */
@@ -106,8 +98,7 @@ export const findLeftovers = (mark: string): readonly Leftover[] => {
 };
 
 const leftoversBelow = (directory: string): Leftover[] => {
-  const below = mounts().filter((m) => isBelow(m.mountpoint, directory));
-  const found: Leftover[] = below.reverse().map((m) => ({
+  const found: Leftover[] = mountsBelow(directory).map((m) => ({
     what: `mount of type ${m.type} at ${m.mountpoint}`,
     remove: () => runQuietly('umount', ['-i', '-l', m.mountpoint]),
   }));
