@@ -14,13 +14,23 @@ const FREE_SHARE = 1 / 16;
 /** Growth is looked at in pieces of at least this. */
 const WINDOW_BYTES = MIB;
 const DENSE_SHARE = 7 / 8;
-/** One call: on tmpfs it holds the file's lock for 0.3 ms, about as long as a guest takes to bring the next MiB. */
-const MIN_STEP_BYTES = MIB;
-const MAX_STEP_BYTES = 4 * MIB;
+/** So much is ahead at least, where it may be. */
+const MIN_AHEAD_BYTES = MIB;
 /** Calls that were quicker become longer, and those that were slower as short as they can be. */
 const QUICK_MS = 0.15;
 const SLOW_MS = 0.6;
 const BLOCK_BYTES = 4096;
+
+/** How much one call takes. */
+export interface StepRange {
+  readonly minBytes: number;
+  readonly maxBytes: number;
+}
+
+/** Of calls by another thread, which cost two wake-ups. */
+export const LONG_STEPS: StepRange = { minBytes: MIB, maxBytes: 4 * MIB };
+/** Of calls between two requests: on tmpfs, where each page is made, one takes some 15 us. */
+export const SHORT_STEPS: StepRange = { minBytes: MIB / 16, maxBytes: MIB / 16 };
 
 export interface Stretch {
   readonly offset: number;
@@ -34,13 +44,16 @@ export class AheadPolicy {
   #windowStart: number;
   #writtenInWindow = 0;
   #isDense = false;
-  #stepBytes = MIN_STEP_BYTES;
+  readonly #steps: StepRange;
+  #stepBytes: number;
   /** Taken up to here; less than the file's length: nothing. */
   #takenTo = 0;
 
   /** `lengthBytes`: of the file as it is opened. */
-  constructor(lengthBytes: number) {
+  constructor(lengthBytes: number, steps: StepRange) {
     this.#windowStart = lengthBytes;
+    this.#steps = steps;
+    this.#stepBytes = steps.minBytes;
   }
 
   /** A write has ended, and the file is `lengthBytes` long. */
@@ -67,18 +80,18 @@ export class AheadPolicy {
   next(lengthBytes: number, freeBytes: number): Stretch | null {
     if (!this.#isDense || this.#grownBytes < MIN_GROWN_BYTES) return null;
     const offset = Math.ceil(Math.max(this.#takenTo, lengthBytes) / BLOCK_BYTES) * BLOCK_BYTES;
-    if (offset - lengthBytes >= this.#stepBytes) return null;
+    if (offset - lengthBytes >= Math.max(this.#stepBytes, MIN_AHEAD_BYTES)) return null;
     const share = Math.min(this.#grownBytes * GROWN_SHARE, freeBytes * FREE_SHARE);
     const most = lengthBytes + share - offset;
     const bytes = Math.min(this.#stepBytes, Math.floor(most / BLOCK_BYTES) * BLOCK_BYTES);
     // A shorter one costs the same call.
-    return bytes < MIN_STEP_BYTES / 2 ? null : { offset, lengthBytes: bytes };
+    return bytes < this.#steps.minBytes / 2 ? null : { offset, lengthBytes: bytes };
   }
 
   taken({ offset, lengthBytes }: Stretch, tookMs: number): void {
     this.#takenTo = offset + lengthBytes;
-    if (tookMs < QUICK_MS) this.#stepBytes = Math.min(2 * this.#stepBytes, MAX_STEP_BYTES);
-    else if (tookMs > SLOW_MS) this.#stepBytes = MIN_STEP_BYTES;
+    if (tookMs < QUICK_MS) this.#stepBytes = Math.min(2 * this.#stepBytes, this.#steps.maxBytes);
+    else if (tookMs > SLOW_MS) this.#stepBytes = this.#steps.minBytes;
   }
 
   givenBack(): void {

@@ -15,6 +15,8 @@ export interface FileLengthOptions {
   /** Others may make it longer: workers, and who has the file besides. */
   readonly growsUnseen: boolean;
   readonly takesSpaceAhead: boolean;
+  /** See `SpaceAheadOptions`. */
+  readonly isInMemory: boolean;
 }
 
 export class FileLength {
@@ -25,13 +27,14 @@ export class FileLength {
   readonly #ahead: SpaceAhead | null;
   #bytes: number;
 
-  constructor({ handle, lengthBytes, device, growsUnseen, takesSpaceAhead }: FileLengthOptions) {
+  constructor(options: FileLengthOptions) {
+    const { handle, lengthBytes, device, growsUnseen, takesSpaceAhead, isInMemory } = options;
     this.#handle = handle;
     this.#bytes = lengthBytes;
     this.#device = device;
     this.#growsUnseen = growsUnseen;
     this.#ahead = takesSpaceAhead
-      ? new SpaceAhead({ handle, device, lengthBytes: () => this.#bytes })
+      ? new SpaceAhead({ handle, device, isInMemory, lengthBytes: () => this.#bytes })
       : null;
   }
 

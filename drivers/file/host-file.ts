@@ -13,6 +13,7 @@ import {
 import { SHORT_BYTES } from '../../src/block/at-once.ts';
 import type { DriverInstance, Mapping, WriteZeroesOptions } from '../../src/block/driver.ts';
 import { type HostRange, notCopied } from '../../src/block/host-range.ts';
+import { isMemoryFileSystem } from '../../src/os/local-file-systems.ts';
 import type { DirectIo } from './direct-io.ts';
 import { FileLength } from './file-length.ts';
 import { Holes, type HolesOptions } from './holes.ts';
@@ -66,7 +67,10 @@ export class HostFile implements DriverInstance {
     this.#quick = quick === null ? null : new QuickIo(handle.fd, quick);
     // With direct I/O nobody else writes, and a write in flight may have padding.
     const growsUnseen = !isBlockDevice && direct === null;
-    const length = new FileLength({ handle, lengthBytes, device, growsUnseen, takesSpaceAhead });
+    const length = new FileLength({
+      ...{ handle, lengthBytes, device, growsUnseen, takesSpaceAhead },
+      isInMemory: quick !== null && isMemoryFileSystem(quick),
+    });
     this.#length = length;
     const write: HolesOptions['write'] = (offset, bytes) => this.write(guestOffset(offset), bytes);
     const holes = new Holes({ handle, path, length, write });

@@ -1,6 +1,7 @@
 /**
- * Space past the end of a file that grows, taken from its file system before the writes come that need it: by another thread, while the
- * engine's one does something else. The file's length does not change (FALLOC_FL_KEEP_SIZE), so nothing that asks for it knows.
+ * Space past the end of a file that grows, taken from its file system before the writes come that need it: by another thread, or on
+ * tmpfs by the engine's one while it has nothing else to do. There a call holds the file's lock for as long as it makes pages, and the
+ * write that it was to help would wait for it. The file's length does not change (FALLOC_FL_KEEP_SIZE), so nothing that asks for it knows.
  *
  * It is given back when the file has not grown for a while, when the file system is full, and at close, by truncating the file
  * to the length that it has. That would cut off what is written past that length at the same time. So nobody may make the
@@ -18,12 +19,16 @@
  */
 import { fstatSync } from 'node:fs';
 import { type FileHandle, statfs } from 'node:fs/promises';
-import { FALLOC, fallocate } from '../../src/os/linux.ts';
-import { AheadPolicy, type Stretch } from './ahead-policy.ts';
+import { idleWork } from '../../src/base/idle-work.ts';
+import { QuickPace } from '../../src/base/quick-pace.ts';
+import { FALLOC, fallocate, fallocateAtOnce, timesWaited } from '../../src/os/linux.ts';
+import { AheadPolicy, LONG_STEPS, SHORT_STEPS, type Stretch } from './ahead-policy.ts';
 
 const IDLE_MS = 2000;
 /** What is free is asked for again when this much was written. */
 const ASK_FREE_BYTES = 16 << 20;
+/** Of a tmpfs that has to swap to have room. */
+const PACE = { firstRestMs: 100, lastRestMs: 10_000, timesWaited } as const;
 
 /** Of this process, those that hold space. */
 const holders = new Set<SpaceAhead>();
@@ -41,6 +46,8 @@ export const giveBackSpaceOf = async (device: number): Promise<boolean> => {
 export interface SpaceAheadOptions {
   readonly handle: FileHandle;
   readonly device: number;
+  /** A file system whose calls never wait for a disk. */
+  readonly isInMemory: boolean;
   /** What the driver knows of the file's length, which is never more than it is. */
   readonly lengthBytes: () => number;
 }
@@ -56,6 +63,9 @@ export class SpaceAhead {
   /** Some may be past the end. */
   #holds = false;
   #taking: Promise<void> | null = null;
+  readonly #pace = new QuickPace(PACE);
+  /** The next stretch is taken when this thread has nothing else to do. */
+  #isOffered = false;
   #givingBack: Promise<boolean> | null = null;
   #isOff = false;
   #closed: Promise<void> | null = null;
@@ -67,7 +77,8 @@ export class SpaceAhead {
 
   constructor(options: SpaceAheadOptions) {
     this.#options = options;
-    this.#policy = new AheadPolicy(options.lengthBytes());
+    const steps = options.isInMemory ? SHORT_STEPS : LONG_STEPS;
+    this.#policy = new AheadPolicy(options.lengthBytes(), steps);
   }
 
   get device(): number {
@@ -96,7 +107,7 @@ export class SpaceAhead {
     this.#hasWritten = true;
     this.#untilFreeIsAsked -= end - offset;
     this.#policy.written(offset, end, this.#options.lengthBytes());
-    if (this.#taking === null && this.#givingBack === null) this.#takeNext();
+    this.#takeNext();
   }
 
   resized(): void {
@@ -135,19 +146,32 @@ export class SpaceAhead {
     this.#release();
   }
 
-  #takeNext(): void {
+  /** What is to be taken at this moment; null for nothing. */
+  #next(): Stretch | null {
     const lengthBytes = this.#options.lengthBytes();
-    if (this.#isOff || this.#lentTo > lengthBytes) return;
+    if (this.#isOff || this.#givingBack !== null || this.#lentTo > lengthBytes) return null;
     // What is free is not known before the first stretch.
     const freeBytes = this.#untilFreeIsAsked > 0 ? this.#freeBytes : Number.POSITIVE_INFINITY;
-    const stretch = this.#policy.next(lengthBytes, freeBytes);
+    return this.#policy.next(lengthBytes, freeBytes);
+  }
+
+  #takeNext(): void {
+    if (this.#taking !== null || this.#isOffered) return;
+    const stretch = this.#next();
     if (stretch === null) return;
-    this.#taking = (
-      this.#untilFreeIsAsked > 0 ? this.#take(stretch) : this.#askWhatIsFree()
-    ).finally(() => {
+    if (this.#untilFreeIsAsked <= 0) this.#meanwhile(this.#askWhatIsFree());
+    else if (!this.#options.isInMemory) this.#meanwhile(this.#take(stretch));
+    else if (this.#pace.mayTry()) {
+      this.#isOffered = true;
+      idleWork.offer(() => this.#takeAtOnce());
+    }
+  }
+
+  #meanwhile(taking: Promise<void>): void {
+    this.#taking = taking.finally(() => {
       this.#taking = null;
       // The writer may be ahead of it again.
-      if (this.#givingBack === null) this.#takeNext();
+      this.#takeNext();
     });
   }
 
@@ -172,6 +196,25 @@ export class SpaceAhead {
       // A part of it may be there: it is given back when the file stops growing.
       this.#isOff = true;
     }
+  }
+
+  #takeAtOnce(): void {
+    this.#isOffered = false;
+    // Asked again: much may have happened since.
+    const stretch = this.#next();
+    if (stretch === null) return;
+    this.#hold();
+    const { fd } = this.#options.handle;
+    const { offset, lengthBytes } = stretch;
+    try {
+      this.#pace.timed(() => fallocateAtOnce(fd, FALLOC.KEEP_SIZE, offset, lengthBytes));
+    } catch {
+      // As above.
+      this.#isOff = true;
+      return;
+    }
+    this.#policy.taken(stretch, 0);
+    this.#takeNext();
   }
 
   async #giveBack(): Promise<boolean> {

@@ -18,6 +18,8 @@ export interface ArrivalsOptions {
   readonly noneLeft: () => void;
   /** Something was begun whose next step needs the event loop. */
   readonly isBusy: () => boolean;
+  /** Does a piece of what can be done while nothing else is to do, some ten microseconds; false: there is none. */
+  readonly doIdleWork: () => boolean;
   /** Lets another thread that waits for this core have it. */
   readonly yieldCore: () => void;
 }
@@ -72,10 +74,14 @@ export class Arrivals {
 
   /** -1: the doorbell will ring. */
   #next(): number {
-    const { receiver, noneLeft } = this.#options;
+    const { receiver, noneLeft, doIdleWork } = this.#options;
     const arrived = receiver.next();
     if (arrived >= 0) return arrived;
     noneLeft();
+    while (!this.#watch.isTurnOver && doIdleWork()) {
+      const meanwhile = receiver.next();
+      if (meanwhile >= 0) return meanwhile;
+    }
     const seen = this.#watch.look();
     if (seen >= 0) return seen;
     receiver.sleep();

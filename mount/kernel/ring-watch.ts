@@ -8,8 +8,9 @@
 const LOOK_MS = 0.06;
 /** Between two turns of the event loop, whose other work must not wait. */
 const TURN_MS = 1;
-/** Requests in a row that came soon, before it looks. */
+/** Requests in a row that came soon, before it looks; and so many that one which did not is passed over. */
 const SOON = 8;
+const LONG_SOON = 64;
 
 export interface RingWatchOptions {
   /** The slot that has come, -1 for none. */
@@ -35,8 +36,8 @@ export class RingWatch {
   /** The doorbell has rung: a turn begins. */
   woken(): void {
     this.#begunMs = this.#options.now();
-    const isSoon = this.#begunMs - this.#sleptMs < 2 * LOOK_MS;
-    this.#soon = isSoon ? Math.min(SOON, this.#soon + 1) : 0;
+    if (this.#begunMs - this.#sleptMs < 2 * LOOK_MS) this.#cameSoon();
+    else this.#cameLate();
   }
 
   /** The event loop's other work has waited long enough. */
@@ -52,10 +53,21 @@ export class RingWatch {
     if (this.#soon < SOON || isBusy() || this.isTurnOver) return -1;
     for (let at = begunMs; at - begunMs < LOOK_MS; at = now()) {
       const slot = next();
-      if (slot >= 0) return slot;
+      if (slot >= 0) {
+        this.#cameSoon();
+        return slot;
+      }
       yieldCore();
     }
-    this.#soon = 0;
+    this.#cameLate();
     return -1;
+  }
+
+  #cameSoon(): void {
+    this.#soon = Math.min(LONG_SOON, this.#soon + 1);
+  }
+
+  #cameLate(): void {
+    this.#soon = this.#soon === LONG_SOON ? SOON : 0;
   }
 }

@@ -9,6 +9,7 @@ import { writeSync } from 'node:fs';
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { endsWithin } from '../../src/base/bounded-wait.ts';
 import { ERRNO } from '../../src/base/errno.ts';
+import { idleWork } from '../../src/base/idle-work.ts';
 import { addressOf, preferHugePages, yieldCore } from '../../src/os/linux.ts';
 import { COUNTER, createSharedCounters, sumCounter } from '../../src/translation/counters.ts';
 import { createSharedSlots, type SharedSlots, SlotReceiver } from '../../src/translation/slots.ts';
@@ -102,6 +103,7 @@ export class KernelSession implements Backend {
       arrived: (slot) => this.#arrived(slot),
       isBusy: () => this.#serving.size > 0,
       noneLeft: () => this.#answers.flush(),
+      doIdleWork: () => idleWork.doOne(),
       yieldCore,
     });
     this.#regions = regionsOf(this.#slots);

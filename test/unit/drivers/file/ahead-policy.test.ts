@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { AheadPolicy } from '../../../../drivers/file/ahead-policy.ts';
+import { AheadPolicy, LONG_STEPS, SHORT_STEPS } from '../../../../drivers/file/ahead-policy.ts';
 
 const MIB = 1 << 20;
 const MUCH = 2 ** 40;
 
 /** A file that has grown to `to`, in whole pieces of `piece`. */
-const grown = (to: number, piece = MIB, from = 0): AheadPolicy => {
-  const policy = new AheadPolicy(from);
+const grown = (to: number, piece = MIB, from = 0, steps = LONG_STEPS): AheadPolicy => {
+  const policy = new AheadPolicy(from, steps);
   for (let at = from; at < to; at += piece) policy.written(at, at + piece, at + piece);
   return policy;
 };
@@ -35,6 +35,23 @@ test('a step is always ahead, and no more than an eighth of the growth or 8 MiB'
   }
 });
 
+test('short steps are as many as make a MiB', () => {
+  for (const [length, most] of [
+    [4 * MIB, 0],
+    [8 * MIB, MIB],
+    [1000 * MIB, MIB],
+  ] as const) {
+    const policy = grown(length, MIB, 0, SHORT_STEPS);
+    let taken = length;
+    for (let next = policy.next(length, MUCH); next !== null; next = policy.next(length, MUCH)) {
+      assert.deepEqual(next, { offset: taken, lengthBytes: MIB / 16 });
+      taken += next.lengthBytes;
+      policy.taken(next, 0);
+    }
+    assert.equal(taken - length, most);
+  }
+});
+
 test('slow calls stay short', () => {
   const policy = grown(1000 * MIB);
   for (let length = 1000 * MIB; length < 1100 * MIB; length += MIB) {
@@ -55,7 +72,7 @@ test('a sixteenth of what is free, and nothing where that is little', () => {
 });
 
 test('growth with holes has nothing ahead, and begins to count when it has none', () => {
-  const policy = new AheadPolicy(0);
+  const policy = new AheadPolicy(0, LONG_STEPS);
   const cluster = 65_536;
   // A page in each new cluster.
   let length = 0;
@@ -70,7 +87,7 @@ test('growth with holes has nothing ahead, and begins to count when it has none'
 });
 
 test('pieces that end out of order are no holes', () => {
-  const policy = new AheadPolicy(0);
+  const policy = new AheadPolicy(0, LONG_STEPS);
   for (let at = 0; at < 16 * MIB; at += MIB / 4) {
     policy.written(at + MIB / 8, at + MIB / 4, at + MIB / 4);
     policy.written(at, at + MIB / 8, at + MIB / 4);
@@ -79,7 +96,7 @@ test('pieces that end out of order are no holes', () => {
 });
 
 test('what lies below the end is no growth', () => {
-  const policy = new AheadPolicy(1000 * MIB);
+  const policy = new AheadPolicy(1000 * MIB, LONG_STEPS);
   for (let at = 0; at < 900 * MIB; at += MIB) policy.written(at, at + MIB, 1000 * MIB);
   assert.equal(policy.next(1000 * MIB, MUCH), null);
 });

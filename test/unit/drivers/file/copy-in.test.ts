@@ -94,7 +94,7 @@ test('blocks are shared as far as they are whole, and the rest is copied', async
     const file = present(source.file, 'a raw image has a file');
     const handle = await open(to, 'w');
     const { dev: device } = await handle.stat();
-    const not = { growsUnseen: false, takesSpaceAhead: false };
+    const not = { growsUnseen: false, takesSpaceAhead: false, isInMemory: false };
     const length = new FileLength({ handle, lengthBytes: 0, device, ...not });
     const write = async (): Promise<void> => assert.fail('it is not needed');
     const holes = new KeptHoles({ handle, path: to, length, write });

@@ -15,6 +15,8 @@ class Ring {
   readonly taken: number[] = [];
   /** Called for each request. */
   arrived: (slot: number) => void = () => undefined;
+  /** Pieces that can be done while nothing else is to do. */
+  readonly idle: (() => void)[] = [];
   readonly arrivals = new Arrivals({
     receiver: {
       next: () => this.slots.shift() ?? -1,
@@ -35,6 +37,11 @@ class Ring {
       this.taken.push(NONE_LEFT);
     },
     isBusy: () => true,
+    doIdleWork: () => {
+      const piece = this.idle.shift();
+      piece?.();
+      return piece !== undefined;
+    },
     yieldCore: () => undefined,
   });
 }
@@ -97,4 +104,26 @@ test('at the end all that is left is taken in one turn', () => {
   ring.slots.push(...Array.from({ length: 100 }, (_, i) => i));
   ring.arrivals.takeRest();
   assert.equal(ring.taken.length, 100);
+});
+
+test('what can wait is done after the answers, as long as no request comes and the turn lasts', () => {
+  const ring = new Ring();
+  const PIECE = -2;
+  const piece = (): void => void ring.taken.push(PIECE);
+  ring.idle.push(piece, () => {
+    piece();
+    ring.slots.push(2);
+  });
+  ring.idle.push(piece);
+  ring.slots.push(1);
+  ring.arrivals.rung();
+  assert.deepEqual(ring.taken, [1, NONE_LEFT, PIECE, PIECE, 2, NONE_LEFT, PIECE, NONE_LEFT]);
+  let pieces = 0;
+  const slow = (): void => {
+    for (const end = performance.now() + 0.2; performance.now() < end; );
+    if (pieces++ < 1000) ring.idle.push(slow);
+  };
+  ring.idle.push(slow);
+  ring.arrivals.rung();
+  assert.ok(pieces > 1 && pieces < 10, `${pieces} pieces in one turn`);
 });

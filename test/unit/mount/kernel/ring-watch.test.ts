@@ -58,6 +58,36 @@ test('one look that was in vain, or a late request, ends the looking', () => {
   }
 });
 
+test('after many that came soon, one that did not is passed over, and a second one is not', () => {
+  for (const isLate of [false, true]) {
+    const scene = new Scene();
+    const miss = (): void => {
+      scene.nowMs += isLate ? 1 : 0.04;
+      scene.watch.woken();
+      if (!isLate) assert.equal(scene.watch.look(), -1);
+    };
+    const isSeen = (): boolean => {
+      if (!isLate) {
+        scene.nowMs += 0.04;
+        scene.watch.woken();
+      }
+      scene.arrivals = [scene.nowMs + 0.03];
+      return scene.watch.look() === 5;
+    };
+    scene.ring(8, 0.04);
+    for (let soon = 0; soon < 70; soon++) {
+      scene.nowMs += 0.04;
+      scene.watch.woken();
+      scene.arrivals = [scene.nowMs + 0.03];
+      assert.equal(scene.watch.look(), 5);
+    }
+    miss();
+    assert.ok(isSeen(), 'the first one');
+    miss();
+    assert.ok(!isSeen(), 'the second one');
+  }
+});
+
 test('it looks neither while something needs the event loop, nor for longer than a turn', () => {
   const scene = new Scene();
   scene.ring(8, 0.04);
