@@ -36,8 +36,15 @@ export const AHEAD_MUTATIONS: readonly Mutation[] = [
   {
     step: 'a file that workers may make longer has no space taken ahead',
     file,
-    find: 'if (this.#isOff || this.#lentTo > lengthBytes)',
-    replace: 'if (this.#isOff)',
+    find: 'this.#givingBack !== null || this.#lentTo > lengthBytes)',
+    replace: 'this.#givingBack !== null)',
+    tests,
+  },
+  {
+    step: 'no space is taken ahead while it is given back',
+    file,
+    find: 'if (this.#isOff || this.#givingBack !== null || ',
+    replace: 'if (this.#isOff || ',
     tests,
   },
   {

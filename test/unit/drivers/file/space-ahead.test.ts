@@ -73,6 +73,21 @@ for (const place of ['disk', 'tmpfs'] as const) {
       assert.ok((await aheadOf(path)) <= TABLES);
     });
 
+    test('nothing is taken while it is given back', async (t) => {
+      const path = await made(t);
+      const opened = await open(path);
+      const { dev } = await stat(path);
+      for (let to = 32 * MIB; to <= 48 * MIB; to += MIB) {
+        await grow(opened, to === 32 * MIB ? 0 : to - MIB, to);
+        // There is something to take again at once.
+        await write(opened, to, new Uint8Array(MIB).fill(1));
+        await write(opened, to, new Uint8Array(MIB).fill(2));
+        await giveBackSpaceOf(dev);
+        assert.ok((await aheadOf(path)) <= TABLES);
+      }
+      await opened.close();
+    });
+
     test('it is given back when the file has not grown for a while, and taken again', async (t) => {
       const path = await made(t);
       const opened = await open(path);
