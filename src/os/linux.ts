@@ -71,7 +71,11 @@ export const fallocateAtOnce = (
   offset: number,
   lengthBytes: number,
 ): void => {
-  check('fallocate', Number(fallocateCall(fd, mode, offset, lengthBytes)));
+  while (Number(fallocateCall(fd, mode, offset, lengthBytes)) < 0) {
+    const errno = koffi.errno();
+    // A signal came in between.
+    if (errnoName(errno) !== 'EINTR') throw systemError('fallocate', errno);
+  }
 };
 
 /**
