@@ -51,6 +51,17 @@ const aheadOf = async (path: string): Promise<number> => {
 };
 const TABLES = 64 << 10;
 
+/** On a busy machine taking is behind for a while. */
+const someAhead = async (path: string): Promise<number> => {
+  let ahead = await aheadOf(path);
+  for (let i = 0; i < 500 && ahead < MIB / 2; i++) {
+    await sleep(2);
+    ahead = await aheadOf(path);
+  }
+  assert.ok(ahead >= MIB / 2, `${ahead} bytes`);
+  return ahead;
+};
+
 for (const place of ['disk', 'tmpfs'] as const) {
   describe(`space ahead of a writer: ${place}`, () => {
     const made = async (t: Cleanup): Promise<string> => {
@@ -66,8 +77,8 @@ for (const place of ['disk', 'tmpfs'] as const) {
       await grow(opened, 0, 32 * MIB);
       const { size } = await stat(path);
       assert.deepEqual([size, opened.lengthBytes], [32 * MIB, 32 * MIB]);
-      const ahead = await aheadOf(path);
-      assert.ok(ahead >= MIB / 2 && ahead <= 4 * MIB + TABLES, `${ahead} bytes`);
+      const ahead = await someAhead(path);
+      assert.ok(ahead <= 4 * MIB + TABLES, `${ahead} bytes`);
       await opened.close();
       assert.equal((await stat(path)).size, size);
       assert.ok((await aheadOf(path)) <= TABLES);
@@ -92,14 +103,14 @@ for (const place of ['disk', 'tmpfs'] as const) {
       const path = await made(t);
       const opened = await open(path);
       await grow(opened, 0, 32 * MIB);
-      assert.ok((await aheadOf(path)) >= MIB / 2);
+      await someAhead(path);
       for (let i = 0; i < 100 && (await aheadOf(path)) > TABLES; i++) {
         await write(opened, 0, new Uint8Array(4096));
         await sleep(100);
       }
       assert.ok((await aheadOf(path)) <= TABLES, 'writes below the end do not keep it');
       await grow(opened, 32 * MIB, 36 * MIB);
-      assert.ok((await aheadOf(path)) >= MIB / 2);
+      await someAhead(path);
       await opened.close();
       assert.equal((await stat(path)).size, 36 * MIB);
     });
