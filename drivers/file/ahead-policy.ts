@@ -8,7 +8,7 @@
 const MIB = 1 << 20;
 /** A file that grew by less since it was opened has nothing ahead. */
 const MIN_GROWN_BYTES = 8 * MIB;
-/** No more ahead than two steps, than this part of what it grew by, and than this part of what its file system has free. */
+/** No more ahead than a step more than there is to be, than this part of what it grew by, and than this part of what its file system has free. */
 const GROWN_SHARE = 1 / 8;
 const FREE_SHARE = 1 / 16;
 /** Growth is looked at in pieces of at least this. */
@@ -88,8 +88,10 @@ export class AheadPolicy {
     return bytes < this.#steps.minBytes / 2 ? null : { offset, lengthBytes: bytes };
   }
 
-  taken({ offset, lengthBytes }: Stretch, tookMs: number): void {
+  /** Without a time the next step is as long. */
+  taken({ offset, lengthBytes }: Stretch, tookMs: number | null = null): void {
     this.#takenTo = offset + lengthBytes;
+    if (tookMs === null) return;
     if (tookMs < QUICK_MS) this.#stepBytes = Math.min(2 * this.#stepBytes, this.#steps.maxBytes);
     else if (tookMs > SLOW_MS) this.#stepBytes = this.#steps.minBytes;
   }

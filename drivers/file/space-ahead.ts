@@ -46,7 +46,7 @@ export const giveBackSpaceOf = async (device: number): Promise<boolean> => {
 export interface SpaceAheadOptions {
   readonly handle: FileHandle;
   readonly device: number;
-  /** A file system whose calls never wait for a disk. */
+  /** On tmpfs: a call makes pages, and waits for no disk unless it has to swap. */
   readonly isInMemory: boolean;
   /** What the driver knows of the file's length, which is never more than it is. */
   readonly lengthBytes: () => number;
@@ -150,6 +150,8 @@ export class SpaceAhead {
   #next(): Stretch | null {
     const lengthBytes = this.#options.lengthBytes();
     if (this.#isOff || this.#givingBack !== null || this.#lentTo > lengthBytes) return null;
+    // One of them has the file's lock: this thread would wait for it.
+    if (this.#options.isInMemory && this.#growers > 0) return null;
     // What is free is not known before the first stretch.
     const freeBytes = this.#untilFreeIsAsked > 0 ? this.#freeBytes : Number.POSITIVE_INFINITY;
     return this.#policy.next(lengthBytes, freeBytes);
@@ -203,6 +205,10 @@ export class SpaceAhead {
     // Asked again: much may have happened since.
     const stretch = this.#next();
     if (stretch === null) return;
+    if (this.#untilFreeIsAsked <= 0) {
+      this.#takeNext();
+      return;
+    }
     this.#hold();
     const { fd } = this.#options.handle;
     const { offset, lengthBytes } = stretch;
@@ -213,7 +219,7 @@ export class SpaceAhead {
       this.#isOff = true;
       return;
     }
-    this.#policy.taken(stretch, 0);
+    this.#policy.taken(stretch);
     this.#takeNext();
   }
 

@@ -22,6 +22,8 @@ export interface ArrivalsOptions {
   readonly doIdleWork: () => boolean;
   /** Lets another thread that waits for this core have it. */
   readonly yieldCore: () => void;
+  /** In ms. */
+  readonly now: () => number;
 }
 
 export class Arrivals {
@@ -30,10 +32,10 @@ export class Arrivals {
   #isTaking = false;
 
   constructor(options: ArrivalsOptions) {
-    const { receiver, isBusy, yieldCore } = options;
+    const { receiver, isBusy, yieldCore, now } = options;
     this.#options = options;
     const next = (): number => receiver.next();
-    this.#watch = new RingWatch({ next, isBusy, yieldCore, now: () => performance.now() });
+    this.#watch = new RingWatch({ next, isBusy, yieldCore, now });
   }
 
   /** In a turn, whose end calls `noneLeft`. */
@@ -74,11 +76,11 @@ export class Arrivals {
 
   /** -1: the doorbell will ring. */
   #next(): number {
-    const { receiver, noneLeft, doIdleWork } = this.#options;
+    const { receiver, noneLeft, isBusy, doIdleWork } = this.#options;
     const arrived = receiver.next();
     if (arrived >= 0) return arrived;
     noneLeft();
-    while (!this.#watch.isTurnOver && doIdleWork()) {
+    while (!isBusy() && !this.#watch.isTurnOver && doIdleWork()) {
       const meanwhile = receiver.next();
       if (meanwhile >= 0) return meanwhile;
     }

@@ -28,6 +28,8 @@ export class RingWatch {
   #soon = 0;
   #begunMs = 0;
   #sleptMs = 0;
+  /** It has looked in vain before it fell asleep, and that counts already. */
+  #isMissCounted = false;
 
   constructor(options: RingWatchOptions) {
     this.#options = options;
@@ -37,7 +39,8 @@ export class RingWatch {
   woken(): void {
     this.#begunMs = this.#options.now();
     if (this.#begunMs - this.#sleptMs < 2 * LOOK_MS) this.#cameSoon();
-    else this.#cameLate();
+    else if (!this.#isMissCounted) this.#cameLate();
+    this.#isMissCounted = false;
   }
 
   /** The event loop's other work has waited long enough. */
@@ -60,6 +63,7 @@ export class RingWatch {
       yieldCore();
     }
     this.#cameLate();
+    this.#isMissCounted = true;
     return -1;
   }
 

@@ -105,6 +105,7 @@ export class KernelSession implements Backend {
       noneLeft: () => this.#answers.flush(),
       doIdleWork: () => idleWork.doOne(),
       yieldCore,
+      now: () => performance.now(),
     });
     this.#regions = regionsOf(this.#slots);
     this.#counters = createSharedCounters(threads);

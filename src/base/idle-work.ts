@@ -1,8 +1,9 @@
 /**
- * Work of this thread that somebody else would have to do later, in pieces of some ten microseconds: done while the thread has
- * nothing to do but wait, and after the turn of the event loop at the latest.
+ * Work of this thread that somebody would have to do later, in pieces of some ten microseconds: done while the thread has nothing to do
+ * but wait, and else one piece in each turn of the event loop.
  */
 
+/** Pieces in the order in which they were offered. For one thread. */
 export class IdleWork {
   readonly #pieces: (() => void)[] = [];
   #immediate: NodeJS.Immediate | null = null;
@@ -20,7 +21,7 @@ export class IdleWork {
     return piece !== undefined;
   }
 
-  // One at a time: what has arrived meanwhile goes first.
+  // One at a time: the event loop looks for what has arrived in between.
   #turnHasEnded(): void {
     this.#immediate = null;
     this.doOne();

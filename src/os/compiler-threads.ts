@@ -4,7 +4,7 @@
  * takes ten times as long. So they have a lower priority than what serves requests. Not the lowest: an engine on a busy
  * machine needs its functions compiled, and waits for its helpers where they collect garbage.
  */
-import { readdirSync } from 'node:fs';
+import { opendirSync } from 'node:fs';
 import { getPriority, setPriority } from 'node:os';
 
 const POOL_THREADS = 4;
@@ -12,19 +12,30 @@ const POOL_THREADS = 4;
 export const COMPILER_THREADS_OPTION = `--v8-pool-size=${POOL_THREADS}`;
 /** Those of the pool, and the one that waits for what is due later. */
 export const COMPILER_THREADS = POOL_THREADS + 1;
-/** A ninth of the processor, beside a thread that wants all of it. */
+/** A tenth of the processor, beside a thread that wants all of it. */
 const NICER = 10;
 const MAX_NICE = 19;
 
+/** Of this process, in the order in which they were begun, which is that of the directory. */
+const threads = function* (): Generator<number> {
+  const directory = opendirSync('/proc/self/task');
+  try {
+    for (let entry = directory.readSync(); entry !== null; entry = directory.readSync())
+      yield Number(entry.name);
+  } finally {
+    directory.closeSync();
+  }
+};
+
 /**
- * Returns their ids; none in a process that was started without the option. Never throws: without it an engine is only less even.
- *
- * Node begins them right after the main thread, and the directory has threads in the order in which they were begun.
+ * Node begins them right after the main thread. Returns their ids; none in a process that was started without the option, or whose
+ * directory tells of something else. Never throws: without it an engine is only less even.
  */
 export const lowerCompilerThreads = (): readonly number[] => {
   if (!process.execArgv.includes(COMPILER_THREADS_OPTION)) return [];
   try {
-    const [, ...others] = readdirSync('/proc/self/task').map(Number);
+    const [main, ...others] = threads();
+    if (main !== process.pid) return [];
     const nice = Math.min(MAX_NICE, getPriority() + NICER);
     const helpers = others.slice(0, COMPILER_THREADS);
     for (const thread of helpers) setPriority(thread, nice);
