@@ -7,7 +7,6 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { type BlockError, toBlockError } from '../base/block-error.ts';
-import { COMPILER_THREADS_OPTION } from '../os/compiler-threads.ts';
 import { sendDescriptors, socketPair } from '../os/descriptor-passing.ts';
 import {
   ENGINE_PROTOCOL,
@@ -56,7 +55,7 @@ export class EngineProcess {
   constructor() {
     const program = fileURLToPath(new URL('./engine.js', import.meta.url));
     const [ours, theirs] = socketPair();
-    const child = spawn(process.execPath, [COMPILER_THREADS_OPTION, program], {
+    const child = spawn(process.execPath, [program], {
       // In the order of ENGINE_DESCRIPTORS. The last one only keeps the number from Node, which would take it for a loop of its own.
       stdio: ['ignore', STDERR, STDERR, 'ipc', theirs, STDERR],
       serialization: 'advanced',

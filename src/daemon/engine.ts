@@ -24,7 +24,6 @@ import { createJournalFactory } from '../block/restart-journal-file.ts';
 import { Secrets } from '../block/secrets.ts';
 import { JobList } from '../job/job-list.ts';
 import { JobStore } from '../job/job-store.ts';
-import { lowerCompilerThreads } from '../os/compiler-threads.ts';
 import { receiveDescriptors } from '../os/descriptor-passing.ts';
 import { cloneFuseDevice, dieWithParent, putDescriptor } from '../os/linux.ts';
 import { TaskRecorder } from './black-box.ts';
@@ -337,5 +336,4 @@ const main = (): void => {
 };
 
 main();
-lowerCompilerThreads();
 send({ type: 'loaded', protocol: ENGINE_PROTOCOL });
