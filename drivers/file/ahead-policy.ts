@@ -8,7 +8,7 @@
 const MIB = 1 << 20;
 /** A file that grew by less since it was opened has nothing ahead. */
 const MIN_GROWN_BYTES = 8 * MIB;
-/** No more ahead than a step more than there is to be, than this part of what it grew by, and than this part of what its file system has free. */
+/** What is ahead ends with the step that reaches MIN_AHEAD_BYTES, and is no more than this part of what the file grew by or of what is free. */
 const GROWN_SHARE = 1 / 8;
 const FREE_SHARE = 1 / 16;
 /** Growth is looked at in pieces of at least this. */
