@@ -8,29 +8,36 @@ import type { ImageEntry } from './image-entry.ts';
 import type { Candidate, IgnoredFile, Listing } from './listing.ts';
 import { isElsewhere, keyOf } from './stand-ins.ts';
 
+interface Reservation {
+  /** Real path. */
+  readonly path: string;
+  readonly reason: string;
+  readonly ownKey: string | null;
+}
+
 export class Reservations {
-  /** By real path. */
-  readonly #reasons = new Map<
-    string,
-    { readonly reason: string; readonly ownKey: string | null }
-  >();
+  /** In their order. One file may have two for a moment: of who lets it go, and of who comes next. */
+  readonly #reservations = new Set<Reservation>();
 
   /** `ownKey`: of the image whose view may go on over the file meanwhile. Returns what ends it. */
   add(path: string, reason: string, ownKey: string | null = null): () => void {
-    this.#reasons.set(path, { reason, ownKey });
+    const reservation = { path, reason, ownKey };
+    this.#reservations.add(reservation);
     return () => {
-      this.#reasons.delete(path);
+      this.#reservations.delete(reservation);
     };
   }
 
   apply(listing: Listing): Listing {
-    if (this.#reasons.size === 0) return listing;
+    if (this.#reservations.size === 0) return listing;
+    // The last one of a path counts.
+    const reasons = new Map([...this.#reservations].map((found) => [found.path, found]));
     const { candidates, ignored } = listing;
     const kept: Candidate[] = [];
     const left: IgnoredFile[] = [...ignored];
     for (const candidate of candidates) {
       const { path } = candidate.host;
-      const found = this.#reasons.get(path);
+      const found = reasons.get(path);
       // What stands in for another file is no target any more; and a view may have come back to its own, which was a layer.
       const standIn = candidate.standIn?.record;
       const isElse = standIn !== undefined && isElsewhere(standIn);

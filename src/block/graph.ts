@@ -5,6 +5,7 @@
 import { assert } from '../base/assert.ts';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
+import { ClosingChains } from './closing-chains.ts';
 import { CopyOnRead } from './copy-on-read.ts';
 import { type FileIdentity, identify, keyOf } from './file-identity.ts';
 import type { BackingLink, DataFileLink } from './image-description.ts';
@@ -73,6 +74,7 @@ export class Graph {
   readonly #options: GraphOptions;
   /** Read-only layers, while somebody uses them. */
   readonly #shared = new SharedLayers();
+  readonly #closing = new ClosingChains();
   readonly #layers: OpenLayers;
 
   constructor(options: GraphOptions) {
@@ -142,6 +144,14 @@ export class Graph {
     if (base !== null) this.#shared.useToo(base);
     overlay.backing = base;
     if (old !== null) await this.close(old);
+  }
+
+  /**
+   * Waits for chains that are being closed and still use one of these files: who is to have it to himself comes behind them.
+   * Not in a drained section. Errors: EBUSY for one that is not closed in time, because its host does not answer.
+   */
+  async whenLetGo(paths: readonly string[]): Promise<void> {
+    await this.#closing.whenLetGo(paths);
   }
 
   /** Errors: EBUSY for a file that a node has open: what a job writes has to be its own. */
@@ -256,10 +266,16 @@ export class Graph {
 
   /** A node and what only it used, top first. */
   async #closeChain(top: Node, errors: unknown[]): Promise<void> {
-    for (let node: Node | null = top; node !== null; ) {
-      const below: Node | null = node.backing;
-      const last = await this.#closeLayer(node, errors);
-      node = last ? below : null;
+    const closing = this.#closing.begin(top);
+    try {
+      for (let node: Node | null = top; node !== null; ) {
+        closing.reached(node);
+        const below: Node | null = node.backing;
+        const last = await this.#closeLayer(node, errors);
+        node = last ? below : null;
+      }
+    } finally {
+      closing.ended();
     }
   }
 

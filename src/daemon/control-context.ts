@@ -48,10 +48,20 @@ export const controlContext = (source: ControlSource): ControlContext => {
     keptBitmaps: source.keptBitmaps,
     pivot: (device, target, options) => catalog.pivot(device.view, target, options),
     pivoted: (device, old) => pivoted(source, device, old),
-    claimLayers: (device, paths, { force, jobId }) => {
+    claimLayers: async (device, paths, { force, jobId }) => {
       const image = catalog.imageOf(device.view);
       if (image === null) throw new BlockError({ kind: 'not-found', message: 'the view is gone' });
-      return catalog.claimLayers({ image, paths, force }, `job '${jobId}' commits into it`);
+      const end = await catalog.claimLayers(
+        { image, paths, force },
+        `job '${jobId}' commits into it`,
+      );
+      try {
+        await graph.whenLetGo(paths);
+        return end;
+      } catch (error) {
+        await end();
+        throw error;
+      }
     },
     reopen: (device, ownLayers) => catalog.reopen(device.view, ownLayers),
     refusePassthrough: (device) => {

@@ -200,6 +200,7 @@ export class JobTargets implements Targets {
   async #open(request: TargetRequest, reason: string): Promise<Opened> {
     const { graph, catalog } = this.#options;
     const path = await this.#placeOf(request);
+    await graph.whenLetGo([path]);
     const endReservation = await catalog.reserve(path, reason);
     let isMade = false;
     try {
