@@ -26,6 +26,8 @@ export interface Notification {
   readonly bytes: Uint8Array;
 }
 
+export type Notifications = Pick<Notifier, 'nameChanged' | 'contentChanged' | 'close'>;
+
 export class Notifier {
   readonly #thread: Worker;
   readonly #ended: Promise<void>;

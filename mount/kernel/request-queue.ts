@@ -48,6 +48,11 @@ export class RequestQueue {
     return sum;
   }
 
+  /** Some have waited, and start in one of the next turns of the event loop: when nothing is served either, none wait but those. */
+  get isStarting(): boolean {
+    return this.#ready.length > 0;
+  }
+
   add(request: FuseRequest): void {
     const { perView, inSlots, detach, start } = this.#options;
     const view = this.#viewOf(request.nodeId);

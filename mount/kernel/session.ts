@@ -40,12 +40,12 @@ import type { InitOutcome } from './init.ts';
 import { Interrupts } from './interrupts.ts';
 import { KernelLookups } from './kernel-lookups.ts';
 import { NodeTranslations } from './node-translations.ts';
-import { Notifier, resendRequest } from './notifier.ts';
+import { type Notifications, Notifier, resendRequest } from './notifier.ts';
 import { OpenHandles } from './open-handles.ts';
 import { Passthrough, type PassthroughOptions } from './passthrough.ts';
 import { FuseRequest, type Region, regionOf } from './request.ts';
 import { RequestQueue } from './request-queue.ts';
-import { runWorkers } from './worker-pool.ts';
+import { runWorkers, type WorkerSetup } from './worker-pool.ts';
 
 const SLOTS = 64;
 const STUCK_WORKER_MS = 10_000;
@@ -63,6 +63,12 @@ export interface KernelBackendOptions extends BackendOptions {
   readonly passthrough: Pick<PassthroughOptions, 'inherited' | 'changed'>;
   /** One request at a time, each recorded before it is served; null for an ordinary engine. */
   readonly tasks: TaskLog | null;
+  /** In a rehearsal: what takes the place of threads that need a kernel. */
+  readonly inPlaceOfThreads?: {
+    /** See `runWorkers`. */
+    readonly runWorkers: (setups: readonly WorkerSetup[]) => Promise<void>;
+    readonly notifications: Notifications;
+  };
 }
 
 export class KernelSession implements Backend {
@@ -78,7 +84,7 @@ export class KernelSession implements Backend {
   readonly #doorbell: Doorbell;
   readonly #counters: SharedArrayBuffer;
   readonly #latencies: Latencies | null;
-  readonly #notifier: Notifier;
+  readonly #notifier: Notifications;
   readonly #queue: RequestQueue;
   readonly #held: HeldRequests;
   readonly #context: HandlerContext;
@@ -126,7 +132,7 @@ export class KernelSession implements Backend {
       const entry = directory.byNodeId(nodeId);
       if (entry !== null) entry.view.isWrittenBeside = true;
     }
-    this.#notifier = new Notifier(descriptor);
+    this.#notifier = options.inPlaceOfThreads?.notifications ?? new Notifier(descriptor);
     directory.onNameChanged((name) => this.#notifier.nameChanged(name));
     this.#held = this.#heldRequests();
     this.#interrupts = new Interrupts({
@@ -188,7 +194,7 @@ export class KernelSession implements Backend {
   }
 
   async #run(table: SharedTable | null): Promise<void> {
-    const { descriptor, threads } = this.#options;
+    const { descriptor, threads, inPlaceOfThreads = { runWorkers } } = this.#options;
     const doorbell = this.#doorbell.writeEnd;
     const shared = {
       descriptor,
@@ -199,7 +205,7 @@ export class KernelSession implements Backend {
       table,
     };
     try {
-      await runWorkers(
+      await inPlaceOfThreads.runWorkers(
         Array.from({ length: threads }, (_, worker) => ({
           worker,
           spliceOffset: new SharedArrayBuffer(8),
@@ -212,10 +218,18 @@ export class KernelSession implements Backend {
       // Nobody waits for an answer any more.
       for (const { nodeId } of this.#serving)
         this.#options.directory.byNodeId(nodeId)?.view.letGo();
-      if (this.#serving.size > 0)
-        await new Promise<void>((resolve) => (this.#whenServed = resolve));
+      await this.#allServed();
       await this.#notifier.close();
       this.#doorbell.close();
+    }
+  }
+
+  /** Nothing is in flight, and nothing is about to be. */
+  async #allServed(): Promise<void> {
+    while (this.#serving.size > 0 || this.#queue.isStarting) {
+      if (this.#serving.size > 0)
+        await new Promise<void>((resolve) => (this.#whenServed = resolve));
+      else await new Promise((resolve) => setImmediate(resolve));
     }
   }
 

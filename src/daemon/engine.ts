@@ -37,6 +37,8 @@ import {
   type SupervisorMessage,
 } from './messages.ts';
 import type { ReadRecords } from './read-records.ts';
+import type { Rehearsal } from './rehearsal.ts';
+import { isRehearsed } from './rehearsal-place.ts';
 import { type KeptStandIns, StandInStore } from './stand-in-store.ts';
 import { SupervisorLink } from './supervisor-link.ts';
 
@@ -63,6 +65,9 @@ interface Engine {
   readonly servers: EngineServers;
   readonly records: ReadRecords | null;
   readonly standIns: StandInStore;
+  readonly jobs: JobList;
+  /** Null before it, and where there is none. */
+  rehearsal: Rehearsal | null;
   /** The mount is gone: what is kept for engines that come later goes, too. */
   readonly ended: () => void;
 }
@@ -134,6 +139,8 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     servers,
     records,
     standIns,
+    jobs,
+    rehearsal: null,
     ended: () => keptBitmaps.removeAll(),
   };
 };
@@ -163,14 +170,15 @@ const recordsFor = async (
  * Whether the targets are closed, too.
  */
 const closeImages = async (
-  { servers, records, standIns, catalog }: Engine,
+  { servers, records, standIns, catalog, rehearsal }: Engine,
   how: { readonly mountEnds: boolean },
 ): Promise<boolean> => {
+  const rehearsed = rehearsal?.end();
   const [{ targetsClosed }] = await Promise.all([servers.close(how), records?.close()]);
   try {
     await catalog.close();
   } finally {
-    await Promise.all([targetsClosed, standIns.settled()]);
+    await Promise.all([targetsClosed, standIns.settled(), rehearsed]);
   }
   return targetsClosed;
 };
@@ -246,6 +254,7 @@ const serve = async (
   setTimeout(() => {
     engine.servers.loadRest();
     loadDrivers();
+    if (isRehearsed(config)) void rehearse(engine, config, log);
   }, REST_AFTER_MS).unref();
   // A worker that has died may hold a request for which an orderly end would wait for ever: its engine ends as if it was killed.
   await engine.backend.ended;
@@ -253,6 +262,17 @@ const serve = async (
   engine.ended();
   // Not after a worker's death: the mount is still there, and another engine takes it over.
   send({ type: 'unmounted' });
+};
+
+const rehearse = async (engine: Engine, config: EngineConfig, log: Log): Promise<void> => {
+  const { beginRehearsal } = await import('./rehearsal.ts');
+  const { backend, jobs } = engine;
+  engine.rehearsal = beginRehearsal({
+    place: config,
+    demand: () => backend.counters().requests,
+    isBusy: () => jobs.all.some((job) => job.status !== 'concluded'),
+    log,
+  });
 };
 
 /** Another engine goes on: nothing more is taken up, and everything is on disk when the supervisor hears of it. */

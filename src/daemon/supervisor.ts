@@ -23,6 +23,7 @@ import { handshake, makeRuntimeDirectories, widenReadAhead } from './mount-prepa
 import { FILE_SYSTEM_TYPE, mountedAt } from './mount-table.ts';
 import { mountFuse, unmountFuse } from './mounting.ts';
 import { identify, isAlive } from './process-identity.ts';
+import { removeRehearsal } from './rehearsal-place.ts';
 import type { Service } from './service.ts';
 import { SpareEngine } from './spare-engine.ts';
 import { Succession } from './succession.ts';
@@ -243,6 +244,7 @@ export class Supervisor {
     this.#engine = engine;
     const next = this.#succession.next();
     makeRuntimeDirectories(this.#config, this.#log);
+    removeRehearsal(this.#config);
     this.#kept?.engineBegins(this.#generation, identify(engine.pid));
     engine.begin(
       {
@@ -379,6 +381,7 @@ export class Supervisor {
   #finish(): void {
     if (this.#isEnding) return;
     this.#isEnding = true;
+    removeRehearsal(this.#config);
     this.#succession.close();
     const spareEnded = this.#spare.close();
     this.#kept?.close();

@@ -79,15 +79,23 @@ export class SlotTaker {
     const words = this.#words;
     for (;;) {
       const releases = Atomics.load(words, RELEASES);
-      for (let slot = 0; slot < this.#slots; slot++) {
-        const state = FIRST_STATE + slot;
-        if (Atomics.load(words, state) !== FREE) continue;
-        if (Atomics.compareExchange(words, state, FREE, WORKER) === FREE) return slot;
-      }
+      const slot = this.takeNow();
+      if (slot >= 0) return slot;
       Atomics.add(words, WAITING, 1);
       Atomics.wait(words, RELEASES, releases);
       Atomics.sub(words, WAITING, 1);
     }
+  }
+
+  /** The same, but -1 when there is none now. */
+  takeNow(): number {
+    const words = this.#words;
+    for (let slot = 0; slot < this.#slots; slot++) {
+      const state = FIRST_STATE + slot;
+      if (Atomics.load(words, state) !== FREE) continue;
+      if (Atomics.compareExchange(words, state, FREE, WORKER) === FREE) return slot;
+    }
+    return -1;
   }
 
   /** Lends a slot of this worker's to the control plane. True: it sleeps, and the doorbell must ring. */
