@@ -10,7 +10,7 @@
  * It touches no image of anybody's and takes no locks. Its files lie in the runtime directory, which mostly is a tmpfs, and are removed before a
  * disk would see them (rehearsal-place.ts).
  */
-import { closeSync, openSync } from 'node:fs';
+import { openSync } from 'node:fs';
 import { mkdir, rm, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -246,12 +246,15 @@ interface Stage {
   readonly writtenBytes: () => number;
 }
 
-/** A session that no kernel knows: what it answers goes nowhere. */
+/** Where answers go. Never closed: an answer that came late would else be written to whatever file has got its number. */
+let nowhere: number | null = null;
+
+/** A session that no kernel knows. */
 const withSession = async <T>(
   directory: Catalog,
   run: (stage: Stage) => Promise<T>,
 ): Promise<T> => {
-  const descriptor = openSync('/dev/null', 'r+');
+  nowhere ??= openSync('/dev/null', 'r+');
   let end = (): void => undefined;
   const over = new Promise<void>((resolve) => {
     end = resolve;
@@ -265,7 +268,7 @@ const withSession = async <T>(
     threads: 1,
     measure: false,
     log: silentLog,
-    descriptor,
+    descriptor: nowhere,
     init: { minor: 0, flags: 0, flags2: 0, maxWriteBytes: SLOT_PAYLOAD_BYTES },
     generation: 0,
     tableBytes: TABLE_BYTES,
@@ -289,7 +292,6 @@ const withSession = async <T>(
   } finally {
     end();
     await session.ended;
-    closeSync(descriptor);
   }
 };
 
