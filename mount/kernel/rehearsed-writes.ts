@@ -32,6 +32,9 @@ export class RehearsedWrites {
   readonly #fields: DataView;
   readonly #memory: Uint8Array;
   readonly #lookup: Lookup | null;
+  /** Slots of writes that were not answered when it was last asked. */
+  #lent: number[] = [];
+  #pagesRead = 0;
   #unique = UNIQUE_STEP;
 
   constructor(setup: WorkerSetup) {
@@ -52,8 +55,20 @@ export class RehearsedWrites {
     this.#layOut(base, write);
     writeNoPage(this.#fields, base);
     this.#readPage(base, write);
+    this.#lent.push(slot);
     if (this.#taker.handOver(slot)) ringDoorbell(doorbell);
     return true;
+  }
+
+  /** All that were handed over are answered, well or not. Of a few at a time: many would be moved out of their slots, to wait. */
+  get areAnswered(): boolean {
+    this.#lent = this.#lent.filter((slot) => !this.#taker.isFree(slot));
+    return this.#lent.length === 0;
+  }
+
+  /** Writes with which the page came along that they copy. */
+  get pagesRead(): number {
+    return this.#pagesRead;
   }
 
   #layOut(base: number, { nodeId, offset, lengthBytes }: RehearsedWrite): void {
@@ -86,6 +101,8 @@ export class RehearsedWrites {
     }
     const { state, word0, word1 } = lookup;
     const page = { lengthBytes: pageBytes, state, word0, word1 };
-    if (got === pageBytes) writePageAlong(this.#fields, base, page);
+    if (got !== pageBytes) return;
+    writePageAlong(this.#fields, base, page);
+    this.#pagesRead++;
   }
 }

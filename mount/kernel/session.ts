@@ -224,7 +224,7 @@ export class KernelSession implements Backend {
     }
   }
 
-  /** Nothing is in flight, and nothing is about to be. */
+  /** Nothing is in flight, and nothing waits that is to start: only a careful engine's turns are left to the next one. */
   async #allServed(): Promise<void> {
     while (this.#serving.size > 0 || this.#queue.isStarting) {
       if (this.#serving.size > 0)

@@ -20,7 +20,13 @@ export interface Closing {
 }
 
 export class ClosingChains {
+  readonly #identityOf: (node: Node) => string;
   readonly #chains = new Set<ClosingChain>();
+
+  /** `identityOf`: see `keyOf`. */
+  constructor(identityOf: (node: Node) => string) {
+    this.#identityOf = identityOf;
+  }
 
   begin(top: Node): Closing {
     let end = (): void => undefined;
@@ -41,20 +47,34 @@ export class ClosingChains {
   }
 
   /** Returns when no closing uses one of the files. Errors: EBUSY when that takes longer than `limitMs`, naming what hangs. */
-  async whenLetGo(paths: readonly string[], limitMs: number = GIVE_UP_MS): Promise<void> {
+  async whenLetGo(identities: readonly string[], limitMs: number = GIVE_UP_MS): Promise<void> {
     const endMs = performance.now() + limitMs;
     for (;;) {
-      const chain = [...this.#chains].find(({ at }) => uses(at, paths));
-      if (chain === undefined) return;
+      const found = this.#userOf(identities);
+      if (found === null) return;
+      const { chain, used } = found;
       if (await endsWithin(chain.end, endMs - performance.now())) continue;
-      const used = paths.find((path) => uses(chain.at, [path])) ?? '';
       const message = `'${chain.top.path}' still uses it: it is being closed, and does not end`;
-      throw new BlockError({ kind: 'busy', message, path: used, op: 'open' });
+      throw new BlockError({ kind: 'busy', message, path: used.path, op: 'open' });
     }
   }
-}
 
-const uses = (node: Node, paths: readonly string[]): boolean =>
-  paths.includes(node.path) ||
-  node.dataFiles.some((file) => uses(file, paths)) ||
-  (node.backing !== null && uses(node.backing, paths));
+  #userOf(
+    identities: readonly string[],
+  ): { readonly chain: ClosingChain; readonly used: Node } | null {
+    for (const chain of this.#chains) {
+      const used = this.#used(chain.at, identities);
+      if (used !== null) return { chain, used };
+    }
+    return null;
+  }
+
+  #used(node: Node, identities: readonly string[]): Node | null {
+    if (identities.includes(this.#identityOf(node))) return node;
+    for (const below of [...node.dataFiles, node.backing]) {
+      const used = below === null ? null : this.#used(below, identities);
+      if (used !== null) return used;
+    }
+    return null;
+  }
+}

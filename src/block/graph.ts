@@ -74,7 +74,7 @@ export class Graph {
   readonly #options: GraphOptions;
   /** Read-only layers, while somebody uses them. */
   readonly #shared = new SharedLayers();
-  readonly #closing = new ClosingChains();
+  readonly #closing = new ClosingChains((node) => this.#layers.identityOf(node));
   readonly #layers: OpenLayers;
 
   constructor(options: GraphOptions) {
@@ -151,7 +151,8 @@ export class Graph {
    * Not in a drained section. Errors: EBUSY for one that is not closed in time, because its host does not answer.
    */
   async whenLetGo(paths: readonly string[]): Promise<void> {
-    await this.#closing.whenLetGo(paths);
+    const keys = await Promise.all(paths.map((path) => identify(path).then(keyOf, () => path)));
+    await this.#closing.whenLetGo(keys);
   }
 
   /** Errors: EBUSY for a file that a node has open: what a job writes has to be its own. */
@@ -232,7 +233,7 @@ export class Graph {
     try {
       await this.#openBacking(layer, above);
     } catch (error) {
-      await this.#closeLayer(layer.node, []);
+      await this.#closeChain(layer.node, []);
       throw error;
     }
     return layer.node;
@@ -258,7 +259,7 @@ export class Graph {
     try {
       await this.#openBacking(layer, above);
     } catch (error) {
-      await this.#closeLayer(layer.node, []);
+      await this.#closeChain(layer.node, []);
       throw error;
     }
     return layer.node;

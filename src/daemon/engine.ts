@@ -5,6 +5,7 @@
  * It may be killed at any instruction; nothing that must survive lives here alone.
  */
 import { closeSync, constants, openSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { drivers } from '../../drivers/index.ts';
 import type { Backend } from '../../mount/backend.ts';
 import { Activity } from '../../mount/catalog/activity.ts';
@@ -68,6 +69,7 @@ interface Engine {
   readonly jobs: JobList;
   /** Null before it, and where there is none. */
   rehearsal: Rehearsal | null;
+  isClosing: boolean;
   /** The mount is gone: what is kept for engines that come later goes, too. */
   readonly ended: () => void;
 }
@@ -141,6 +143,7 @@ const start = async (config: EngineConfig, link: SupervisorLink, log: Log): Prom
     standIns,
     jobs,
     rehearsal: null,
+    isClosing: false,
     ended: () => keptBitmaps.removeAll(),
   };
 };
@@ -170,9 +173,11 @@ const recordsFor = async (
  * Whether the targets are closed, too.
  */
 const closeImages = async (
-  { servers, records, standIns, catalog, rehearsal }: Engine,
+  engine: Engine,
   how: { readonly mountEnds: boolean },
 ): Promise<boolean> => {
+  const { servers, records, standIns, catalog, rehearsal } = engine;
+  engine.isClosing = true;
   const rehearsed = rehearsal?.end();
   const [{ targetsClosed }] = await Promise.all([servers.close(how), records?.close()]);
   try {
@@ -264,15 +269,22 @@ const serve = async (
   send({ type: 'unmounted' });
 };
 
+/** Never rejects: an engine serves as well without. */
 const rehearse = async (engine: Engine, config: EngineConfig, log: Log): Promise<void> => {
-  const { beginRehearsal } = await import('./rehearsal.ts');
   const { backend, jobs } = engine;
-  engine.rehearsal = beginRehearsal({
-    place: config,
-    demand: () => backend.counters().requests,
-    isBusy: () => jobs.all.some((job) => job.status !== 'concluded'),
-    log,
-  });
+  try {
+    const { beginRehearsal } = await import('./rehearsal.ts');
+    if (engine.isClosing) return;
+    engine.rehearsal = beginRehearsal({
+      runtimeDirectory: dirname(config.journalDirectory),
+      mountpoint: config.mountpoint,
+      demand: () => backend.counters().requests,
+      isBusy: () => jobs.all.some((job) => job.status !== 'concluded'),
+      log,
+    });
+  } catch (error) {
+    log.debug(config.mountpoint, `no rehearsal: ${toBlockError(error).describe()}`);
+  }
 };
 
 /** Another engine goes on: nothing more is taken up, and everything is on disk when the supervisor hears of it. */

@@ -200,10 +200,10 @@ export class JobTargets implements Targets {
   async #open(request: TargetRequest, reason: string): Promise<Opened> {
     const { graph, catalog } = this.#options;
     const path = await this.#placeOf(request);
-    await graph.whenLetGo([path]);
     const endReservation = await catalog.reserve(path, reason);
     let isMade = false;
     try {
+      await graph.whenLetGo([path]);
       isMade = await this.#make({ ...request, path });
       const { format, nodeName, withoutBacking = false } = request;
       const named = nodeName === null ? {} : { nodeName };

@@ -1,8 +1,11 @@
-/** Which engines rehearse (rehearsal.ts), and where: in a directory of the runtime directory, which is removed with an engine that is killed. */
-import { rmSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+/**
+ * Which engines rehearse (rehearsal.ts), and where: in one directory of the runtime directory, one engine at a time. Who has the lock of
+ * the runtime directory (flock(2)) owns all that is in there, also what an engine has left that was killed.
+ */
+import { closeSync, openSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { tryLock } from '../os/linux.ts';
 import type { EngineConfig } from './messages.ts';
-import { mountId } from './runtime-directory.ts';
 
 /** `off`: an engine that has just started is slower for a second. */
 const REHEARSAL_SWITCH = 'VDISKFS_REHEARSAL';
@@ -11,20 +14,32 @@ const REHEARSAL_SWITCH = 'VDISKFS_REHEARSAL';
 export const isRehearsed = ({ fuse, readOnly, careful }: EngineConfig): boolean =>
   fuse !== null && !readOnly && !careful && process.env[REHEARSAL_SWITCH] !== 'off';
 
-export interface RehearsalPlace {
-  readonly mountpoint: string;
-  readonly journalDirectory: string;
-}
+export const rehearsalDirectory = (runtimeDirectory: string): string =>
+  join(runtimeDirectory, 'rehearsal');
 
-/** One engine of a mount serves at a time. */
-export const rehearsalDirectory = ({ mountpoint, journalDirectory }: RehearsalPlace): string =>
-  join(dirname(journalDirectory), `${mountId(mountpoint)}.rehearsal`);
-
-/** What is left of one, when its engine is gone. Never throws. */
-export const removeRehearsal = (place: RehearsalPlace): void => {
+/** Makes the place one's own until the returned function is called; null: another engine has it. Errors: those of the host. */
+export const takePlace = (runtimeDirectory: string): (() => void) | null => {
+  const descriptor = openSync(runtimeDirectory, 'r');
+  let isOurs = false;
   try {
-    rmSync(rehearsalDirectory(place), { recursive: true, force: true });
+    isOurs = tryLock(descriptor);
+  } finally {
+    if (!isOurs) closeSync(descriptor);
+  }
+  return isOurs ? () => closeSync(descriptor) : null;
+};
+
+/** What an engine has left there that is gone, unless another one rehearses. Never throws. */
+export const removeRehearsal = (runtimeDirectory: string): void => {
+  try {
+    const leave = takePlace(runtimeDirectory);
+    if (leave === null) return;
+    try {
+      rmSync(rehearsalDirectory(runtimeDirectory), { recursive: true, force: true });
+    } finally {
+      leave();
+    }
   } catch {
-    // It lies in memory, and the next mount there tries again.
+    // The next one that rehearses tries again.
   }
 };

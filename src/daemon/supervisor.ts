@@ -7,6 +7,7 @@
  * way. What outlives the supervisor itself is in kept-state.ts.
  */
 import { closeSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { INIT2 } from '../../mount/kernel/abi.ts';
 import type { InitOutcome } from '../../mount/kernel/init.ts';
@@ -244,7 +245,7 @@ export class Supervisor {
     this.#engine = engine;
     const next = this.#succession.next();
     makeRuntimeDirectories(this.#config, this.#log);
-    removeRehearsal(this.#config);
+    removeRehearsal(dirname(this.#config.journalDirectory));
     this.#kept?.engineBegins(this.#generation, identify(engine.pid));
     engine.begin(
       {
@@ -381,7 +382,7 @@ export class Supervisor {
   #finish(): void {
     if (this.#isEnding) return;
     this.#isEnding = true;
-    removeRehearsal(this.#config);
+    removeRehearsal(dirname(this.#config.journalDirectory));
     this.#succession.close();
     const spareEnded = this.#spare.close();
     this.#kept?.close();

@@ -193,9 +193,9 @@ const openTarget = async (path: string, context: OfflineContext): Promise<Target
       path,
       readOnly: false,
       create: isNew,
-      cache: 'writeback',
+      cache: context.cache ?? 'writeback',
       log: silentLog,
-    } as const;
+    };
     const driver = await descriptor.openPath?.(request);
     if (driver === undefined) throw wrong('no driver opens it', path);
     const file = new Node({ name: 'file', path, descriptor, readOnly: false, file: null });

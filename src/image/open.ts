@@ -27,6 +27,8 @@ export interface OfflineContext {
   readonly backingDirectories: readonly string[];
   /** `--secret`: keys of encrypted images. */
   readonly secrets: Secrets;
+  /** `unsafe`: what is made need not outlive the machine. 'writeback' when it is not given. */
+  readonly cache?: 'writeback' | 'unsafe';
   /** What servers may want to see, besides what stands in the image's own URL. */
   readonly credentials?: readonly RemoteCredential[];
 }

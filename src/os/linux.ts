@@ -302,6 +302,20 @@ export const cloneFuseDevice = (fresh: number, fuse: number): void => {
   check('clone /dev/fuse', Number(ioctlCall(fresh, FUSE_DEV_IOC_CLONE, argument)));
 };
 
+const flockCall = libc.func('int flock(int fd, int operation)');
+const [LOCK_EX, LOCK_NB] = [2, 4];
+
+/**
+ * flock(2), exclusive: of a file or directory, until the descriptor is closed, also by the death of the process. False: another
+ * descriptor has it. Errors: those of the file system.
+ */
+export const tryLock = (fd: number): boolean => {
+  if (Number(flockCall(fd, LOCK_EX | LOCK_NB)) === 0) return true;
+  const errno = koffi.errno();
+  if (errnoName(errno) === 'EAGAIN') return false;
+  throw systemError('flock', errno);
+};
+
 const memfdCall = libc.func('int memfd_create(str name, uint flags)');
 const MFD_CLOEXEC = 1;
 

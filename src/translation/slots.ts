@@ -108,6 +108,11 @@ export class SlotTaker {
     return Atomics.exchange(words, AWAKE, 1) === 0;
   }
 
+  /** Whether nobody has a slot: what was handed over in it has left it. */
+  isFree(slot: number): boolean {
+    return Atomics.load(this.#words, FIRST_STATE + slot) === FREE;
+  }
+
   /** Gives back a slot of this worker's own that it needs no more. */
   drop(slot: number): void {
     release(this.#words, slot);

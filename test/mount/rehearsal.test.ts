@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { rehearsalDirectory } from '../../src/daemon/rehearsal-place.ts';
+import { rehearsalDirectory, takePlace } from '../../src/daemon/rehearsal-place.ts';
 import { runtimeDirectory } from '../../src/daemon/runtime-directory.ts';
 import { CleanupStack } from '../support/cleanup-stack.ts';
 import { tool } from '../support/file-tools.ts';
@@ -16,6 +16,7 @@ import { vdiskfsJson } from '../support/vdiskfs.ts';
 const SOON_MS = 20_000;
 const POLL_MS = 2;
 
+/** The runtime directory has to have room for it; see rehearsal.ts. */
 const until = async (what: string, isSo: () => boolean): Promise<void> => {
   for (const end = Date.now() + SOON_MS; !isSo(); await sleep(POLL_MS))
     assert.ok(Date.now() < end, `not within ${SOON_MS} ms: ${what}`);
@@ -34,10 +35,9 @@ const sceneOf = async (t: Cleanup, setting: 'on' | 'off' = 'on'): Promise<Scene>
   const image = join(root, 'disk.qcow2');
   await qemuImg(['create', '-q', '-f', 'qcow2', image, '64M']);
   const mountpoint = join(root, 'mnt');
-  const journalDirectory = join(runtimeDirectory(), 'journal');
   return {
     image,
-    directory: rehearsalDirectory({ mountpoint, journalDirectory }),
+    directory: rehearsalDirectory(runtimeDirectory()),
     mount: (...args) =>
       mountImages(cleanup, {
         backend: 'kernel',
@@ -50,7 +50,7 @@ const sceneOf = async (t: Cleanup, setting: 'on' | 'off' = 'on'): Promise<Scene>
 };
 
 const rehearsals = ({ log }: Mounted): number =>
-  [...log.matchAll(/rehearsed \d{4} writes/g)].length;
+  [...log.matchAll(/rehearsed [1-9]\d* writes/g)].length;
 
 interface Status {
   readonly pid: number;
@@ -79,7 +79,7 @@ test('a guest that writes meanwhile is served, and an unmount ends it', async (t
   const { image, directory, mount } = await sceneOf(t);
   for (const waitMs of [0, 20, 60]) {
     const mounted = await mount();
-    await until('it rehearses', () => existsSync(directory));
+    await until(`it rehearses: ${mounted.log}`, () => existsSync(directory));
     await sleep(waitMs);
     await write(mounted, 64);
     await mounted.unmount();
@@ -99,6 +99,23 @@ test('of an engine that is killed in it nothing is left when the next one serves
   process.kill(await engineOf(mounted), 'SIGKILL');
   await mounted.unmount();
   assert.ok(!existsSync(directory));
+});
+
+test('engines rehearse one after the other, and one that cannot begin serves without', async (t) => {
+  const [first, second, third] = [await sceneOf(t), await sceneOf(t), await sceneOf(t)];
+  const leave = takePlace(runtimeDirectory());
+  assert.ok(leave !== null, 'nobody else rehearses');
+  const mounts = [await first.mount(), await second.mount()];
+  await sleep(1000);
+  assert.ok(!existsSync(first.directory));
+  leave();
+  for (const mounted of mounts)
+    await until(`it has rehearsed: ${mounted.log}`, () => rehearsals(mounted) === 1);
+  const leaveAgain = takePlace(runtimeDirectory());
+  t.after(() => leaveAgain?.());
+  const mounted = await third.mount();
+  await until('it gives up', () => /no rehearsal: .*other engines rehearse/.test(mounted.log));
+  await write(mounted, 8);
 });
 
 test('there is none of a mount that is read-only, or has it switched off', async (t) => {

@@ -5,7 +5,6 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { present } from '../../src/base/assert.ts';
 import { endsWithin } from '../../src/base/bounded-wait.ts';
 import { guestOffset } from '../../src/base/units.ts';
@@ -13,6 +12,7 @@ import type { Job } from '../../src/job/job.ts';
 import { makeLayers } from '../support/chain-layers.ts';
 import { delayedFile } from '../support/delayed-file.ts';
 import { EngineStand, imagesOf, standDirectory } from '../support/engine-stand.ts';
+import { until } from '../support/mirror-scene.ts';
 import type { Cleanup } from '../support/scratch.ts';
 
 const MIB = 1 << 20;
@@ -56,10 +56,10 @@ const scene = async (t: Cleanup): Promise<Scene> => {
     const given = { device: 'top', 'job-id': 'job', target, format: 'qcow2', sync: 'top' };
     await stand.execute('drive-mirror', given);
     const job = jobOf(stand);
-    while (job.status !== 'ready') await sleep(2);
+    await until('it is ready', () => job.status === 'ready');
     isHanging = true;
     await view.write(guestOffset(0), Buffer.alloc(4096, 1));
-    while (hangs === 0) await sleep(2);
+    await until('the target hangs', () => hangs > 0);
     job.cancel({ force: true });
     await job.concluded;
     assert.ok(
@@ -109,7 +109,7 @@ test('a mirror to a target that an earlier one is letting go waits for that, and
   answer();
   await begun;
   const job = jobOf(stand);
-  while (job.status === 'running') await sleep(2);
+  await until('it is ready', () => job.status === 'ready');
   await assert.rejects(stand.view('copy.raw'), /there is no view/, 'a target has no view');
   job.complete();
   await job.concluded;

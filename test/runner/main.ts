@@ -20,7 +20,7 @@ const PROJECT_ROOT = fileURLToPath(new URL('../../..', import.meta.url));
 const MARK = `${process.pid}-${Date.now()}`;
 const KILL_GRACE_MS = 10_000;
 const TEMPORARY = openRunDirectory();
-/** Engines rehearse where speed and memory are measured, and in tests of it; half a second of processor time a mount is much for all others. */
+/** Engines rehearse where speed and memory are measured, and in tests of it; half a second of processor time a mount is for the soak in all others. */
 const REHEARSING_ROOM = 'timing';
 
 interface Outcome {
@@ -88,7 +88,7 @@ const runRoom = async (
     ...process.env,
     [RUN_MARK]: MARK,
     TMPDIR: TEMPORARY,
-    VDISKFS_REHEARSAL: budget.room === REHEARSING_ROOM ? 'on' : 'off',
+    VDISKFS_REHEARSAL: options.soak || budget.room === REHEARSING_ROOM ? 'on' : 'off',
     SEED: options.seed,
     COUNT_FACTOR: String(options.factor * (options.soak ? budget.soakFactor : 1)),
   };

@@ -49,7 +49,7 @@ test('an idle mount of 100 images takes less than 150 MiB', async (t) => {
   const mounted = await place.mount(['--log-level', 'debug']);
   for (
     const end = Date.now() + REHEARSED_MS;
-    !/rehearsed \d+ writes/.test(mounted.log);
+    !/rehearsed [1-9]\d+ writes/.test(mounted.log);
     await sleep(50)
   )
     assert.ok(Date.now() < end, `its engine rehearses: ${mounted.log}`);
