@@ -45,6 +45,7 @@ import { OpenHandles } from './open-handles.ts';
 import { Passthrough, type PassthroughOptions } from './passthrough.ts';
 import { FuseRequest, type Region, regionOf } from './request.ts';
 import { RequestQueue } from './request-queue.ts';
+import { createSharedWatch } from './request-watch.ts';
 import { runWorkers, type WorkerSetup } from './worker-pool.ts';
 
 const SLOTS = 64;
@@ -199,8 +200,10 @@ export class KernelSession implements Backend {
     const shared = {
       descriptor,
       doorbell,
+      workers: threads,
       slots: this.#slots,
       counters: this.#counters,
+      watch: createSharedWatch(),
       latencies: this.#latencies?.ofWorkers ?? null,
       table,
     };

@@ -6,12 +6,16 @@ import type { SharedTable } from '../../src/translation/table-layout.ts';
 /** What a worker is started with. */
 export interface WorkerSetup {
   readonly worker: number;
+  /** How many there are. */
+  readonly workers: number;
   readonly descriptor: number;
   readonly doorbell: number;
   readonly slots: SharedSlots;
   /** 8 bytes of its own. */
   readonly spliceOffset: SharedArrayBuffer;
   readonly counters: SharedArrayBuffer;
+  /** See request-watch.ts. */
+  readonly watch: SharedArrayBuffer;
   /** Null: latencies are not kept. */
   readonly latencies: SharedArrayBuffer | null;
   /** Null: every request faults. */

@@ -9,7 +9,7 @@ import { parentPort, workerData } from 'node:worker_threads';
 import { present } from '../../src/base/assert.ts';
 import { ERRNO } from '../../src/base/errno.ts';
 import { DIRECT_BLOCK_BYTES } from '../../src/block/driver.ts';
-import { addressOf, readCached } from '../../src/os/linux.ts';
+import { addressOf, isReadable, readCached, yieldCore } from '../../src/os/linux.ts';
 import { COUNTER, WorkerCounters } from '../../src/translation/counters.ts';
 import { Lookup, ZERO_RUN } from '../../src/translation/lookup.ts';
 import {
@@ -26,6 +26,7 @@ import { OPERATIONS, recorderOf } from '../latencies.ts';
 import { FSYNC_IN, IN, OPCODE, OUT, OUT_HEADER_BYTES, READ_IN, WRITE_OUT_BYTES } from './abi.ts';
 import { ringDoorbell } from './doorbell.ts';
 import { REPLY_AT, REPLY_BODY_AT, REQUEST_AT, REQUEST_BODY_AT } from './request.ts';
+import { RequestWatch } from './request-watch.ts';
 import { SPLICE_FROM_BYTES, SpliceReply } from './splice-reply.ts';
 import type { WorkerSetup } from './worker-pool.ts';
 
@@ -42,6 +43,13 @@ const layout = setup.table === null ? null : layoutOf(setup.table);
 const lookup = layout === null ? null : new Lookup(layout, setup.worker);
 const syncs = layout === null ? null : new Syncs(layout, setup.worker);
 const patience = layout === null ? null : new Patience(layout);
+const watch = new RequestWatch({
+  shared: setup.watch,
+  worker: setup.worker,
+  workers: setup.workers,
+  isPending: () => isReadable(descriptor),
+  yieldCore,
+});
 const memoryAddress = addressOf(memory);
 const splices = new SpliceReply({
   descriptor,
@@ -148,6 +156,7 @@ const readPatiently = (file: number, start: number, end: number, from: number): 
 /** False: it would have to wait, as the other workers do already. */
 const readWaiting = (file: number, at: number, end: number, from: number): boolean => {
   if (patience?.begin() !== true) return false;
+  watch.disperse();
   try {
     readPatiently(file, at, end, from);
   } finally {
@@ -238,6 +247,7 @@ const transfer = (base: number, slot: number, opcode: number): boolean => {
     return false;
   }
   let replied = false;
+  if (size >= SPLICE_FROM_BYTES) watch.disperse();
   try {
     if (isRead && size >= SPLICE_FROM_BYTES && !lookup.hasDirect) {
       writeHeader(base, size);
@@ -279,6 +289,7 @@ const sync = (base: number): boolean => {
     return false;
   const file = syncs.begin(fields.getUint32(base + REQUEST_AT + IN.nodeId, true));
   if (file < 0) return false;
+  watch.disperse();
   const errno = errnoOfSync(file);
   syncs.end(errno);
   if (errno !== 0) {
@@ -307,10 +318,13 @@ const answered = (base: number, slot: number): number => {
 const serve = (): void => {
   for (let slot = taker.take(); ; ) {
     const base = slots.firstByte + slot * slots.slotBytes;
+    watch.begin();
     if (!receive(base)) {
+      watch.disperse();
       taker.drop(slot);
       return;
     }
+    watch.received();
     counters.add(COUNTER.requests, 1);
     writeNoPage(fields, base);
     const begunMs = latencies === null ? 0 : performance.now();
@@ -321,6 +335,7 @@ const serve = (): void => {
     }
     counters.add(COUNTER.faults, 1);
     if (taker.handOver(slot)) ringDoorbell(doorbell);
+    watch.handedOver();
     slot = taker.take();
   }
 };

@@ -250,6 +250,19 @@ export const yieldCore = (): void => {
   yieldCall();
 };
 
+const pollCall = libc.func('int poll(uintptr_t descriptors, ulong count, int timeout)');
+const POLLIN = 1;
+/** struct pollfd: descriptor s32, events s16, revents s16. */
+const polled = new DataView(new ArrayBuffer(8));
+const polledAddress = addressOf(new Uint8Array(polled.buffer));
+polled.setInt16(4, POLLIN, true);
+
+/** Whether a read of a descriptor would return at once, also with an error. Never waits; allocation free. */
+export const isReadable = (fd: number): boolean => {
+  polled.setInt32(0, fd, true);
+  return Number(pollCall(polledAddress, 1, 0)) > 0;
+};
+
 const ioctlCall = libc.func('int ioctl(int fd, ulong request, _In_ uint8_t *argument)');
 const FUSE_DEV_IOC_BACKING_OPEN = 0x4010e501;
 const FUSE_DEV_IOC_BACKING_CLOSE = 0x4004e502;

@@ -16,6 +16,7 @@ import {
 } from '../../mount/kernel/abi.ts';
 import { Doorbell } from '../../mount/kernel/doorbell.ts';
 import { FuseRequest, REPLY_AT, type Region, regionOf } from '../../mount/kernel/request.ts';
+import { createSharedWatch } from '../../mount/kernel/request-watch.ts';
 import { runWorkers } from '../../mount/kernel/worker-pool.ts';
 import { addressOf } from '../../src/os/linux.ts';
 import { createSharedCounters } from '../../src/translation/counters.ts';
@@ -152,6 +153,9 @@ export const startWorkers = (options: WorkerStandOptions): WorkerStand => {
       doorbell: doorbell.writeEnd,
       slots,
       spliceOffset: new SharedArrayBuffer(8),
+      // Each has a descriptor of its own, and nobody else to look for it.
+      workers: 1,
+      watch: createSharedWatch(),
       counters,
       latencies: null,
       table,
