@@ -52,6 +52,8 @@ const IMAGE_SHARE = 1 - TABLE_SHARE;
 
 /** What is needed later is loaded this long after the mount is usable, or when it is needed. */
 const REST_AFTER_MS = 200;
+/** A rehearsal gives way to whoever has waited for the mount, and is of use to who writes soon. */
+const REHEARSAL_AFTER_MS = 30;
 /** Who has not been told to begin after this time waits for another's death. */
 const SPARE_AFTER_MS = 500;
 
@@ -259,8 +261,9 @@ const serve = async (
   setTimeout(() => {
     engine.servers.loadRest();
     loadDrivers();
-    if (isRehearsed(config)) void rehearse(engine, config, log);
   }, REST_AFTER_MS).unref();
+  if (isRehearsed(config))
+    setTimeout(() => void rehearse(engine, config, log), REHEARSAL_AFTER_MS).unref();
   // A worker that has died may hold a request for which an orderly end would wait for ever: its engine ends as if it was killed.
   await engine.backend.ended;
   await closeImages(engine, { mountEnds: true });

@@ -24,9 +24,9 @@ const PLACE_PATIENCE_MS = 5000;
 const PLACE_POLL_MS = 100;
 /** From its first write on: on a machine that is busy, others need the core more. */
 const MOST_MS = 3000;
-/** After a request of somebody's, or while a job works; longer each time. */
+/** After a request of somebody's, or while a job works; twice as long where that goes on, and half as long where it does not. */
 const FIRST_REST_MS = 10;
-const LAST_REST_MS = 200;
+const LAST_REST_MS = 160;
 
 export interface RehearsalScene {
   readonly runtimeDirectory: string;
@@ -113,10 +113,13 @@ const paceOf = ({ demand, isBusy }: RehearsalScene, signal: AbortSignal): Pace =
       return isOver();
     },
     turn: async () => {
-      for (let now = demand(); (now !== seen || isBusy()) && !isOver(); now = demand()) {
-        seen = now;
+      const isWanted = (): boolean => demand() !== seen || isBusy();
+      while (isWanted() && !isOver()) {
+        seen = demand();
         await sleep(restMs);
-        restMs = Math.min(2 * restMs, LAST_REST_MS);
+        restMs = isWanted()
+          ? Math.min(2 * restMs, LAST_REST_MS)
+          : Math.max(restMs / 2, FIRST_REST_MS);
       }
     },
   };
