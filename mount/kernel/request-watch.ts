@@ -7,7 +7,7 @@
  * Where a second request is in flight, workers are quicker side by side. At the first sign of one, and when the one that looks had to wait
  * for something else, all of them read as they come, for thousands of requests.
  *
- * Whoever parks does not depend on the worker that looks: one that has not looked for two milliseconds is deposed.
+ * Whoever parks does not depend on the worker that looks: one that has not looked for a millisecond or two is deposed.
  *
  *     words   0 number of the worker that looks, + 1; 0 for none   1 looks so far   2 wake-ups so far   3 workers that are parked
  *             4 requests that are to come before anybody looks   5 times that one was deposed of late
@@ -62,7 +62,7 @@ export class RequestWatch {
   #nextRest = FIRST_REST;
   /** Requests that it has left to others since it is the one that looks. */
   #left = 0;
-  /** And that it has found since then. */
+  /** And that it has ever found by looking. */
   #found = 0;
 
   constructor(options: RequestWatchOptions) {
@@ -97,7 +97,7 @@ export class RequestWatch {
 
   /** Somebody else answers the request, who needs a core for that: this worker does not look for the next ones. */
   handedOver(): void {
-    this.#rest = FIRST_REST;
+    this.#rest = Math.max(this.#rest, FIRST_REST);
     if (this.#isLooker()) this.#stop();
   }
 
@@ -145,10 +145,8 @@ export class RequestWatch {
     const { workers, isPending, yieldCore } = this.#options;
     Atomics.add(words, LOOKS, 1);
     const before = Atomics.compareExchange(words, LOOKER, 0, this.#self);
-    if (before === 0) {
-      this.#left = 0;
-      this.#found = 0;
-    } else if (before !== this.#self) return;
+    if (before === 0) this.#left = 0;
+    else if (before !== this.#self) return;
     if (Atomics.load(words, PARKED) < workers - 1 && this.#left < LEFT_TO_EACH * workers) {
       this.#left++;
       return;

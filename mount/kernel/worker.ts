@@ -184,8 +184,11 @@ const readRuns = (runs: Lookup, to: number): boolean => {
       if (!readDirect(file - DIRECT_FILE, at, end, from)) return false;
     } else {
       at += readQuickly(file, at, end - at, from + at);
-      if (at < end && untold[file] !== 0) readPatiently(file, at, end, from);
-      else if (at < end && !readWaiting(file, at, end, from)) return false;
+      if (at < end && untold[file] !== 0) {
+        // A server may have to answer.
+        watch.disperse();
+        readPatiently(file, at, end, from);
+      } else if (at < end && !readWaiting(file, at, end, from)) return false;
     }
     at = end;
   }

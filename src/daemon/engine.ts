@@ -292,6 +292,8 @@ const rehearse = async (engine: Engine, config: EngineConfig, log: Log): Promise
 
 /** Another engine goes on: nothing more is taken up, and everything is on disk when the supervisor hears of it. */
 const handOver = async (engine: Engine): Promise<void> => {
+  engine.isClosing = true;
+  void engine.rehearsal?.end();
   await engine.backend.hold?.();
   // What cannot be flushed is in the journal, and the next engine meets the same error; it has been logged.
   const targetsClosed = await closeImages(engine, { mountEnds: false }).catch(() => false);

@@ -3,13 +3,13 @@
  * (rehearsal-round.ts), while it has nothing else to do. V8 makes machine code of what has run some hundred times, and a guest that writes at
  * once would wait for that in its first second (figures in ARCHITECTURE.md).
  *
- * It gives way: to requests, to jobs, to other engines that rehearse, and it ends after a while, as far as it has come. What goes wrong
- * with it is nobody's loss.
+ * It gives way: to requests, to jobs, to other engines that rehearse, and it ends after a while, as far as it has come. An error that
+ * it is told of is nobody's loss.
  */
 import { mkdir, realpath, rm, statfs } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError, toBlockError } from '../base/block-error.ts';
-import { endsWithin, GIVE_UP_MS } from '../base/bounded-wait.ts';
+import { endsWithin } from '../base/bounded-wait.ts';
 import type { Log } from '../base/log.ts';
 import { isLocalFileSystem } from '../os/local-file-systems.ts';
 import { rehearsalDirectory, takePlace } from './rehearsal-place.ts';
@@ -27,6 +27,8 @@ const MOST_MS = 3000;
 /** After a request of somebody's, or while a job works; twice as long where that goes on, and half as long where it does not. */
 const FIRST_REST_MS = 10;
 const LAST_REST_MS = 160;
+/** What is left of one that does not end the supervisor removes. */
+const END_PATIENCE_MS = 1000;
 
 export interface RehearsalScene {
   readonly runtimeDirectory: string;
@@ -39,7 +41,7 @@ export interface RehearsalScene {
 }
 
 export interface Rehearsal {
-  /** Ends it, and waits until nothing of it is left. Never rejects. */
+  /** Ends it, and waits a second at most until nothing of it is left. Never rejects. */
   end(): Promise<void>;
 }
 
@@ -58,7 +60,7 @@ export const beginRehearsal = (scene: RehearsalScene): Rehearsal => {
   return {
     end: async () => {
       ending.abort();
-      await endsWithin(ended, GIVE_UP_MS);
+      await endsWithin(ended, END_PATIENCE_MS);
     },
   };
 };
@@ -73,6 +75,7 @@ const rehearse = async (scene: RehearsalScene, signal: AbortSignal): Promise<num
     let writes = 0;
     for (let round = 0; round < ROUNDS && !pace.isOver; round++) {
       await pace.turn();
+      if (pace.isOver) break;
       await rm(directory, { recursive: true, force: true });
       await refuseWithoutSpace(runtimeDirectory);
       await mkdir(directory, { mode: 0o700 });
@@ -80,8 +83,11 @@ const rehearse = async (scene: RehearsalScene, signal: AbortSignal): Promise<num
     }
     return writes;
   } finally {
-    await rm(directory, { recursive: true, force: true });
-    leave();
+    try {
+      await rm(directory, { recursive: true, force: true });
+    } finally {
+      leave();
+    }
   }
 };
 
@@ -91,10 +97,14 @@ const place = async (runtimeDirectory: string, signal: AbortSignal): Promise<() 
     const leave = takePlace(runtimeDirectory);
     if (leave !== null) return leave;
     if (signal.aborted) break;
-    await sleep(PLACE_POLL_MS);
+    await pause(PLACE_POLL_MS, signal);
   }
   throw new BlockError({ kind: 'busy', message: 'other engines rehearse', path: runtimeDirectory });
 };
+
+/** Also ends when the signal is aborted. */
+const pause = (ms: number, signal: AbortSignal): Promise<void> =>
+  sleep(ms, undefined, { signal }).catch(() => undefined);
 
 const refuseWithoutSpace = async (path: string): Promise<void> => {
   const { type, bavail, bsize } = await statfs(path);
@@ -116,7 +126,7 @@ const paceOf = ({ demand, isBusy }: RehearsalScene, signal: AbortSignal): Pace =
       const isWanted = (): boolean => demand() !== seen || isBusy();
       while (isWanted() && !isOver()) {
         seen = demand();
-        await sleep(restMs);
+        await pause(restMs, signal);
         restMs = isWanted()
           ? Math.min(2 * restMs, LAST_REST_MS)
           : Math.max(restMs / 2, FIRST_REST_MS);

@@ -162,7 +162,7 @@ const parker = async (
   thread.once('message', () => {
     reads = true;
   });
-  await until('it is parked', () => scene.parked > before);
+  await until('it is parked, or was', () => reads || scene.parked > before);
   return { reads: () => reads };
 };
 
