@@ -13,10 +13,10 @@ import { assertClean, qemuImg } from '../support/qemu-img.ts';
 import { type Cleanup, scratchDirectory } from '../support/scratch.ts';
 import { vdiskfsJson } from '../support/vdiskfs.ts';
 
+/** The runtime directory has to have room for a rehearsal, else none begins (rehearsal.ts). */
 const SOON_MS = 20_000;
 const POLL_MS = 2;
 
-/** The runtime directory has to have room for it; see rehearsal.ts. */
 const until = async (what: string, isSo: () => boolean): Promise<void> => {
   for (const end = Date.now() + SOON_MS; !isSo(); await sleep(POLL_MS))
     assert.ok(Date.now() < end, `not within ${SOON_MS} ms: ${what}`);
