@@ -3,15 +3,16 @@
  * translation table, catalog, graph, drivers and journals. It touches no image of anybody's, takes no locks, and has nothing flushed: what it
  * writes is removed before a disk would see it.
  */
-import { openSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { drivers } from '../../drivers/index.ts';
 import { sourceGate } from '../../mount/catalog/source-gate.ts';
-import { type Catalog, openCatalog } from '../../mount/catalog.ts';
-import { type RehearsedWrite, RehearsedWrites } from '../../mount/kernel/rehearsed-writes.ts';
-import { KernelSession } from '../../mount/kernel/session.ts';
-import type { WorkerSetup } from '../../mount/kernel/worker-pool.ts';
+import { openCatalog } from '../../mount/catalog.ts';
+import {
+  type RehearsedSession,
+  startRehearsedSession,
+} from '../../mount/kernel/rehearsed-session.ts';
+import type { RehearsedWrite, RehearsedWrites } from '../../mount/kernel/rehearsed-writes.ts';
 import { assert, present } from '../base/assert.ts';
 import { BlockError } from '../base/block-error.ts';
 import { silentLog } from '../base/log.ts';
@@ -100,7 +101,16 @@ export const rehearseRound = async (scene: RehearsalRound): Promise<Rehearsed> =
       return present(image, 'an image that was made has a view').nodeId;
     };
     const nodes = { overlay: nodeOf(paths.overlay), plain: nodeOf(paths.plain) };
-    return await withSession(catalog, (stage) => play(stage, { ...scene, clusterBytes, nodes }));
+    const stage = startRehearsedSession({
+      directory: catalog,
+      tableBytes: TABLE_BYTES,
+      payloadBytes: SLOT_PAYLOAD_BYTES,
+    });
+    try {
+      return await play(stage, { ...scene, clusterBytes, nodes });
+    } finally {
+      await stage.end();
+    }
   } finally {
     await catalog.close();
   }
@@ -161,68 +171,13 @@ const makeImages = async (scene: {
   return { overlay: await make('overlay', base), plain: await make('plain', null) };
 };
 
-interface Stage {
-  readonly writes: RehearsedWrites;
-  /** Of writes that were answered, and have not failed. */
-  readonly writtenBytes: () => number;
-}
-
-/** Where answers go. Never closed: an answer that came late would else be written to whatever file has got its number. */
-let nowhere: number | null = null;
-
-/** A session that no kernel knows. */
-const withSession = async <T>(
-  directory: Catalog,
-  run: (stage: Stage) => Promise<T>,
-): Promise<T> => {
-  nowhere ??= openSync('/dev/null', 'r+');
-  let end = (): void => undefined;
-  const over = new Promise<void>((resolve) => {
-    end = resolve;
-  });
-  let setup: WorkerSetup | undefined;
-  const session = new KernelSession({
-    directory,
-    mountpoint: 'rehearsal',
-    readOnly: false,
-    allowOther: false,
-    threads: 1,
-    measure: false,
-    log: silentLog,
-    descriptor: nowhere,
-    init: { minor: 0, flags: 0, flags2: 0, maxWriteBytes: SLOT_PAYLOAD_BYTES },
-    generation: 0,
-    tableBytes: TABLE_BYTES,
-    tasks: null,
-    passthrough: { inherited: [], changed: () => undefined },
-    inPlaceOfThreads: {
-      runWorkers: ([given]) => {
-        setup = given;
-        return over;
-      },
-      notifications: {
-        nameChanged: () => undefined,
-        contentChanged: async () => undefined,
-        close: async () => undefined,
-      },
-    },
-  });
-  try {
-    const writes = new RehearsedWrites(present(setup, 'a session starts a worker'));
-    return await run({ writes, writtenBytes: () => session.counters().writtenBytes });
-  } finally {
-    end();
-    await session.ended;
-  }
-};
-
 interface Play extends RehearsalRound {
   readonly clusterBytes: number;
   readonly nodes: { readonly overlay: number; readonly plain: number };
 }
 
 /** Half of each cluster of the overlay, in no order, and stretches of the other image in order. */
-const play = async ({ writes, writtenBytes }: Stage, scene: Play): Promise<Rehearsed> => {
+const play = async ({ writes, session }: RehearsedSession, scene: Play): Promise<Rehearsed> => {
   const { clusterBytes, nodes, pace } = scene;
   const stretchBytes = STRETCH_CLUSTERS * clusterBytes;
   let sent = 0;
@@ -234,7 +189,7 @@ const play = async ({ writes, writtenBytes }: Stage, scene: Play): Promise<Rehea
   };
   const answered = async (): Promise<void> => {
     await untilAnswered(writes);
-    if (writtenBytes() < sentBytes) throw failed('has failed');
+    if (session.counters().writtenBytes < sentBytes) throw failed('has failed');
   };
   for (let index = 0; index < CLUSTERS && !pace.isOver; index++) {
     const cluster = (index * PRIME) % CLUSTERS;

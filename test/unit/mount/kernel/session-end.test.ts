@@ -1,14 +1,9 @@
 /** The end of a session whose views still have requests that wait for their turn. */
 import assert from 'node:assert/strict';
-import { closeSync, openSync } from 'node:fs';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Entry } from '../../../../mount/directory.ts';
-import { RehearsedWrites } from '../../../../mount/kernel/rehearsed-writes.ts';
-import { KernelSession } from '../../../../mount/kernel/session.ts';
-import type { WorkerSetup } from '../../../../mount/kernel/worker-pool.ts';
-import { present } from '../../../../src/base/assert.ts';
-import { silentLog } from '../../../../src/base/log.ts';
+import { startRehearsedSession } from '../../../../mount/kernel/rehearsed-session.ts';
 import { memoryDirectory } from '../../../support/memory-directory.ts';
 
 const REQUESTS = 1000;
@@ -16,9 +11,7 @@ const REQUESTS = 1000;
 const AT_ONCE = 32;
 const NODE_ID = 2;
 
-test('has come when all of them are answered, also those that start in a later turn', async (t) => {
-  const descriptor = openSync('/dev/null', 'r+');
-  t.after(() => closeSync(descriptor));
+test('has come when all of them are answered, also those that start in a later turn', async () => {
   let letGo = (): void => undefined;
   const held = new Promise<void>((resolve) => {
     letGo = resolve;
@@ -42,47 +35,17 @@ test('has come when all of them are answered, also those that start in a later t
     ...memoryDirectory([]),
     byNodeId: () => ({ nodeId: NODE_ID, name: 'disk.raw', view }) as unknown as Entry,
   };
-  let setup: WorkerSetup | undefined;
-  let end = (): void => undefined;
-  const over = new Promise<void>((resolve) => {
-    end = resolve;
-  });
-  const session = new KernelSession({
-    directory,
-    mountpoint: 'nowhere',
-    readOnly: false,
-    allowOther: false,
-    threads: 1,
-    measure: false,
-    log: silentLog,
-    descriptor,
-    init: { minor: 0, flags: 0, flags2: 0, maxWriteBytes: 64 << 10 },
-    generation: 0,
-    tableBytes: 0,
-    tasks: null,
-    passthrough: { inherited: [], changed: () => undefined },
-    inPlaceOfThreads: {
-      runWorkers: ([given]) => {
-        setup = given;
-        return over;
-      },
-      notifications: {
-        nameChanged: () => undefined,
-        contentChanged: async () => undefined,
-        close: async () => undefined,
-      },
-    },
-  });
-  const writes = new RehearsedWrites(present(setup, 'a session starts a worker'));
+  const options = { directory, tableBytes: 0, payloadBytes: 64 << 10 };
+  const { session, writes, end } = startRehearsedSession(options);
   for (let sent = 0; sent < REQUESTS; ) {
     if (writes.send({ nodeId: NODE_ID, offset: 0, lengthBytes: 512 })) sent++;
     else await sleep(1);
   }
   while (session.counters().faults < REQUESTS) await sleep(1);
   assert.equal(answered, 0, 'the first ones hang');
-  end();
+  const ended = end();
   await sleep(5);
   letGo();
-  await session.ended;
+  await ended;
   assert.equal(answered, REQUESTS);
 });
