@@ -1,6 +1,7 @@
 /**
  * `npm run mutants`: leaves each step that mutations.ts collects out of a copy of the built program, and runs the tests that must notice.
- * Words choose those whose step has one of them. Prints one line a mutant; exits 1 when one survives, or when a mutation does not fit the program any more.
+ * Words choose those whose step has one of them. Prints one line a mutant; exits 1 when one survives, when a mutation does not fit the program any more,
+ * or when no step has one of the words.
  */
 import { spawnSync } from 'node:child_process';
 import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
@@ -55,4 +56,6 @@ try {
   rmSync(copy, { recursive: true, force: true });
 }
 process.stdout.write(`${wanted.length - failed} passed, ${failed} failed\n`);
-process.exitCode = failed === 0 ? 0 : 1;
+if (wanted.length === 0)
+  process.stderr.write(`no step has one of these words: ${words.join(' ')}\n`);
+process.exitCode = failed === 0 && wanted.length > 0 ? 0 : 1;
