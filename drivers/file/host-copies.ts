@@ -10,6 +10,7 @@ import { type HostRange, notCopied } from '../../src/block/host-range.ts';
 import { cloneFileRange, copyFileRange, readAheadOf } from '../../src/os/linux.ts';
 import type { FileLength } from './file-length.ts';
 import type { Holes } from './holes.ts';
+import { MemoryCopies } from './memory-copies.ts';
 
 /** Whatever the range is: the kernel has no such call, or not for these file systems. */
 const NEVER: ReadonlySet<ErrnoName> = new Set(['EOPNOTSUPP', 'EXDEV', 'ENOTTY', 'ENOSYS']);
@@ -18,6 +19,8 @@ export interface HostCopiesOptions {
   readonly fd: number;
   readonly length: FileLength;
   readonly holes: Holes;
+  /** The file is on tmpfs. */
+  readonly isInMemory: boolean;
 }
 
 export class HostCopies {
@@ -28,11 +31,14 @@ export class HostCopies {
   readonly #foreign = new WeakSet<DriverInstance>();
   /** Whose blocks this file cannot share. */
   readonly #unshared = new WeakSet<DriverInstance>();
+  /** Null: it is on a disk. */
+  readonly #inMemory: MemoryCopies | null;
 
-  constructor({ fd, length, holes }: HostCopiesOptions) {
+  constructor({ fd, length, holes, isInMemory }: HostCopiesOptions) {
     this.#fd = fd;
     this.#length = length;
     this.#holes = holes;
+    this.#inMemory = isInMemory ? new MemoryCopies() : null;
   }
 
   /** See `DriverInstance.copyIn`. Errors: EIO; those of copy_file_range(2) for this range. */
@@ -53,19 +59,21 @@ export class HostCopies {
   async #cloneOrCopy(offset: number, source: HostRange, hostFd: number): Promise<void> {
     const end = offset + source.length;
     if (await this.#length.reaching(end, () => this.#clone(offset, source, hostFd))) return;
-    // All of it at once: the copy itself goes by 64 KiB, and is quicker into space that is there.
-    await Promise.all([
-      readAheadOf(hostFd, source.offset, source.length),
-      this.#holes.reserve(offset, source.length),
-    ]);
+    // All of it at once: the copy itself goes by 64 KiB, and is quicker into space that is there, but for space in memory.
+    if (this.#inMemory === null)
+      await Promise.all([
+        readAheadOf(hostFd, source.offset, source.length),
+        this.#holes.reserve(offset, source.length),
+      ]);
     await this.#length.reaching(end, () => this.#copy(offset, source, hostFd));
   }
 
   async #copy(offset: number, source: HostRange, hostFd: number): Promise<void> {
+    const copy = this.#inMemory?.copy.bind(this.#inMemory) ?? copyFileRange;
     for (let done = 0; done < source.length; ) {
       const from = { fd: hostFd, offset: source.offset + done };
       const to = { fd: this.#fd, offset: offset + done };
-      const copied = await copyFileRange(from, to, source.length - done).catch((error: unknown) => {
+      const copied = await copy(from, to, source.length - done).catch((error: unknown) => {
         if (!isOfFiles(error)) throw error;
         this.#foreign.add(source.file.driver);
         throw notCopied();

@@ -43,6 +43,7 @@ export class HostFile implements DriverInstance {
   readonly clusterBytes = 1;
   readonly backingLink = null;
   readonly growsOnWrite = true;
+  readonly isInMemory: boolean;
   readonly #handle: FileHandle;
   readonly #path: string;
   readonly #isBlockDevice: boolean;
@@ -67,16 +68,18 @@ export class HostFile implements DriverInstance {
     this.#quick = quick === null ? null : new QuickIo(handle.fd, quick);
     // With direct I/O nobody else writes, and a write in flight may have padding.
     const growsUnseen = !isBlockDevice && direct === null;
+    this.isInMemory = quick !== null && isMemoryFileSystem(quick);
+    const { isInMemory } = this;
     const length = new FileLength({
-      ...{ handle, lengthBytes, device, growsUnseen, takesSpaceAhead },
-      isInMemory: quick !== null && isMemoryFileSystem(quick),
+      ...{ handle, lengthBytes, device, growsUnseen, takesSpaceAhead, isInMemory },
     });
     this.#length = length;
     const write: HolesOptions['write'] = (offset, bytes) => this.write(guestOffset(offset), bytes);
     const holes = new Holes({ handle, path, length, write });
     this.#holes = holes;
     this.#syncs = new HostSyncs({ handle, path, flushes, isShared: quick !== null });
-    this.#copies = quick === null ? null : new HostCopies({ fd: handle.fd, length, holes });
+    const parts = { fd: handle.fd, length, holes, isInMemory };
+    this.#copies = quick === null ? null : new HostCopies(parts);
   }
 
   get lengthBytes(): number {

@@ -248,6 +248,9 @@ export interface DriverInstance {
    */
   copyIn?(offset: GuestOffset, source: HostRange, how: CopyInHow): Promise<void>;
 
+  /** Protocol drivers: all of it is in memory (tmpfs), so that no request waits for a disk. */
+  readonly isInMemory?: boolean;
+
   /** As `write`, for a range that is to read as zeros and should take no space (a guest's discard or punch). */
   discard?(offset: GuestOffset, lengthBytes: number): Promise<void>;
 

@@ -11,6 +11,11 @@ import { orAborted } from './abort.ts';
 
 /** They take no memory of ours, so they are longer than others; a guest's write to the range waits for one. */
 const STRETCH_BYTES = 4 << 20;
+/** Where the kernel takes 2 ms for so much, what is to be done around a copy would take longer than the copy. */
+const STRETCH_IN_MEMORY_BYTES = 8 << 20;
+/** With fewer copies, a mirror fell behind where other programs wanted the cores too; of longer ones there need not be as many. */
+const MAX_IN_FLIGHT_BYTES = 32 << 20;
+const MAX_COPIES = 6;
 
 /** A host that has refused so many ranges one after the other is not asked again: one may be special, or its disk full. */
 const MAX_REFUSALS = 4;
@@ -19,7 +24,10 @@ const MAX_REFUSALS = 4;
 const LOOK_BYTES = 4096;
 
 export class DirectCopy {
+  /** How many copies at once keep the host at work, for those who want to be done soon. */
+  readonly copiesAtOnce: number;
   readonly #how: CopyInHow;
+  readonly #stretchBytes: number;
   /** Some of it lies nowhere on this host, or the target cannot copy. */
   readonly #isImpossible: boolean;
   /** Ranges that the host has refused since it copied one. */
@@ -30,6 +38,9 @@ export class DirectCopy {
   /** Of what is read at `source` to `target`, as they are when it begins. */
   constructor(how: CopyInHow, source: Node | null, target: Node) {
     this.#how = how;
+    const isInMemory = target.file?.driver.isInMemory === true;
+    this.#stretchBytes = isInMemory ? STRETCH_IN_MEMORY_BYTES : STRETCH_BYTES;
+    this.copiesAtOnce = Math.min(MAX_COPIES, MAX_IN_FLIGHT_BYTES / this.#stretchBytes);
     this.#isImpossible =
       target.driver.copyIn === undefined || !isLocal(target) || !isAllLocal(source);
   }
@@ -38,10 +49,14 @@ export class DirectCopy {
     return this.#isImpossible || this.#refusals >= MAX_REFUSALS;
   }
 
+  #stretchOf(offset: number): number {
+    return Math.floor(offset / this.#stretchBytes);
+  }
+
   /** How far a copy from an offset on may reach; 0: through memory, as far as that allows. */
   reachBytes(start: number): number {
-    if (this.#isRefused || this.#others.has(Math.floor(start / STRETCH_BYTES))) return 0;
-    return STRETCH_BYTES - (start % STRETCH_BYTES);
+    if (this.#isRefused || this.#others.has(this.#stretchOf(start))) return 0;
+    return this.#stretchBytes - (start % this.#stretchBytes);
   }
 
   /**
@@ -65,7 +80,7 @@ export class DirectCopy {
     const isDone = await withPlace(source, guestOffset(start), lengthBytes, copy).catch(
       () => false,
     );
-    if (!isDone) this.#others.add(Math.floor(start / STRETCH_BYTES));
+    if (!isDone) this.#others.add(this.#stretchOf(start));
     return isDone;
   }
 

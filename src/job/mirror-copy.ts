@@ -24,8 +24,6 @@ import type { MirrorOptions } from './mirror-options.ts';
 
 const COPY_BYTES = 1 << 20;
 const COPIES_AT_ONCE = 16;
-/** With two, as a stream has them, a mirror fell behind where other programs wanted the cores too. */
-const DIRECT_COPIES_AT_ONCE = 6;
 /** What is shorter is read and written at once: another thread would take longer. */
 const LEAST_DIRECT_BYTES = 256 << 10;
 /** With a speed limit, pieces are as small as a tenth of a second allows. */
@@ -71,7 +69,7 @@ export class MirrorCopy {
   readonly #bitmap: TrackedBitmap;
   readonly #policy: PolicyOf;
   readonly #copies: Copies;
-  readonly #directCopies = new Copies(() => DIRECT_COPIES_AT_ONCE);
+  readonly #directCopies = new Copies(() => this.#direct.copiesAtOnce);
   readonly #breather = new Breather();
   readonly #buffers: CopyBuffers;
   readonly #direct: DirectCopy;

@@ -6,7 +6,7 @@
  */
 import koffi from 'koffi';
 import { BlockError } from '../base/block-error.ts';
-import { errnoName } from '../base/errno.ts';
+import { type ErrnoName, errnoName } from '../base/errno.ts';
 
 const libc = koffi.load('libc.so.6');
 
@@ -24,8 +24,10 @@ export const FALLOC = {
 /** `whence` of lseek(2). */
 export const SEEK = { SET: 0, CUR: 1, END: 2, DATA: 3, HOLE: 4 } as const;
 
-const systemError = (op: string, errno: number): BlockError => {
-  const name = errnoName(errno);
+const systemError = (op: string, errno: number): BlockError => hostError(op, errnoName(errno));
+
+/** What a call that failed with that errno throws. */
+export const hostError = (op: string, name: ErrnoName): BlockError => {
   const kind =
     name === 'ENOSPC' || name === 'EDQUOT'
       ? 'no-space'
@@ -200,6 +202,12 @@ export const readCached = (
   return got < 0 ? -koffi.errno() : got;
 };
 
+/** Offset in bytes. */
+export interface FilePlace {
+  readonly fd: number;
+  readonly offset: number;
+}
+
 const copyCall = libc.func(
   'int64_t copy_file_range(int from, _In_ int64_t *fromOffset, int to, _In_ int64_t *toOffset, size_t length, uint flags)',
 );
@@ -210,12 +218,49 @@ const copyCall = libc.func(
  * the ranges overlap, ENOSPC, EIO.
  */
 export const copyFileRange = (
-  from: { readonly fd: number; readonly offset: number },
-  to: { readonly fd: number; readonly offset: number },
+  from: FilePlace,
+  to: FilePlace,
   lengthBytes: number,
 ): Promise<number> => {
   const args = [from.fd, [from.offset], to.fd, [to.offset], lengthBytes, 0];
   return callAsync('copy_file_range', copyCall, ...args);
+};
+
+const mmapCall = libc.func(
+  'uintptr_t mmap(uintptr_t address, size_t length, int protection, int flags, int fd, int64_t offset)',
+);
+const munmapCall = libc.func('int munmap(uintptr_t address, size_t length)');
+const preadIntoCall = libc.func(
+  'int64_t pread(int fd, uintptr_t buffer, size_t length, int64_t offset)',
+);
+const PROT_READ_WRITE = 3;
+const MAP_SHARED = 1;
+/** As an unsigned number. */
+const MAP_FAILED = Number(2n ** 64n - 1n);
+
+/**
+ * pread(2) into a mapping of another file, by this thread: inside of its length, from the start of a page on. Bytes from the start on,
+ * fewer than asked where the first file ends or no page could be made.
+ */
+export const readIntoFileAtOnce = (from: FilePlace, to: FilePlace, lengthBytes: number): number => {
+  const { fd, offset } = to;
+  const address = Number(mmapCall(0, lengthBytes, PROT_READ_WRITE, MAP_SHARED, fd, offset));
+  if (address === MAP_FAILED) return 0;
+  const got = Number(preadIntoCall(from.fd, address, lengthBytes, from.offset));
+  munmapCall(address, lengthBytes);
+  return Math.max(0, got);
+};
+
+/** The same, by this thread. */
+export const copyFileRangeAtOnce = (
+  from: FilePlace,
+  to: FilePlace,
+  lengthBytes: number,
+): number => {
+  const args = [from.fd, [from.offset], to.fd, [to.offset], lengthBytes, 0];
+  const copied = Number(copyCall(...args));
+  check('copy_file_range', copied);
+  return copied;
 };
 
 const fadviseCall = libc.func(
@@ -276,8 +321,8 @@ const FICLONERANGE = 0x4020940d;
  * such file, EINVAL for parts of blocks, ENOSPC, EIO.
  */
 export const cloneFileRange = async (
-  from: { readonly fd: number; readonly offset: number },
-  to: { readonly fd: number; readonly offset: number },
+  from: FilePlace,
+  to: FilePlace,
   lengthBytes: number,
 ): Promise<void> => {
   const range = new Uint8Array(32);

@@ -1,7 +1,7 @@
 /** Measures one row: both servers on copies of the same image, in pairs. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { DiskKind, Disks } from './disks.ts';
-import { type Compared, comparePairs, type Metrics } from './rounds.ts';
+import { type Compared, comparePairs, type Metrics, SETTLED_MS } from './rounds.ts';
 import type { Row, Target } from './rows.ts';
 import {
   type Serve,
@@ -34,9 +34,6 @@ const formatOf = (disk: DiskKind): ServerOptions['format'] => {
   if (disk === 'add-cow-full' || disk === 'add-cow-overlay') return 'add-cow';
   return disk === 'full-raw' ? 'raw' : 'qcow2';
 };
-
-/** Rows that end within a second begin when a server has been up for so long: an engine of ours rehearses before (src/daemon/rehearsal.ts). */
-const SETTLED_MS = 1000;
 
 export const measureRow = async (
   row: Row,

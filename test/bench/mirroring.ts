@@ -7,6 +7,7 @@
  */
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { loopFileSystem } from '../support/loop-file-system.ts';
 import { qemuImg } from '../support/qemu-img.ts';
 import {
@@ -18,7 +19,7 @@ import {
 } from './beside-jobs.ts';
 import type { Contest } from './contests.ts';
 import { GIB } from './disks.ts';
-import type { Metrics } from './rounds.ts';
+import { type Metrics, SETTLED_MS } from './rounds.ts';
 import { completed, type Running, startVdiskfs } from './running.ts';
 import { startNbdDaemon, startStorageDaemon } from './storage-daemon.ts';
 
@@ -47,6 +48,7 @@ const end = async (qmp: Running['qmp']): Promise<void> => {
 
 /** Bytes per second until both sides are the same and the target is flushed. */
 const mirrored = async ({ begin, qmp }: Mirroring): Promise<Metrics> => {
+  await sleep(SETTLED_MS);
   const began = performance.now();
   await begin();
   await ready(qmp);

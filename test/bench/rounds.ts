@@ -3,6 +3,9 @@
 /** One measurement: metrics by name. */
 export type Metrics = ReadonlyMap<string, number>;
 
+/** What ends within a second begins when a server has been up for so long: an engine of ours rehearses before (src/daemon/rehearsal.ts). */
+export const SETTLED_MS = 1000;
+
 export interface Spread {
   readonly median: number;
   readonly min: number;

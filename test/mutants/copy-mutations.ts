@@ -17,6 +17,7 @@ const MIRROR = [
   'test/reference/mirror-cancel.test.js',
 ];
 const ANY_MIRROR = [...MIRROR, 'test/reference/mirror-model.test.js'];
+const IN_MEMORY = ['test/unit/drivers/file/memory-copies.test.js'];
 const LET_GO = ['test/reference/mirror-let-go.test.js'];
 
 export const COPY_MUTATIONS: readonly Mutation[] = [
@@ -189,5 +190,36 @@ export const COPY_MUTATIONS: readonly Mutation[] = [
                 throw error;`,
     replace: '                throw error;',
     tests: FAULTS,
+  },
+  {
+    step: 'tmpfs: bytes past the end of a file are not taken for copied',
+    file: 'drivers/file/copy-task.js',
+    find: ' && to.offset + lengthBytes <= endOf(to.fd);',
+    replace: ';',
+    tests: IN_MEMORY,
+  },
+  {
+    step: 'tmpfs: what a mapping did not take is copied in the other way',
+    file: 'drivers/file/copy-task.js',
+    find: 'readIntoFileAtOnce(from, to, lengthBytes) === lengthBytes',
+    replace: 'readIntoFileAtOnce(from, to, lengthBytes) >= 0',
+    tests: IN_MEMORY,
+  },
+  {
+    step: 'tmpfs: a copy that fails gives its turn back',
+    file: 'drivers/file/copy-task.js',
+    find: `    finally {
+        turns.giveBack();
+    }`,
+    replace: '    finally { }',
+    tests: IN_MEMORY,
+  },
+  {
+    step: 'tmpfs: a thread that dies leaves no copy waiting',
+    file: 'drivers/file/copy-threads.js',
+    find: `            for (const { reject } of this.#tasks.values())
+                reject(notCopied());`,
+    replace: '',
+    tests: IN_MEMORY,
   },
 ];

@@ -12,8 +12,8 @@ import type { Job } from '../../src/job/job.ts';
 import { makeLayers } from '../support/chain-layers.ts';
 import { delayedFile } from '../support/delayed-file.ts';
 import { EngineStand, imagesOf, standDirectory } from '../support/engine-stand.ts';
-import { until } from '../support/mirror-scene.ts';
 import type { Cleanup } from '../support/scratch.ts';
+import { until } from '../support/until.ts';
 
 const MIB = 1 << 20;
 

@@ -2,8 +2,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ended, type Hook, KIB, MIB, mirrorScene, put, until } from '../support/mirror-scene.ts';
+import { ended, type Hook, KIB, MIB, mirrorScene, put } from '../support/mirror-scene.ts';
 import type { MirrorStand } from '../support/mirror-stand.ts';
+import { until } from '../support/until.ts';
 
 /** Writes granule after granule, as fast as it is let, until it is stopped. */
 const restlessGuest = (stand: MirrorStand): { stop: () => Promise<number> } => {

@@ -11,8 +11,8 @@ import {
   mirrorScene,
   nothing,
   put,
-  until,
 } from '../support/mirror-scene.ts';
+import { until } from '../support/until.ts';
 
 for (const side of ['source', 'target'] as const) {
   const operation = side === 'source' ? 'read' : 'write';

@@ -11,7 +11,8 @@ import { present } from '../../src/base/assert.ts';
 import { endsWithin } from '../../src/base/bounded-wait.ts';
 import type { Job } from '../../src/job/job.ts';
 import type { FileOperation } from '../support/delayed-file.ts';
-import { type Hook, KIB, MIB, mirrorScene, put, until } from '../support/mirror-scene.ts';
+import { type Hook, KIB, MIB, mirrorScene, put } from '../support/mirror-scene.ts';
+import { until } from '../support/until.ts';
 
 /** What is given up is let go in less. */
 const SOON_MS = 1000;

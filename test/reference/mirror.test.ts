@@ -19,11 +19,11 @@ import {
   mirrorScene,
   nothing,
   put,
-  until,
 } from '../support/mirror-scene.ts';
 import { MirrorStand } from '../support/mirror-stand.ts';
 import { assertClean, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
 import { scratchDirectory } from '../support/scratch.ts';
+import { until } from '../support/until.ts';
 
 test('write-blocking: an engine that dies while the target is written knows what it lacks', async (t) => {
   const { stand, on } = await mirrorScene(t);

@@ -1,6 +1,5 @@
 /** A mirror between two files whose operations can be watched, held, or made to fail. */
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError } from '../../src/base/block-error.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Job } from '../../src/job/job.ts';
@@ -8,6 +7,7 @@ import { delayedFile, type FileOperation } from './delayed-file.ts';
 import { MirrorStand } from './mirror-stand.ts';
 import { qemuImg } from './qemu-img.ts';
 import { type Cleanup, scratchDirectory } from './scratch.ts';
+import { until } from './until.ts';
 
 export const KIB = 1024;
 export const MIB = 1024 * KIB;
@@ -71,17 +71,6 @@ export const failing = (
 export const assertSame = async ({ source, target, view }: MirrorStand): Promise<void> => {
   await view.close();
   await qemuImg(['compare', source, target]);
-};
-
-export const until = async (
-  what: string,
-  holds: () => boolean,
-  limitMs = 10_000,
-): Promise<void> => {
-  for (const end = Date.now() + limitMs; !holds(); ) {
-    if (Date.now() > end) throw new Error(`not within ${limitMs} ms: ${what}`);
-    await sleep(5);
-  }
 };
 
 export const ended = (job: Job): Promise<void> =>

@@ -98,7 +98,7 @@ test('blocks are shared as far as they are whole, and the rest is copied', async
     const length = new FileLength({ handle, lengthBytes: 0, device, ...not });
     const write = async (): Promise<void> => assert.fail('it is not needed');
     const holes = new KeptHoles({ handle, path: to, length, write });
-    const copies = new HostCopies({ fd: handle.fd, length, holes });
+    const copies = new HostCopies({ fd: handle.fd, length, holes, isInMemory: false });
     for (const [start, end] of [
       [0, MIB],
       [MIB, MIB + 512],

@@ -1,0 +1,80 @@
+/**
+ * A copy of a range into a file on tmpfs, by one of several threads. copy_file_range(2) holds the file's lock while it makes pages, so
+ * two threads that use it take as long as one. Whoever finds the other at it reads into a mapping of the file instead: its pages are
+ * made without that lock, though with twice the work.
+ */
+import { toBlockError } from '../../src/base/block-error.ts';
+import type { ErrnoName } from '../../src/base/errno.ts';
+import {
+  copyFileRangeAtOnce,
+  endOf,
+  type FilePlace,
+  fallocateAtOnce,
+  readIntoFileAtOnce,
+} from '../../src/os/linux.ts';
+import { CopyTurns } from './copy-turns.ts';
+
+/** The files' descriptors stay open until the outcome is there. */
+export interface CopyTask {
+  readonly id: number;
+  readonly from: FilePlace;
+  readonly to: FilePlace;
+  readonly lengthBytes: number;
+  /** `CopyTurns.shared` of the file. */
+  readonly turns: SharedArrayBuffer;
+}
+
+/** `failure`: what came after the bytes that are copied. */
+export interface CopyOutcome {
+  readonly id: number;
+  readonly copiedBytes: number;
+  readonly failure: { readonly op: string; readonly errno: ErrnoName } | null;
+}
+
+/** What another thread may have to wait for. */
+const PIECE_BYTES = 1 << 20;
+const PAGE_BYTES = 4096;
+
+/** Fewer bytes than asked where the source ends. Errors: with the outcome. */
+export const runCopyTask = ({ id, from, to, lengthBytes, turns }: CopyTask): CopyOutcome => {
+  const ofFile = new CopyTurns(turns);
+  let copiedBytes = 0;
+  try {
+    while (copiedBytes < lengthBytes) {
+      const copied = copyPiece(
+        { fd: from.fd, offset: from.offset + copiedBytes },
+        { fd: to.fd, offset: to.offset + copiedBytes },
+        Math.min(PIECE_BYTES, lengthBytes - copiedBytes),
+        ofFile,
+      );
+      if (copied === 0) break;
+      copiedBytes += copied;
+    }
+    return { id, copiedBytes, failure: null };
+  } catch (error) {
+    const { op = 'copy', errno } = toBlockError(error);
+    return { id, copiedBytes, failure: { op, errno } };
+  }
+};
+
+const copyPiece = (
+  from: FilePlace,
+  to: FilePlace,
+  lengthBytes: number,
+  turns: CopyTurns,
+): number => {
+  if (!turns.tryTake()) {
+    // A mapping ends where the file does.
+    const hasPages = to.offset % PAGE_BYTES === 0 && to.offset + lengthBytes <= endOf(to.fd);
+    // All of it, or the other way does it again, and says what is wrong.
+    if (hasPages && readIntoFileAtOnce(from, to, lengthBytes) === lengthBytes) return lengthBytes;
+    turns.take();
+  }
+  try {
+    // So that another thread need not wait until this one comes there. A truncation could take what is written meanwhile.
+    if (turns.end > endOf(to.fd)) fallocateAtOnce(to.fd, 0, turns.end - 1, 1);
+    return copyFileRangeAtOnce(from, to, lengthBytes);
+  } finally {
+    turns.giveBack();
+  }
+};
