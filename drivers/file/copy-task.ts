@@ -33,7 +33,6 @@ export interface CopyOutcome {
 
 /** What another thread may have to wait for. */
 const PIECE_BYTES = 1 << 20;
-const PAGE_BYTES = 4096;
 
 /** Fewer bytes than asked where the source ends. Errors: with the outcome. */
 export const runCopyTask = ({ id, from, to, lengthBytes, turns }: CopyTask): CopyOutcome => {
@@ -63,18 +62,30 @@ const copyPiece = (
   lengthBytes: number,
   turns: CopyTurns,
 ): number => {
-  if (!turns.tryTake()) {
-    // A mapping ends where the file does.
-    const hasPages = to.offset % PAGE_BYTES === 0 && to.offset + lengthBytes <= endOf(to.fd);
-    // All of it, or the other way does it again, and says what is wrong.
-    if (hasPages && readIntoFileAtOnce(from, to, lengthBytes) === lengthBytes) return lengthBytes;
-    turns.take();
+  for (let mayMap = true; !turns.tryTake(); ) {
+    // The other thread may have made the file longer since.
+    if (mayMap && to.offset + lengthBytes <= endOf(to.fd)) {
+      if (readIntoFileAtOnce(from, to, lengthBytes) === lengthBytes) return lengthBytes;
+      // The other way does it again, and says what is wrong.
+      mayMap = false;
+    }
+    if (!turns.awaitFree()) break;
   }
   try {
-    // So that another thread need not wait until this one comes there. A truncation could take what is written meanwhile.
-    if (turns.end > endOf(to.fd)) fallocateAtOnce(to.fd, 0, turns.end - 1, 1);
+    reach(to.fd, turns.end);
     return copyFileRangeAtOnce(from, to, lengthBytes);
   } finally {
     turns.giveBack();
+  }
+};
+
+/** So that the other thread need not wait until this one comes there. */
+const reach = (fd: number, end: number): void => {
+  if (end <= endOf(fd)) return;
+  try {
+    // A truncation could take what is written meanwhile.
+    fallocateAtOnce(fd, 0, end - 1, 1);
+  } catch {
+    // Whose page that is meets the error again.
   }
 };

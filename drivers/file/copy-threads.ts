@@ -7,51 +7,58 @@
  */
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
-import { notCopied } from '../../src/block/host-range.ts';
 import { hostError } from '../../src/os/linux.ts';
 import type { CopyOutcome, CopyTask } from './copy-task.ts';
 
-const THREADS = 2;
+const MAX_THREADS = 2;
 /** A thread that has done one finds the next one there. */
 const TASKS_PER_THREAD = 2;
 const IDLE_MS = 5000;
 
 interface Pending {
   readonly task: CopyTask;
-  readonly resolve: (copiedBytes: number) => void;
+  /** Null: the thread is gone. */
+  readonly resolve: (copiedBytes: number | null) => void;
   readonly reject: (error: Error) => void;
 }
 
 interface ThreadEvents {
-  /** It is ready, or has done something. */
-  readonly onFree: () => void;
+  /** It has nothing to do. */
+  readonly onIdle: () => void;
   readonly onGone: (thread: CopyThread) => void;
 }
 
 class CopyThread {
   readonly #worker = new Worker(new URL('./copy-worker.js', import.meta.url));
   readonly #tasks = new Map<number, Pending>();
-  #isReady = false;
+  #state: 'begins' | 'ready' | 'ended' = 'begins';
+  #hasWorked = false;
 
-  constructor({ onFree, onGone }: ThreadEvents) {
+  constructor({ onIdle, onGone }: ThreadEvents) {
     this.#worker.unref();
     this.#worker.on('message', (message: 'ready' | CopyOutcome) => {
-      if (message === 'ready') this.#isReady = true;
-      else this.#finish(message);
-      onFree();
+      if (message !== 'ready') this.#finish(message);
+      else if (this.#state === 'begins') this.#state = 'ready';
+      this.#hasWorked = true;
+      if (this.#tasks.size === 0) onIdle();
     });
     // Whoever asked copies in another way.
     this.#worker.once('error', () => undefined);
     this.#worker.once('exit', () => {
-      this.#isReady = false;
-      for (const { reject } of this.#tasks.values()) reject(notCopied());
+      this.#state = 'ended';
+      for (const { resolve } of this.#tasks.values()) resolve(null);
       this.#tasks.clear();
       onGone(this);
     });
   }
 
   get isReady(): boolean {
-    return this.#isReady;
+    return this.#state === 'ready';
+  }
+
+  /** It got so far as to be ready. */
+  get hasWorked(): boolean {
+    return this.#hasWorked;
   }
 
   /** Tasks that it has, the one it works on included. */
@@ -59,15 +66,21 @@ class CopyThread {
     return this.#tasks.size;
   }
 
+  /** All that it has are of one file: a copy that hangs holds up no others. */
+  mayTake({ turns }: Omit<CopyTask, 'id'>): boolean {
+    if (!this.isReady || this.load >= TASKS_PER_THREAD) return false;
+    return [...this.#tasks.values()].every(({ task }) => task.turns === turns);
+  }
+
   begin(pending: Pending): void {
+    this.#worker.postMessage(pending.task);
     this.#tasks.set(pending.task.id, pending);
     this.#worker.ref();
-    this.#worker.postMessage(pending.task);
   }
 
   /** It has none to do. */
   end(): void {
-    this.#isReady = false;
+    this.#state = 'ended';
     void this.#worker.terminate();
   }
 
@@ -82,13 +95,19 @@ class CopyThread {
 
 export class CopyThreads {
   readonly #threads = new Set<CopyThread>();
-  readonly #waiting: Pending[] = [];
   readonly #idleMs: number;
   #nextId = 1;
   #idle: NodeJS.Timeout | null = null;
+  /** One did not get ready: none is begun again. */
+  #areBroken = false;
 
   constructor({ idleMs = IDLE_MS }: { readonly idleMs?: number } = {}) {
     this.#idleMs = idleMs;
+  }
+
+  /** Those that can take something, or are at work. */
+  get readyCount(): number {
+    return [...this.#threads].filter(({ isReady }) => isReady).length;
   }
 
   /** Threads that have begun. */
@@ -97,49 +116,45 @@ export class CopyThreads {
   }
 
   /**
-   * Resolves to the bytes copied, fewer than asked at the end of the source, and in front of what fails. Null: no thread is ready yet,
-   * or one processor is all there is. Errors: those of copy_file_range(2); of kind unsupported when the thread died.
+   * Resolves to the bytes copied, fewer than asked at the end of the source. Null: no thread does it, for now. `wanted`: how many threads
+   * would find something to do. Errors: those of copy_file_range(2).
    */
-  run(copy: Omit<CopyTask, 'id'>): Promise<number> | null {
-    if (availableParallelism() < THREADS) return null;
-    while (this.#threads.size < THREADS) this.#start();
-    if (![...this.#threads].some(({ isReady }) => isReady)) return null;
+  async run(copy: Omit<CopyTask, 'id'>, wanted: number): Promise<number | null> {
+    this.#start(Math.min(wanted, MAX_THREADS));
+    const able = [...this.#threads].filter((thread) => thread.mayTake(copy));
+    const [thread] = able.toSorted((a, b) => a.load - b.load);
+    if (thread === undefined) return null;
+    if (this.#idle !== null) clearTimeout(this.#idle);
+    this.#idle = null;
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ task: { ...copy, id: this.#nextId++ }, resolve, reject });
-      this.#next();
+      thread.begin({ task: { ...copy, id: this.#nextId++ }, resolve, reject });
     });
   }
 
-  #next(): void {
-    while (this.#waiting.length > 0) {
-      const thread = this.#leastLoaded();
-      if (thread === null || thread.load >= TASKS_PER_THREAD) break;
-      const pending = this.#waiting.shift();
-      if (pending !== undefined) thread.begin(pending);
-    }
-    if (this.#idle !== null) clearTimeout(this.#idle);
-    this.#idle = null;
-    if (this.#waiting.length === 0 && [...this.#threads].every(({ load }) => load === 0))
-      this.#idle = setTimeout(() => this.#endAll(), this.#idleMs).unref();
-  }
-
-  #leastLoaded(): CopyThread | null {
-    let least: CopyThread | null = null;
-    for (const thread of this.#threads)
-      if (thread.isReady && (least === null || thread.load < least.load)) least = thread;
-    return least;
-  }
-
-  #start(): void {
+  #start(wanted: number): void {
+    if (availableParallelism() < MAX_THREADS) return;
+    const onIdle = (): void => this.#rest();
     const onGone = (thread: CopyThread): void => {
       this.#threads.delete(thread);
-      if (this.#threads.size > 0) this.#next();
-      else for (const { reject } of this.#waiting.splice(0)) reject(notCopied());
+      this.#areBroken ||= !thread.hasWorked;
     };
-    this.#threads.add(new CopyThread({ onFree: () => this.#next(), onGone }));
+    while (!this.#areBroken && this.#threads.size < wanted) {
+      try {
+        this.#threads.add(new CopyThread({ onIdle, onGone }));
+      } catch {
+        // The process has as many threads as it may.
+        this.#areBroken = true;
+      }
+    }
   }
 
-  #endAll(): void {
-    for (const thread of this.#threads) thread.end();
+  #rest(): void {
+    if ([...this.#threads].some(({ load }) => load > 0)) return;
+    if (this.#idle !== null) clearTimeout(this.#idle);
+    this.#idle = setTimeout(() => {
+      for (const thread of this.#threads) thread.end();
+    }, this.#idleMs).unref();
   }
 }
+
+export const copyThreads = new CopyThreads();

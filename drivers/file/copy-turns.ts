@@ -4,6 +4,8 @@
  */
 const [TAKEN_AT, END_AT] = [0, 1];
 const BYTES = 16;
+/** A turn is a copy of 1 MiB: half a millisecond on an idle machine. */
+const MOST_MS = 1000;
 
 export class CopyTurns {
   readonly shared: SharedArrayBuffer;
@@ -32,9 +34,12 @@ export class CopyTurns {
     return Atomics.compareExchange(this.#words, TAKEN_AT, 0, 1) === 0;
   }
 
-  /** Waits for it: not by the main thread. */
-  take(): void {
-    while (!this.tryTake()) Atomics.wait(this.#words, TAKEN_AT, 1);
+  /**
+   * Waits until it may be free, by a thread other than the main one. False: for so long that who has it hangs, or is gone. Then it
+   * is as good as taken: it spares threads a wait for the file's lock, and protects nothing.
+   */
+  awaitFree(): boolean {
+    return Atomics.wait(this.#words, TAKEN_AT, 1, MOST_MS) !== 'timed-out';
   }
 
   giveBack(): void {

@@ -59,13 +59,18 @@ export class HostCopies {
   async #cloneOrCopy(offset: number, source: HostRange, hostFd: number): Promise<void> {
     const end = offset + source.length;
     if (await this.#length.reaching(end, () => this.#clone(offset, source, hostFd))) return;
-    // All of it at once: the copy itself goes by 64 KiB, and is quicker into space that is there, but for space in memory.
-    if (this.#inMemory === null)
-      await Promise.all([
-        readAheadOf(hostFd, source.offset, source.length),
-        this.#holes.reserve(offset, source.length),
-      ]);
-    await this.#length.reaching(end, () => this.#copy(offset, source, hostFd));
+    const copy = (): Promise<void> => this.#copy(offset, source, hostFd);
+    if (this.#inMemory !== null) {
+      // Always as what makes the file longer: one copy does it for all that are under way.
+      await this.#length.reachingWithSpace(Number.POSITIVE_INFINITY, copy);
+      return;
+    }
+    // All of it at once: the copy itself goes by 64 KiB, and is quicker into space that is there.
+    await Promise.all([
+      readAheadOf(hostFd, source.offset, source.length),
+      this.#holes.reserve(offset, source.length),
+    ]);
+    await this.#length.reaching(end, copy);
   }
 
   async #copy(offset: number, source: HostRange, hostFd: number): Promise<void> {

@@ -248,7 +248,7 @@ export interface DriverInstance {
    */
   copyIn?(offset: GuestOffset, source: HostRange, how: CopyInHow): Promise<void>;
 
-  /** Protocol drivers: all of it is in memory (tmpfs), so that no request waits for a disk. */
+  /** Protocol drivers: all of it is in memory (tmpfs); a request waits for a disk only where the host swaps. */
   readonly isInMemory?: boolean;
 
   /** As `write`, for a range that is to read as zeros and should take no space (a guest's discard or punch). */

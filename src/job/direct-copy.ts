@@ -11,10 +11,10 @@ import { orAborted } from './abort.ts';
 
 /** They take no memory of ours, so they are longer than others; a guest's write to the range waits for one. */
 const STRETCH_BYTES = 4 << 20;
-/** Where the kernel takes 2 ms for so much, what is to be done around a copy would take longer than the copy. */
-const STRETCH_IN_MEMORY_BYTES = 8 << 20;
+/** In memory 4 MiB take a millisecond, and what is to be done around a copy is a part of that. */
+const STRETCH_IN_MEMORY_BYTES = 16 << 20;
 /** With fewer copies, a mirror fell behind where other programs wanted the cores too; of longer ones there need not be as many. */
-const MAX_IN_FLIGHT_BYTES = 32 << 20;
+const MAX_IN_FLIGHT_BYTES = 48 << 20;
 const MAX_COPIES = 6;
 
 /** A host that has refused so many ranges one after the other is not asked again: one may be special, or its disk full. */

@@ -226,6 +226,22 @@ export const copyFileRange = (
   return callAsync('copy_file_range', copyCall, ...args);
 };
 
+/** As `copyFileRange`, by this thread. */
+export const copyFileRangeAtOnce = (
+  from: FilePlace,
+  to: FilePlace,
+  lengthBytes: number,
+): number => {
+  for (;;) {
+    const args = [from.fd, [from.offset], to.fd, [to.offset], lengthBytes, 0];
+    const copied = Number(copyCall(...args));
+    if (copied >= 0) return copied;
+    const errno = koffi.errno();
+    // A signal came in between.
+    if (errnoName(errno) !== 'EINTR') throw systemError('copy_file_range', errno);
+  }
+};
+
 const mmapCall = libc.func(
   'uintptr_t mmap(uintptr_t address, size_t length, int protection, int flags, int fd, int64_t offset)',
 );
@@ -239,8 +255,9 @@ const MAP_SHARED = 1;
 const MAP_FAILED = Number(2n ** 64n - 1n);
 
 /**
- * pread(2) into a mapping of another file, by this thread: inside of its length, from the start of a page on. Bytes from the start on,
- * fewer than asked where the first file ends or no page could be made.
+ * pread(2) into a mapping of another file, by this thread. Returns the bytes, from the start on: fewer than asked where the first file
+ * ends or no page could be made, none where the range does not begin with a page. What lies past the end of the second file is
+ * counted, but nowhere.
  */
 export const readIntoFileAtOnce = (from: FilePlace, to: FilePlace, lengthBytes: number): number => {
   const { fd, offset } = to;
@@ -249,18 +266,6 @@ export const readIntoFileAtOnce = (from: FilePlace, to: FilePlace, lengthBytes: 
   const got = Number(preadIntoCall(from.fd, address, lengthBytes, from.offset));
   munmapCall(address, lengthBytes);
   return Math.max(0, got);
-};
-
-/** The same, by this thread. */
-export const copyFileRangeAtOnce = (
-  from: FilePlace,
-  to: FilePlace,
-  lengthBytes: number,
-): number => {
-  const args = [from.fd, [from.offset], to.fd, [to.offset], lengthBytes, 0];
-  const copied = Number(copyCall(...args));
-  check('copy_file_range', copied);
-  return copied;
 };
 
 const fadviseCall = libc.func(
