@@ -120,7 +120,7 @@ export class CopyThreads {
    * would find something to do. Errors: those of copy_file_range(2).
    */
   async run(copy: Omit<CopyTask, 'id'>, wanted: number): Promise<number | null> {
-    this.#start(Math.min(wanted, MAX_THREADS));
+    this.start(wanted);
     const able = [...this.#threads].filter((thread) => thread.mayTake(copy));
     const [thread] = able.toSorted((a, b) => a.load - b.load);
     if (thread === undefined) return null;
@@ -131,14 +131,16 @@ export class CopyThreads {
     });
   }
 
-  #start(wanted: number): void {
+  /** Has as many threads as would find something to do, as far as there may be. Never fails. */
+  start(wanted: number): void {
+    const count = Math.min(wanted, MAX_THREADS);
     if (availableParallelism() < MAX_THREADS) return;
     const onIdle = (): void => this.#rest();
     const onGone = (thread: CopyThread): void => {
       this.#threads.delete(thread);
       this.#areBroken ||= !thread.hasWorked;
     };
-    while (!this.#areBroken && this.#threads.size < wanted) {
+    while (!this.#areBroken && this.#threads.size < count) {
       try {
         this.#threads.add(new CopyThread({ onIdle, onGone }));
       } catch {

@@ -14,6 +14,7 @@ import { SHORT_BYTES } from '../../src/block/at-once.ts';
 import type { DriverInstance, Mapping, WriteZeroesOptions } from '../../src/block/driver.ts';
 import { type HostRange, notCopied } from '../../src/block/host-range.ts';
 import { isMemoryFileSystem } from '../../src/os/local-file-systems.ts';
+import { copyThreads } from './copy-threads.ts';
 import type { DirectIo } from './direct-io.ts';
 import { FileLength } from './file-length.ts';
 import { Holes, type HolesOptions } from './holes.ts';
@@ -204,6 +205,10 @@ export class HostFile implements DriverInstance {
       path: this.#path,
       offset: hostOffset(offset),
     });
+  }
+
+  expectCopies(count: number): void {
+    if (this.isInMemory) copyThreads.start(count);
   }
 
   async copyIn(offset: GuestOffset, source: HostRange): Promise<void> {

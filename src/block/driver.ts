@@ -251,6 +251,9 @@ export interface DriverInstance {
   /** Protocol drivers: all of it is in memory (tmpfs); a request waits for a disk only where the host swaps. */
   readonly isInMemory?: boolean;
 
+  /** Protocol drivers: so many copies at once are to follow (`copyIn`). What those need may begin. */
+  expectCopies?(count: number): void;
+
   /** As `write`, for a range that is to read as zeros and should take no space (a guest's discard or punch). */
   discard?(offset: GuestOffset, lengthBytes: number): Promise<void>;
 

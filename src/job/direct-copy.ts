@@ -43,6 +43,9 @@ export class DirectCopy {
     this.copiesAtOnce = Math.min(MAX_COPIES, MAX_IN_FLIGHT_BYTES / this.#stretchBytes);
     this.#isImpossible =
       target.driver.copyIn === undefined || !isLocal(target) || !isAllLocal(source);
+    // A stream copies one at a time.
+    if (!this.#isImpossible && isInMemory && source?.file?.driver.isInMemory === true)
+      target.file?.driver.expectCopies?.(how === 'write' ? this.copiesAtOnce : 1);
   }
 
   get #isRefused(): boolean {
