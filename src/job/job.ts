@@ -6,6 +6,7 @@
  *
  * Concurrency: verbs may come at any moment. They change what the job wants; the work sees it at its next pause point.
  */
+import { setMaxListeners } from 'node:events';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { ChangeWaits } from './change-waits.ts';
 import type { CopyMemory } from './copy-memory.ts';
@@ -71,6 +72,8 @@ export class Job implements JobControl {
     this.#concluded = new Promise((resolve) => {
       this.#resolveConcluded = resolve;
     });
+    // One for each copy in flight, and more: Node warns of a leak when there are eleven.
+    setMaxListeners(0, this.#abort.signal);
     this.#to('created');
   }
 

@@ -3,6 +3,7 @@ import { test } from 'node:test';
 import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
 import { BlockError } from '../../../src/base/block-error.ts';
 import { silentLog } from '../../../src/base/log.ts';
+import { orAborted } from '../../../src/job/abort.ts';
 import type { Job } from '../../../src/job/job.ts';
 import { JobError } from '../../../src/job/job-error.ts';
 import { JobList } from '../../../src/job/job-list.ts';
@@ -44,6 +45,21 @@ const endless = (until: { done: boolean }): JobWork => ({
       await sleep(1);
     }
   },
+});
+
+test('many waits that a cancel would end are no leak', async (t) => {
+  const warnings: Error[] = [];
+  const hear = (warning: Error): void => void warnings.push(warning);
+  process.on('warning', hear);
+  t.after(() => process.off('warning', hear));
+  const { job } = started({
+    run: async ({ signal }) => {
+      await Promise.all(Array.from({ length: 20 }, () => orAborted(turn(), signal)));
+    },
+  });
+  await job.concluded;
+  await turn();
+  assert.deepEqual(warnings, []);
 });
 
 test('a job that succeeds goes through the states and events that QEMU sends, in its order', async () => {
