@@ -3,8 +3,7 @@
  * two threads that use it take as long as one. Whoever finds the other at it reads into a mapping of the file instead: its pages are
  * made without that lock, though with twice the work.
  */
-import { toBlockError } from '../../src/base/block-error.ts';
-import type { ErrnoName } from '../../src/base/errno.ts';
+import { type BlockErrorWire, toBlockError } from '../../src/base/block-error.ts';
 import {
   copyFileRangeAtOnce,
   endOf,
@@ -28,13 +27,16 @@ export interface CopyTask {
 export interface CopyOutcome {
   readonly id: number;
   readonly copiedBytes: number;
-  readonly failure: { readonly op: string; readonly errno: ErrnoName } | null;
+  readonly failure: BlockErrorWire | null;
 }
 
 /** What another thread may have to wait for. */
 const PIECE_BYTES = 1 << 20;
 
-/** Fewer bytes than asked where the source ends. Errors: with the outcome. */
+/**
+ * Blocks its thread, which is not the main one, for as long as the copy takes and some waits of a second at most. Fewer bytes than asked where
+ * the source ends. Errors: with the outcome.
+ */
 export const runCopyTask = ({ id, from, to, lengthBytes, turns }: CopyTask): CopyOutcome => {
   const ofFile = new CopyTurns(turns);
   let copiedBytes = 0;
@@ -51,8 +53,7 @@ export const runCopyTask = ({ id, from, to, lengthBytes, turns }: CopyTask): Cop
     }
     return { id, copiedBytes, failure: null };
   } catch (error) {
-    const { op = 'copy', errno } = toBlockError(error);
-    return { id, copiedBytes, failure: { op, errno } };
+    return { id, copiedBytes, failure: toBlockError(error, { op: 'copy' }).toWire() };
   }
 };
 

@@ -1,13 +1,13 @@
 /**
- * The threads that copy into files on tmpfs: two for the process, since a third would find nothing that the two have left it. They
- * begin when there is something to copy, and end after a while without; an idle one does not keep the process alive.
+ * The threads that copy into files on tmpfs: two for the process, as many as find something to do in one file. With more files at once
+ * libuv's threads do the rest. They begin when there is something to copy, and end after a while without; an idle one does not keep the process alive.
  *
  * Threads of libuv would do the same calls. But each of those would come through the event loop, and often wake where another copy runs
  * while a processor is idle: that cost a fifth of the time.
  */
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
-import { hostError } from '../../src/os/linux.ts';
+import { BlockError } from '../../src/base/block-error.ts';
 import type { CopyOutcome, CopyTask } from './copy-task.ts';
 
 const MAX_THREADS = 2;
@@ -25,40 +25,35 @@ interface Pending {
 interface ThreadEvents {
   /** It has nothing to do. */
   readonly onIdle: () => void;
-  readonly onGone: (thread: CopyThread) => void;
+  /** `wasReady`: or somebody had ended it. */
+  readonly onGone: (thread: CopyThread, wasReady: boolean) => void;
 }
 
 class CopyThread {
   readonly #worker = new Worker(new URL('./copy-worker.js', import.meta.url));
   readonly #tasks = new Map<number, Pending>();
   #state: 'begins' | 'ready' | 'ended' = 'begins';
-  #hasWorked = false;
 
   constructor({ onIdle, onGone }: ThreadEvents) {
     this.#worker.unref();
     this.#worker.on('message', (message: 'ready' | CopyOutcome) => {
       if (message !== 'ready') this.#finish(message);
       else if (this.#state === 'begins') this.#state = 'ready';
-      this.#hasWorked = true;
       if (this.#tasks.size === 0) onIdle();
     });
     // Whoever asked copies in another way.
     this.#worker.once('error', () => undefined);
     this.#worker.once('exit', () => {
+      const wasReady = this.#state !== 'begins';
       this.#state = 'ended';
       for (const { resolve } of this.#tasks.values()) resolve(null);
       this.#tasks.clear();
-      onGone(this);
+      onGone(this, wasReady);
     });
   }
 
   get isReady(): boolean {
     return this.#state === 'ready';
-  }
-
-  /** It got so far as to be ready. */
-  get hasWorked(): boolean {
-    return this.#hasWorked;
   }
 
   /** Tasks that it has, the one it works on included. */
@@ -89,10 +84,11 @@ class CopyThread {
     this.#tasks.delete(id);
     if (this.#tasks.size === 0) this.#worker.unref();
     if (failure === null) pending?.resolve(copiedBytes);
-    else pending?.reject(hostError(failure.op, failure.errno));
+    else pending?.reject(BlockError.fromWire(failure));
   }
 }
 
+/** Used by the main thread. */
 export class CopyThreads {
   readonly #threads = new Set<CopyThread>();
   readonly #idleMs: number;
@@ -100,9 +96,15 @@ export class CopyThreads {
   #idle: NodeJS.Timeout | null = null;
   /** One did not get ready: none is begun again. */
   #areBroken = false;
+  #copiedBytes = 0;
 
   constructor({ idleMs = IDLE_MS }: { readonly idleMs?: number } = {}) {
     this.#idleMs = idleMs;
+  }
+
+  /** Bytes that they have copied. */
+  get copiedBytes(): number {
+    return this.#copiedBytes;
   }
 
   /** Those that can take something, or are at work. */
@@ -124,11 +126,13 @@ export class CopyThreads {
     const able = [...this.#threads].filter((thread) => thread.mayTake(copy));
     const [thread] = able.toSorted((a, b) => a.load - b.load);
     if (thread === undefined) return null;
-    if (this.#idle !== null) clearTimeout(this.#idle);
-    this.#idle = null;
-    return new Promise((resolve, reject) => {
+    const copied = new Promise<number | null>((resolve, reject) => {
       thread.begin({ task: { ...copy, id: this.#nextId++ }, resolve, reject });
     });
+    this.#rest();
+    const bytes = await copied;
+    this.#copiedBytes += bytes ?? 0;
+    return bytes;
   }
 
   /** Has as many threads as would find something to do, as far as there may be. Never fails. */
@@ -136,9 +140,10 @@ export class CopyThreads {
     const count = Math.min(wanted, MAX_THREADS);
     if (availableParallelism() < MAX_THREADS) return;
     const onIdle = (): void => this.#rest();
-    const onGone = (thread: CopyThread): void => {
+    const onGone = (thread: CopyThread, wasReady: boolean): void => {
       this.#threads.delete(thread);
-      this.#areBroken ||= !thread.hasWorked;
+      this.#areBroken ||= !wasReady;
+      this.#rest();
     };
     while (!this.#areBroken && this.#threads.size < count) {
       try {
@@ -148,11 +153,15 @@ export class CopyThreads {
         this.#areBroken = true;
       }
     }
+    this.#rest();
   }
 
+  /** Has them end in a while, if nothing is asked of them before. */
   #rest(): void {
-    if ([...this.#threads].some(({ load }) => load > 0)) return;
     if (this.#idle !== null) clearTimeout(this.#idle);
+    this.#idle = null;
+    const mayEnd = [...this.#threads].every(({ load }) => load === 0);
+    if (!mayEnd || this.count === 0) return;
     this.#idle = setTimeout(() => {
       for (const thread of this.#threads) thread.end();
     }, this.#idleMs).unref();

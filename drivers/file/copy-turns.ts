@@ -7,6 +7,7 @@ const BYTES = 16;
 /** A turn is a copy of 1 MiB: half a millisecond on an idle machine. */
 const MOST_MS = 1000;
 
+/** Of one file, in each of its threads. What it says is for speed: nothing goes wrong when two have the turn. */
 export class CopyTurns {
   readonly shared: SharedArrayBuffer;
   readonly #words: Int32Array;
@@ -42,6 +43,7 @@ export class CopyTurns {
     return Atomics.wait(this.#words, TAKEN_AT, 1, MOST_MS) !== 'timed-out';
   }
 
+  /** Also by who has waited for too long: then it is the one that hangs that loses it. */
   giveBack(): void {
     Atomics.store(this.#words, TAKEN_AT, 0);
     Atomics.notify(this.#words, TAKEN_AT, 1);

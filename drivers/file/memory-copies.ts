@@ -6,6 +6,7 @@ import { CopyTurns } from './copy-turns.ts';
 /** What is shorter is done before a thread that sleeps has begun. */
 const LEAST_BYTES = 1 << 20;
 
+/** Of one file, by the main thread. */
 export class MemoryCopies {
   readonly #turns = new CopyTurns();
   /** Where the copies end that are under way. */

@@ -251,7 +251,7 @@ export interface DriverInstance {
   /** Protocol drivers: all of it is in memory (tmpfs); a request waits for a disk only where the host swaps. */
   readonly isInMemory?: boolean;
 
-  /** Protocol drivers: so many copies at once are to follow (`copyIn`). What those need may begin. */
+  /** Protocol drivers: so many copies at once are to follow (`copyIn`), and what those need may begin. At any moment; never fails. */
   expectCopies?(count: number): void;
 
   /** As `write`, for a range that is to read as zeros and should take no space (a guest's discard or punch). */

@@ -11,7 +11,7 @@ import { orAborted } from './abort.ts';
 
 /** They take no memory of ours, so they are longer than others; a guest's write to the range waits for one. */
 const STRETCH_BYTES = 4 << 20;
-/** In memory 4 MiB take a millisecond, and what is to be done around a copy is a part of that. */
+/** In memory two copies at once take a millisecond for 4 MiB, and what is to be done around each is a part of that. */
 const STRETCH_IN_MEMORY_BYTES = 16 << 20;
 /** With fewer copies, a mirror fell behind where other programs wanted the cores too; of longer ones there need not be as many. */
 const MAX_IN_FLIGHT_BYTES = 48 << 20;
@@ -38,14 +38,16 @@ export class DirectCopy {
   /** Of what is read at `source` to `target`, as they are when it begins. */
   constructor(how: CopyInHow, source: Node | null, target: Node) {
     this.#how = how;
-    const isInMemory = target.file?.driver.isInMemory === true;
-    this.#stretchBytes = isInMemory ? STRETCH_IN_MEMORY_BYTES : STRETCH_BYTES;
+    // A stream holds what it copies against its guest, and copies one stretch at a time.
+    const isMany = how === 'write' && isInMemory(target);
+    this.#stretchBytes = isMany ? STRETCH_IN_MEMORY_BYTES : STRETCH_BYTES;
     this.copiesAtOnce = Math.min(MAX_COPIES, MAX_IN_FLIGHT_BYTES / this.#stretchBytes);
     this.#isImpossible =
       target.driver.copyIn === undefined || !isLocal(target) || !isAllLocal(source);
-    // A stream copies one at a time.
-    if (!this.#isImpossible && isInMemory && source?.file?.driver.isInMemory === true)
-      target.file?.driver.expectCopies?.(how === 'write' ? this.copiesAtOnce : 1);
+    if (!this.#isImpossible && source !== null && isInMemory(source)) {
+      const count = how === 'write' ? this.copiesAtOnce : 1;
+      for (const file of filesOf(target)) file?.driver.expectCopies?.(count);
+    }
   }
 
   get #isRefused(): boolean {
@@ -106,6 +108,13 @@ interface DirectRange {
   readonly lengthBytes: number;
   readonly signal?: AbortSignal;
 }
+
+/** Those with a guest's bytes. */
+const filesOf = ({ file, dataFiles }: Node): readonly (Node | null)[] =>
+  dataFiles.length === 0 ? [file] : dataFiles;
+
+const isInMemory = (node: Node): boolean =>
+  filesOf(node).every((file) => file?.driver.isInMemory === true);
 
 /** It lies in a file of this host. */
 const isLocal = ({ file }: Node): boolean => file?.driver.hostFd !== undefined;

@@ -6,7 +6,7 @@
  */
 import koffi from 'koffi';
 import { BlockError } from '../base/block-error.ts';
-import { type ErrnoName, errnoName } from '../base/errno.ts';
+import { errnoName } from '../base/errno.ts';
 
 const libc = koffi.load('libc.so.6');
 
@@ -24,10 +24,8 @@ export const FALLOC = {
 /** `whence` of lseek(2). */
 export const SEEK = { SET: 0, CUR: 1, END: 2, DATA: 3, HOLE: 4 } as const;
 
-const systemError = (op: string, errno: number): BlockError => hostError(op, errnoName(errno));
-
-/** What a call that failed with that errno throws. */
-export const hostError = (op: string, name: ErrnoName): BlockError => {
+const systemError = (op: string, errno: number): BlockError => {
+  const name = errnoName(errno);
   const kind =
     name === 'ENOSPC' || name === 'EDQUOT'
       ? 'no-space'

@@ -48,8 +48,8 @@ const end = async (qmp: Running['qmp']): Promise<void> => {
 };
 
 /**
- * A virtual machine's memory that was free for long is not there until it is touched, which takes up to half as long again as a
- * mirror. Both sides find some that was in use a moment ago.
+ * A virtual machine's memory that was free for long is not there until it is touched, which adds up to half of a mirror's time. Both
+ * sides find some that was in use a moment ago.
  */
 const touchMemory = async (path: string, bytes: number): Promise<void> => {
   const mib = String(bytes / MIB);

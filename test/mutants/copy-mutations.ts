@@ -206,6 +206,20 @@ export const COPY_MUTATIONS: readonly Mutation[] = [
     tests: IN_MEMORY,
   },
   {
+    step: 'tmpfs: a copy that finds another one at work does not wait for it',
+    file: 'drivers/file/copy-task.js',
+    find: 'mayMap && to.offset',
+    replace: 'false && to.offset',
+    tests: IN_MEMORY,
+  },
+  {
+    step: 'tmpfs: a copy may make the file longer for others, and keeps its end from being cut off',
+    file: 'drivers/file/host-copies.js',
+    find: 'Number.POSITIVE_INFINITY',
+    replace: 'end',
+    tests: ['test/unit/drivers/file/space-ahead.test.js'],
+  },
+  {
     step: 'tmpfs: a copy that fails gives its turn back',
     file: 'drivers/file/copy-task.js',
     find: `    finally {

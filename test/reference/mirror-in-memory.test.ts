@@ -17,12 +17,21 @@ import { ended } from '../support/mirror-scene.ts';
 import { MirrorStand } from '../support/mirror-stand.ts';
 import { qemuImg } from '../support/qemu-img.ts';
 import { countOf, SEED } from '../support/run-parameters.ts';
+import { until } from '../support/until.ts';
 
 const MIB = 1 << 20;
 /** Some stretches of what is copied at once into tmpfs, and a part of one. */
-const DISK_BYTES = 70 * MIB;
+const DISK_BYTES = 140 * MIB;
 const GUESTS = 3;
 const MAX_WRITE_BYTES = 96 << 10;
+const LIMIT_MS = 600_000;
+
+interface Run {
+  readonly directory: string;
+  readonly sourceFormat: string;
+  readonly targetFormat: string;
+  readonly run: number;
+}
 
 interface Guest {
   readonly view: View;
@@ -50,45 +59,57 @@ const runGuest = async ({ view, disk, seed, start, end, isOver }: Guest): Promis
   }
 };
 
+const mirrorUnderGuests = async ({
+  directory,
+  sourceFormat,
+  targetFormat,
+  run,
+}: Run): Promise<void> => {
+  const lengthBytes = DISK_BYTES;
+  const stand = await MirrorStand.open({ directory, sourceFormat, targetFormat, lengthBytes });
+  const disk = Buffer.alloc(DISK_BYTES, 7);
+  await stand.view.write(guestOffset(0), disk);
+  copyThreads.start(2);
+  await until('two threads are ready', () => copyThreads.readyCount === 2);
+  const before = copyThreads.copiedBytes;
+  let isOver = false;
+  const guests = Array.from({ length: GUESTS }, (_, i) =>
+    runGuest({
+      ...{ view: stand.view, disk, seed: SEED + run * GUESTS + i, isOver: () => isOver },
+      start: Math.floor((i * DISK_BYTES) / GUESTS),
+      end: Math.floor(((i + 1) * DISK_BYTES) / GUESTS),
+    }),
+  );
+  const over = Promise.all(guests);
+  try {
+    const job = await stand.mirror(run % 2 === 0 ? {} : { copyMode: 'write-blocking' });
+    await stand.readyOrEnded(job);
+    assert.equal(job.status, 'ready', job.error ?? undefined);
+    job.complete();
+    await ended(job);
+    assert.equal(job.error, null);
+  } finally {
+    isOver = true;
+    await Promise.allSettled(guests);
+    stand.abandon();
+  }
+  await over;
+  await stand.view.close();
+  await stand.released;
+  assert.ok(copyThreads.copiedBytes > before, 'threads have copied some of it');
+  if (targetFormat === 'qcow2') await qemuImg(['check', '-q', stand.target]);
+  const flat = join(directory, 'flat');
+  await qemuImg(['convert', '-f', targetFormat, '-O', 'raw', stand.target, flat]);
+  assert.equal(Buffer.compare(await readFile(flat), disk), 0, 'what the guests left');
+  for (const path of [flat, stand.source, stand.target]) await rm(path);
+};
+
 for (const sourceFormat of ['raw', 'qcow2'])
   for (const targetFormat of ['raw', 'qcow2'])
-    test(`guests write while ${sourceFormat} is mirrored to ${targetFormat} on tmpfs (seed ${SEED})`, async (t) => {
-      const stack = new CleanupStack(t);
-      const directory = await tmpfs(stack, '400m');
-      for (let run = 0; run < countOf(2); run++) {
-        const stand = await MirrorStand.open({
-          ...{ directory, sourceFormat, targetFormat },
-          lengthBytes: DISK_BYTES,
-        });
-        const disk = Buffer.alloc(DISK_BYTES, 7);
-        try {
-          await stand.view.write(guestOffset(0), disk);
-          let isOver = false;
-          const guests = Array.from({ length: GUESTS }, (_, i) =>
-            runGuest({
-              ...{ view: stand.view, disk, seed: SEED + run * GUESTS + i, isOver: () => isOver },
-              start: Math.floor((i * DISK_BYTES) / GUESTS),
-              end: Math.floor(((i + 1) * DISK_BYTES) / GUESTS),
-            }),
-          );
-          const job = await stand.mirror(run % 2 === 0 ? {} : { copyMode: 'write-blocking' });
-          await stand.readyOrEnded(job);
-          assert.equal(job.status, 'ready', job.error ?? undefined);
-          assert.equal(copyThreads.count, 2, 'a mirror has them begin');
-          job.complete();
-          await ended(job);
-          assert.equal(job.error, null);
-          isOver = true;
-          await Promise.all(guests);
-          await stand.view.close();
-          await stand.released;
-        } finally {
-          stand.abandon();
-        }
-        if (targetFormat === 'qcow2') await qemuImg(['check', '-q', stand.target]);
-        const flat = join(directory, 'flat');
-        await qemuImg(['convert', '-f', targetFormat, '-O', 'raw', stand.target, flat]);
-        assert.equal(Buffer.compare(await readFile(flat), disk), 0, 'what the guests left');
-        for (const path of [flat, stand.source, stand.target]) await rm(path);
-      }
+    test(`guests write while ${sourceFormat} is mirrored to ${targetFormat} on tmpfs (seed ${SEED})`, {
+      timeout: LIMIT_MS,
+    }, async (t) => {
+      const directory = await tmpfs(new CleanupStack(t), '500m');
+      for (let run = 0; run < countOf(2); run++)
+        await mirrorUnderGuests({ directory, sourceFormat, targetFormat, run });
     });

@@ -13,10 +13,12 @@ import { silentLog } from '../../../../src/base/log.ts';
 import { seededRandom } from '../../../../src/base/random.ts';
 import { guestOffset, hostOffset } from '../../../../src/base/units.ts';
 import type { DriverInstance, OpenPathRequest } from '../../../../src/block/driver.ts';
+import { HostRange } from '../../../../src/block/host-range.ts';
 import { FALLOC, fallocate } from '../../../../src/os/linux.ts';
 import { tmpfs } from '../../../support/memory-file-system.ts';
 import { countOf, SEED } from '../../../support/run-parameters.ts';
 import { type Cleanup, scratchDirectory } from '../../../support/scratch.ts';
+import { testGraph } from '../../../support/test-graph.ts';
 
 const MIB = 1 << 20;
 
@@ -254,4 +256,26 @@ test(`growth that meets giving back loses nothing (seed ${SEED})`, async (t) => 
   const content = await readFile(path);
   for (const { offset, bytes } of pieces)
     assert.ok(content.subarray(offset, offset + bytes.length).equals(bytes), `at ${offset}`);
+});
+
+test('what is copied into tmpfs keeps the end from being given back, wherever it lies', async (t) => {
+  const directory = await tmpfs(t, '400m');
+  const [from, to] = [join(directory, 'source'), join(directory, 'image')];
+  await writeFile(from, Buffer.alloc(96 * MIB, 9));
+  await writeFile(to, Buffer.alloc(96 * MIB, 1));
+  const graph = await testGraph({ directory });
+  const source = await graph.open({ path: from, format: 'raw', readOnly: true });
+  const range = new HostRange(present(source.file, 'a raw image has a file'), 0, 96 * MIB);
+  const opened = await open(to);
+  await grow(opened, 96 * MIB, 128 * MIB);
+  await someAhead(to);
+  const order: string[] = [];
+  const copied = opened.copyIn?.(guestOffset(0), range, 'write').then(() => order.push('copied'));
+  const { dev } = statSync(to);
+  // It has begun, and takes ten times as long.
+  await sleep(2);
+  await Promise.all([copied, giveBackSpaceOf(dev).then(() => order.push('given back'))]);
+  assert.deepEqual(order, ['copied', 'given back']);
+  await opened.close();
+  await graph.close(source);
 });
