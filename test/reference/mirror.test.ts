@@ -25,6 +25,32 @@ import { assertClean, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
 import { scratchDirectory } from '../support/scratch.ts';
 import { until } from '../support/until.ts';
 
+test('what is read for a copy is what the write left that made it dirty, also one that takes long', async (t) => {
+  const { stand, on } = await mirrorScene(t);
+  await put(stand, 0, MIB, 1);
+  const job = await stand.mirror();
+  await stand.readyOrEnded(job);
+  let release = (): void => undefined;
+  const held = new Promise<void>((resolve) => {
+    release = resolve;
+  });
+  on.source = async (operation) => {
+    if (operation === 'write') await held;
+  };
+  const written = put(stand, 128 * KIB, 64 * KIB, 2);
+  // The target gets nothing before; a mirror that did not wait would be done with it by then.
+  on.target = async (operation) => {
+    if (operation === 'write') release();
+  };
+  await Promise.race([held, sleep(500)]);
+  release();
+  await written;
+  job.cancel({ force: false });
+  await ended(job);
+  assert.equal(job.error, null);
+  await assertSame(stand);
+});
+
 test('write-blocking: an engine that dies while the target is written knows what it lacks', async (t) => {
   const { stand, on } = await mirrorScene(t);
   const path = join(stand.source, '..', 'bits');
