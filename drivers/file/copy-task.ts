@@ -6,11 +6,10 @@
 import { type BlockErrorWire, toBlockError } from '../../src/base/block-error.ts';
 import {
   copyFileRangeAtOnce,
-  endOf,
   type FilePlace,
-  fallocateAtOnce,
   readIntoFileAtOnce,
-} from '../../src/os/linux.ts';
+} from '../../src/os/file-copies.ts';
+import { endOf, fallocateAtOnce } from '../../src/os/file-ranges.ts';
 import { CopyTurns } from './copy-turns.ts';
 
 /** The files' descriptors stay open until the outcome is there. */

@@ -10,7 +10,8 @@ import { Worker } from 'node:worker_threads';
 import { BlockError } from '../../src/base/block-error.ts';
 import type { CopyOutcome, CopyTask } from './copy-task.ts';
 
-const MAX_THREADS = 2;
+/** With one processor there is nobody to share the work with. */
+const MAX_THREADS = availableParallelism() < 2 ? 0 : 2;
 /** A thread that has done one finds the next one there. */
 const TASKS_PER_THREAD = 2;
 const IDLE_MS = 5000;
@@ -102,7 +103,7 @@ export class CopyThreads {
     this.#idleMs = idleMs;
   }
 
-  /** Bytes that they have copied. */
+  /** Bytes that they have copied. This and the two that follow are for tests. */
   get copiedBytes(): number {
     return this.#copiedBytes;
   }
@@ -138,7 +139,6 @@ export class CopyThreads {
   /** Has as many threads as would find something to do, as far as there may be. Never fails. */
   start(wanted: number): void {
     const count = Math.min(wanted, MAX_THREADS);
-    if (availableParallelism() < MAX_THREADS) return;
     const onIdle = (): void => this.#rest();
     const onGone = (thread: CopyThread, wasReady: boolean): void => {
       this.#threads.delete(thread);

@@ -12,7 +12,7 @@ import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { alignDown, alignUp } from '../../src/base/range.ts';
 import { DIRECT_BLOCK_BYTES } from '../../src/block/driver.ts';
 import { RangeLocks } from '../../src/block/range-locks.ts';
-import { addressOf } from '../../src/os/linux.ts';
+import { addressOf } from '../../src/os/c-library.ts';
 
 /** Read at once through aligned memory. */
 const BOUNCE_BYTES = 256 << 10;

@@ -4,7 +4,7 @@
  */
 import type { FileHandle } from 'node:fs/promises';
 import { toBlockError } from '../../src/base/block-error.ts';
-import { FALLOC, fallocate, SEEK, seekDataOrHole } from '../../src/os/linux.ts';
+import { FALLOC, fallocate, SEEK, seekDataOrHole } from '../../src/os/file-ranges.ts';
 import type { FileLength } from './file-length.ts';
 
 type What = 'punch' | 'zero' | 'allocate';

@@ -6,7 +6,7 @@ import { constants } from 'node:fs';
 import { type FileHandle, open, statfs } from 'node:fs/promises';
 import { toBlockError } from '../../src/base/block-error.ts';
 import type { DriverDescriptor, DriverInstance, OpenPathRequest } from '../../src/block/driver.ts';
-import { endOf } from '../../src/os/linux.ts';
+import { endOf } from '../../src/os/file-ranges.ts';
 import { isLocalFileSystem } from '../../src/os/local-file-systems.ts';
 import { openDirect } from './direct-io.ts';
 import { HostFile } from './host-file.ts';

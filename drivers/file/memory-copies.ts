@@ -1,5 +1,5 @@
 /** Copies of ranges into one file on tmpfs, by threads that share the work (copy-task.ts). */
-import { copyFileRange, type FilePlace } from '../../src/os/linux.ts';
+import { copyFileRange, type FilePlace } from '../../src/os/file-copies.ts';
 import { copyThreads } from './copy-threads.ts';
 import { CopyTurns } from './copy-turns.ts';
 

@@ -10,8 +10,10 @@ import { readSync, writeSync } from 'node:fs';
 import { BlockError } from '../../src/base/block-error.ts';
 import { QuickPace } from '../../src/base/quick-pace.ts';
 import { SHORT_BYTES } from '../../src/block/at-once.ts';
-import { addressOf, readCached, timesWaited } from '../../src/os/linux.ts';
+import { addressOf } from '../../src/os/c-library.ts';
+import { readCached } from '../../src/os/file-ranges.ts';
 import { isMemoryFileSystem } from '../../src/os/local-file-systems.ts';
+import { timesWaited } from '../../src/os/process.ts';
 
 const PACE = { firstRestMs: 100, lastRestMs: 10_000, timesWaited } as const;
 const PAGE_BYTES = 4096;

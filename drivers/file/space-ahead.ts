@@ -21,7 +21,8 @@ import { fstatSync } from 'node:fs';
 import { type FileHandle, statfs } from 'node:fs/promises';
 import { idleWork } from '../../src/base/idle-work.ts';
 import { QuickPace } from '../../src/base/quick-pace.ts';
-import { FALLOC, fallocate, fallocateAtOnce, timesWaited } from '../../src/os/linux.ts';
+import { FALLOC, fallocate, fallocateAtOnce } from '../../src/os/file-ranges.ts';
+import { timesWaited } from '../../src/os/process.ts';
 import { AheadPolicy, LONG_STEPS, SHORT_STEPS, type Stretch } from './ahead-policy.ts';
 
 const IDLE_MS = 2000;

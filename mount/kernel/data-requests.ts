@@ -2,7 +2,7 @@
 import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { isAllZero } from '../../src/base/range.ts';
 import { guestOffset } from '../../src/base/units.ts';
-import { FALLOC, SEEK } from '../../src/os/linux.ts';
+import { FALLOC, SEEK } from '../../src/os/file-ranges.ts';
 import type { Entry } from '../directory.ts';
 import {
   COPY_FILE_RANGE_IN,

@@ -5,7 +5,7 @@
  */
 import { closeSync, writeSync } from 'node:fs';
 import { Socket } from 'node:net';
-import { openPipe } from '../../src/os/linux.ts';
+import { openPipe } from '../../src/os/descriptors.ts';
 
 const RING = Uint8Array.of(1);
 

@@ -10,7 +10,7 @@ import { BlockError } from '../../src/base/block-error.ts';
 import type { Log } from '../../src/base/log.ts';
 import { guestOffset } from '../../src/base/units.ts';
 import type { Node } from '../../src/block/node.ts';
-import { closeBacking, openBacking } from '../../src/os/linux.ts';
+import { closeBacking, openBacking } from '../../src/os/mounts.ts';
 import type { Entry } from '../directory.ts';
 
 /** What a passthrough handle has as its number; ordinary ones have 0. */

@@ -10,7 +10,8 @@ import { BlockError, toBlockError } from '../../src/base/block-error.ts';
 import { endsWithin } from '../../src/base/bounded-wait.ts';
 import { ERRNO } from '../../src/base/errno.ts';
 import { idleWork } from '../../src/base/idle-work.ts';
-import { addressOf, preferHugePages, yieldCore } from '../../src/os/linux.ts';
+import { addressOf } from '../../src/os/c-library.ts';
+import { preferHugePages, yieldCore } from '../../src/os/process.ts';
 import { COUNTER, createSharedCounters, sumCounter } from '../../src/translation/counters.ts';
 import { createSharedSlots, type SharedSlots, SlotReceiver } from '../../src/translation/slots.ts';
 import {

@@ -6,7 +6,7 @@
  * inside the worker's hazard record, as a copy would.
  */
 import { closeSync, readSync, writeSync } from 'node:fs';
-import { openPipe, setPipeCapacity, splice } from '../../src/os/linux.ts';
+import { openPipe, setPipeCapacity, splice } from '../../src/os/descriptors.ts';
 import { type Lookup, ZERO_RUN } from '../../src/translation/lookup.ts';
 
 /** Shorter ones are copied: three system calls more cost as much as copying so many bytes. */

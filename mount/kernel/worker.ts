@@ -9,7 +9,10 @@ import { parentPort, workerData } from 'node:worker_threads';
 import { present } from '../../src/base/assert.ts';
 import { ERRNO } from '../../src/base/errno.ts';
 import { DIRECT_BLOCK_BYTES } from '../../src/block/driver.ts';
-import { addressOf, isReadable, readCached, yieldCore } from '../../src/os/linux.ts';
+import { addressOf } from '../../src/os/c-library.ts';
+import { isReadable } from '../../src/os/descriptors.ts';
+import { readCached } from '../../src/os/file-ranges.ts';
+import { yieldCore } from '../../src/os/process.ts';
 import { COUNTER, WorkerCounters } from '../../src/translation/counters.ts';
 import { Lookup, ZERO_RUN } from '../../src/translation/lookup.ts';
 import {

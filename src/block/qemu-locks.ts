@@ -11,7 +11,7 @@ import { closeSync, constants, fstatSync, openSync, readlinkSync } from 'node:fs
 import { setTimeout as sleep } from 'node:timers/promises';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import type { Log } from '../base/log.ts';
-import { isByteLocked, lockByte } from '../os/linux.ts';
+import { isByteLocked, lockByte } from '../os/file-locks.ts';
 import type { ImageLock, ImageLocks, LockMode } from './image-locks.ts';
 
 const PERMISSION_BYTE = 100;

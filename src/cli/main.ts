@@ -24,6 +24,6 @@ ahead?.abandonUnused();
 if (isCallLeft()) {
   for (const stream of [process.stdout, process.stderr])
     await new Promise<void>((resolve) => stream.write('', () => resolve()));
-  const { exitAtOnce } = await import('../os/linux.ts');
+  const { exitAtOnce } = await import('../os/process.ts');
   exitAtOnce(Number(process.exitCode));
 }

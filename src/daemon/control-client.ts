@@ -5,7 +5,7 @@ import { endsWithin } from '../base/bounded-wait.ts';
 import { mayBeLeft } from '../base/left-calls.ts';
 import { QmpClient } from '../control/client.ts';
 import type { BlockJobInfo } from '../job/job-info.ts';
-import { extendedAttribute } from '../os/linux.ts';
+import { extendedAttribute } from '../os/mounts.ts';
 import { vdiskfsMounts } from './mount-table.ts';
 import { mountId, runtimeDirectory } from './runtime-directory.ts';
 

@@ -10,7 +10,7 @@ import type { InitOutcome } from '../../mount/kernel/init.ts';
 import type { PassthroughUse } from '../../mount/kernel/passthrough.ts';
 import type { Log } from '../base/log.ts';
 import type { KeptLock } from '../block/qemu-locks.ts';
-import { openMemoryFile } from '../os/linux.ts';
+import { openMemoryFile } from '../os/descriptors.ts';
 import { FILE_SYSTEM_TYPE, mountedAt } from './mount-table.ts';
 import type { ProcessIdentity } from './process-identity.ts';
 import type { Service } from './service.ts';

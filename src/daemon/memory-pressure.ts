@@ -1,7 +1,7 @@
 /** The place of a mount's processes under memory pressure. */
 import { writeFileSync } from 'node:fs';
 import type { Log } from '../base/log.ts';
-import { becomeIoFlusher } from '../os/linux.ts';
+import { becomeIoFlusher } from '../os/process.ts';
 
 /**
  * ext4 on a loop device on a view can fill the machine's dirty limit, and our own writes would wait for themselves. Children

@@ -3,8 +3,8 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, constants, openSync } from 'node:fs';
 import { BlockError, toBlockError } from '../base/block-error.ts';
 import { receiveDescriptors, socketPair } from '../os/descriptor-passing.ts';
-import { mountFileSystem } from '../os/linux.ts';
 import { MS } from '../os/mount-bits.ts';
+import { mountFileSystem } from '../os/mounts.ts';
 import { wordsOfFlags } from './mount-flags.ts';
 import { FILE_SYSTEM_TYPE } from './mount-table.ts';
 

@@ -4,7 +4,7 @@
  */
 import { closeSync, openSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { tryLock } from '../os/linux.ts';
+import { tryLock } from '../os/file-locks.ts';
 import type { EngineConfig } from './messages.ts';
 
 /** `off`: an engine that has just started is slower for a second. */

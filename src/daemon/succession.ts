@@ -5,7 +5,7 @@
  * A careful engine that lives gives its place to an ordinary one, unless it is at work on what one has died of before.
  */
 import type { Log } from '../base/log.ts';
-import { openMemoryFile } from '../os/linux.ts';
+import { openMemoryFile } from '../os/descriptors.ts';
 import { clearTasks, tasksIn } from './black-box.ts';
 import { Blame } from './blame.ts';
 import type { EngineProcess } from './engine-process.ts';

@@ -3,7 +3,7 @@ import { closeSync, openSync, rmSync } from 'node:fs';
 import type { BlockErrorWire } from '../base/block-error.ts';
 import { toBlockError } from '../base/block-error.ts';
 import { createLog } from '../base/log.ts';
-import { putDescriptor } from '../os/linux.ts';
+import { putDescriptor } from '../os/descriptors.ts';
 import type { EngineProcess } from './engine-process.ts';
 import { listenForRestart } from './restart.ts';
 import { Service } from './service.ts';

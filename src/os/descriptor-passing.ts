@@ -2,11 +2,9 @@
  * Messages of unix sockets that carry descriptors (SCM_RIGHTS): fusermount3's answer, systemd's notification socket, and what an
  * engine begins with.
  */
-import koffi from 'koffi';
 import { BlockError } from '../base/block-error.ts';
-import { addressOf, check } from './linux.ts';
+import { addressOf, check, libc } from './c-library.ts';
 
-const libc = koffi.load('libc.so.6');
 const socketCall = libc.func('int socket(int domain, int type, int protocol)');
 const socketpairCall = libc.func(
   'int socketpair(int domain, int type, int protocol, _Out_ int *ends)',

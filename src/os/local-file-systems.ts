@@ -1,6 +1,6 @@
 /** File systems that live on this machine: what is cached of them is had in microseconds. */
 import { QuickPace } from '../base/quick-pace.ts';
-import { timesWaited } from './linux.ts';
+import { timesWaited } from './process.ts';
 
 /** Types of statfs(2). */
 const TMPFS = 0x01021994;

@@ -5,7 +5,7 @@ import { open, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { extendedAttribute } from '../../src/os/linux.ts';
+import { extendedAttribute } from '../../src/os/mounts.ts';
 import { eventually } from '../support/mounted.ts';
 import { assertClean, contentSha256, qemuImg, qemuImgJson } from '../support/qemu-img.ts';
 import { run, vdiskfs, vdiskfsJson } from '../support/vdiskfs.ts';

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { startTimeOf } from '../../src/daemon/process-identity.ts';
-import { extendedAttribute } from '../../src/os/linux.ts';
+import { extendedAttribute } from '../../src/os/mounts.ts';
 import { CleanupStack } from '../support/cleanup-stack.ts';
 import { tool } from '../support/file-tools.ts';
 import { attachLoop } from '../support/loop-device.ts';

@@ -5,7 +5,7 @@ import { open, stat, truncate } from 'node:fs/promises';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { extendedAttribute } from '../../src/os/linux.ts';
+import { extendedAttribute } from '../../src/os/mounts.ts';
 import { BLOCK_DISTANCE, BLOCKS, type GuestNote } from '../support/hand-over-guest.ts';
 import { eventually, type Mounted } from '../support/mounted.ts';
 import { assertClean, qemuImg } from '../support/qemu-img.ts';

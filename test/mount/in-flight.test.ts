@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { OPCODE } from '../../mount/kernel/abi.ts';
-import { extendedAttribute } from '../../src/os/linux.ts';
+import { extendedAttribute } from '../../src/os/mounts.ts';
 import { tool } from '../support/file-tools.ts';
 import { type Mounted, mountImages } from '../support/mounted.ts';
 import { assertClean, qemuImg, qemuIo } from '../support/qemu-img.ts';

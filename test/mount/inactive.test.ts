@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { extendedAttribute } from '../../src/os/linux.ts';
+import { extendedAttribute } from '../../src/os/mounts.ts';
 import { tool } from '../support/file-tools.ts';
 import { eventually, type Mounted, mountImages, refusedMount } from '../support/mounted.ts';
 import { assertClean, qemuImg, qemuIo } from '../support/qemu-img.ts';

@@ -1,7 +1,7 @@
 /** Kills the engines of a mount at random moments, while something else goes on in it. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { seededRandom } from '../../src/base/random.ts';
-import { extendedAttribute } from '../../src/os/linux.ts';
+import { extendedAttribute } from '../../src/os/mounts.ts';
 import type { Mounted } from './mounted.ts';
 import { SEED } from './run-parameters.ts';
 

@@ -11,7 +11,7 @@
 import { closeSync, fstatSync, openSync } from 'node:fs';
 import { argv, stdout } from 'node:process';
 import koffi from 'koffi';
-import { SEEK, seekDataOrHole } from '../../src/os/linux.ts';
+import { SEEK, seekDataOrHole } from '../../src/os/file-ranges.ts';
 
 const libc = koffi.load('libc.so.6');
 const getxattr = libc.func(

@@ -6,7 +6,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import koffi from 'koffi';
-import { addressOf } from '../../src/os/linux.ts';
+import { addressOf } from '../../src/os/c-library.ts';
 import type { Cleanup } from './scratch.ts';
 
 const libc = koffi.load('libc.so.6');

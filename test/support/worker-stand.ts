@@ -18,7 +18,7 @@ import { Doorbell } from '../../mount/kernel/doorbell.ts';
 import { FuseRequest, REPLY_AT, type Region, regionOf } from '../../mount/kernel/request.ts';
 import { createSharedWatch } from '../../mount/kernel/request-watch.ts';
 import { runWorkers } from '../../mount/kernel/worker-pool.ts';
-import { addressOf } from '../../src/os/linux.ts';
+import { addressOf } from '../../src/os/c-library.ts';
 import { createSharedCounters } from '../../src/translation/counters.ts';
 import { createSharedSlots, SlotReceiver } from '../../src/translation/slots.ts';
 import type { SharedTable } from '../../src/translation/table-layout.ts';

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
 import { QuickPace } from '../../../src/base/quick-pace.ts';
-import { timesWaited } from '../../../src/os/linux.ts';
+import { timesWaited } from '../../../src/os/process.ts';
 
 const REST_MS = 40;
 

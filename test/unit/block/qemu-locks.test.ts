@@ -8,7 +8,7 @@ import { present } from '../../../src/base/assert.ts';
 import { silentLog } from '../../../src/base/log.ts';
 import type { LockMode } from '../../../src/block/image-locks.ts';
 import { QemuLocks } from '../../../src/block/qemu-locks.ts';
-import { isByteLocked, lockByte } from '../../../src/os/linux.ts';
+import { isByteLocked, lockByte } from '../../../src/os/file-locks.ts';
 import { scratchDirectory } from '../../support/scratch.ts';
 
 /** What a writer has: that it reads, writes and resizes, and that nobody else writes or resizes. */

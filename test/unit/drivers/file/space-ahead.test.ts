@@ -14,7 +14,7 @@ import { seededRandom } from '../../../../src/base/random.ts';
 import { guestOffset, hostOffset } from '../../../../src/base/units.ts';
 import type { DriverInstance, OpenPathRequest } from '../../../../src/block/driver.ts';
 import { HostRange } from '../../../../src/block/host-range.ts';
-import { FALLOC, fallocate } from '../../../../src/os/linux.ts';
+import { FALLOC, fallocate } from '../../../../src/os/file-ranges.ts';
 import { tmpfs } from '../../../support/memory-file-system.ts';
 import { countOf, SEED } from '../../../support/run-parameters.ts';
 import { type Cleanup, scratchDirectory } from '../../../support/scratch.ts';

@@ -4,7 +4,7 @@ import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { type Runs, SpliceReply } from '../../../../mount/kernel/splice-reply.ts';
-import { addressOf } from '../../../../src/os/linux.ts';
+import { addressOf } from '../../../../src/os/c-library.ts';
 import { ZERO_RUN } from '../../../../src/translation/lookup.ts';
 import { type Cleanup, scratchDirectory } from '../../../support/scratch.ts';
 

@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { cloneFileRange, copyFileRange, fallocate } from '../../../src/os/linux.ts';
+import { cloneFileRange, copyFileRange } from '../../../src/os/file-copies.ts';
+import { fallocate } from '../../../src/os/file-ranges.ts';
 import { scratchDirectory } from '../../support/scratch.ts';
 
 test('calls on other threads that fail at the same time have each its own errno', async (t) => {
